@@ -1,0 +1,62 @@
+# Two commands do everything on a fresh machine with Python and make: `make course` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+SCALE  ?= laptop
+DATA   ?=
+PYTEST_ARGS ?=
+
+bin    := $(VENV)/bin
+ready  := $(VENV)/.installed
+run    := $(bin)/python tools/run_notebooks.py
+data   := $(if $(DATA),--data "$(DATA)",)
+
+.PHONY: help course test lab outputs export clean-notebooks readme dist clean
+help:
+	@echo "make course                  run every chapter, and keep notebooks, pages and pictures in course/"
+	@echo "make course SCALE=gpu        the same at the size for a GPU;  DATA=folder  on real cells"
+	@echo "make test                    the tests: every chapter at smoke scale, the plain tests, all files in step"
+	@echo "make lab                     open the chapters in JupyterLab"
+	@echo "make export | readme         the package from the notebooks | README.md from nbs/index.ipynb"
+	@echo "make outputs DATA=folder     run the notebooks in place, to commit what they show"
+	@echo "make dist | clean            sdist and wheel in dist/ | remove what was made"
+	@echo "PYTHON=python3.12 chooses the Python, VENV=folder the environment (here: $(PYTHON), $(VENV))"
+
+# The environment: made once, made anew when what the package needs has changed
+$(ready): settings.ini setup.py pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null || { echo "There is no '$(PYTHON)' here: install Python 3.10 or later, or name yours with make PYTHON=..."; exit 1; }
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info; v < (3, 10) and sys.exit("cell_diffusion needs Python 3.10 or later; this is %d.%d. Name a newer one with make PYTHON=python3.12" % v[:2])'
+	@test -x "$(bin)/python" || "$(PYTHON)" -m venv "$(VENV)" || { echo "Python could not make a virtual environment (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
+	@echo "Installing into $(VENV): a few minutes and up to 7 GB the first time, most of it PyTorch"
+	"$(bin)/python" -m pip install --disable-pip-version-check -e '.[dev]'
+	@touch "$@"
+
+course: $(ready)
+	@$(run) --scale $(SCALE) $(data) --out course
+
+test: $(ready)
+	"$(bin)/python" -m pytest tests -v --durations=0 --durations-min=2 $(PYTEST_ARGS)
+
+lab: $(ready)
+	@"$(bin)/python" -c 'import jupyterlab' 2>/dev/null || { echo "JupyterLab is not installed: $(bin)/pip install jupyterlab"; exit 1; }
+	cd nbs && "$(abspath $(bin))/jupyter" lab
+
+export: $(ready)
+	PATH="$(abspath $(bin)):$$PATH" nbdev-export
+
+clean-notebooks: $(ready)
+	PATH="$(abspath $(bin)):$$PATH" nbdev-clean
+
+readme: $(ready)
+	"$(bin)/python" tools/make_readme.py
+
+outputs: $(ready)
+	@$(run) --scale $(SCALE) $(data) --inplace
+	"$(bin)/python" tools/make_readme.py
+
+dist: $(ready)
+	rm -rf dist
+	"$(bin)/python" -m build
+
+clean:
+	rm -rf course build dist *.egg-info .pytest_cache _proc _docs nbs/sidebar.yml
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
