@@ -6,7 +6,8 @@ DATA   ?=
 PYTEST_ARGS ?=
 
 bin    := $(VENV)/bin
-ready  := $(VENV)/.installed
+# one stamp for each content of these files (nbdev-export rewrites pyproject.toml, so its date says nothing)
+ready  := $(VENV)/.installed-$(shell cat settings.ini setup.py pyproject.toml | cksum | cut -d ' ' -f 1)
 run    := $(bin)/python tools/run_notebooks.py
 data   := $(if $(DATA),--data "$(DATA)",)
 
@@ -22,13 +23,13 @@ help:
 	@echo "PYTHON=python3.12 chooses the Python, VENV=folder the environment (here: $(PYTHON), $(VENV))"
 
 # The environment: made once, made anew when what the package needs has changed
-$(ready): settings.ini setup.py pyproject.toml
+$(ready):
 	@command -v "$(PYTHON)" >/dev/null || { echo "There is no '$(PYTHON)' here: install Python 3.10 or later, or name yours with make PYTHON=..."; exit 1; }
 	@"$(PYTHON)" -c 'import sys; v = sys.version_info; v < (3, 10) and sys.exit("cell_diffusion needs Python 3.10 or later; this is %d.%d. Name a newer one with make PYTHON=python3.12" % v[:2])'
 	@test -x "$(bin)/python" || "$(PYTHON)" -m venv "$(VENV)" || { echo "Python could not make a virtual environment (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
 	@echo "Installing into $(VENV): a few minutes and up to 7 GB the first time, most of it PyTorch"
 	"$(bin)/python" -m pip install --disable-pip-version-check -e '.[dev]'
-	@touch "$@"
+	@rm -f "$(VENV)"/.installed*; touch "$@"
 
 course: $(ready)
 	@$(run) --scale $(SCALE) $(data) --out course

@@ -23,7 +23,7 @@ setup(
     install_requires=cfg['requirements'].split(),
     extras_require=dict(dev=cfg['dev_requirements'].split()),
     packages=find_packages(include=[lib, f'{lib}.*']),
-    package_data={lib: ['weights/**/*.safetensors', 'weights/**/*.json', 'weights/**/*.md']},
+    package_data={lib: ['weights/**/*.safetensors', 'weights/**/*.json', 'weights/**/*.csv', 'weights/**/*.md']},
     include_package_data=False,
     entry_points=dict(console_scripts=cfg['console_scripts'].split('\n'), nbdev=[f'{lib} = {lib}._modidx:d']),
     zip_safe=False,

@@ -25,7 +25,7 @@ def _plain_errors(f):
             typer.echo(f"cell-diffusion: {e}", err=True); raise typer.Exit(1)
     return wrapped
 
-# %% ../nbs/cli.ipynb #c006
+# %% ../nbs/cli.ipynb #c007
 @app.command('sample')
 @_plain_errors
 def sample_(
@@ -54,7 +54,7 @@ def sample_(
         for i, im in enumerate(decode(x)): save_image(im.float()/255, each/f'{label or "cell"}_{seed}_{i:04d}.png')
         typer.echo(f"one by one: {each}")
 
-# %% ../nbs/cli.ipynb #c007
+# %% ../nbs/cli.ipynb #c009
 @app.command('train')
 @_plain_errors
 def train_(
@@ -74,39 +74,44 @@ def train_(
 ):
     "Train a diffusion model on a folder of cells."
     from cell_diffusion.recipes import train
-    record = train(data, size, classes, minutes, out, objective, bs, lr, dim, crop, n, seed, scored=scored)
+    train(data, size, classes, minutes, None, out, objective, bs, lr, dim, crop, n, seed, scored=scored)
     typer.echo((out/'README.md').read_text(encoding='utf-8'))
     typer.echo(f"Weights, record, picture and card: {out}")
 
-# %% ../nbs/cli.ipynb #c008
+# %% ../nbs/cli.ipynb #c011
 @app.command('race')
 @_plain_errors
 def race_(
     data:str=typer.Option('simulated', help="A folder of class folders, or a source."),
     out:Path=typer.Option(Path('runs/race'), help="Folder for the records; runs that have one are not made again."),
-    minutes:float=typer.Option(3, help="Time to train, the same for each."),
+    epochs:int=typer.Option(2, help="Passes over the training cells, the same for each."),
     seeds:int=typer.Option(3, help="Runs of each objective."),
-    n:int=typer.Option(1000, help="Cells to paint for the score."),
+    n:int=typer.Option(500, help="Cells to paint for the score."),
 ):
-    "Train every objective for the same time and compare the scores."
+    "Train every objective for the same number of steps and compare the scores."
     from cell_diffusion.recipes import race
-    table = race(data, out, minutes, seeds, n=n)
+    table = race(data, out, epochs, seeds, n=n)
     table.to_csv(out/'race.csv', index=False)
     typer.echo(table.to_string(index=False))
 
-# %% ../nbs/cli.ipynb #c009
+# %% ../nbs/cli.ipynb #c012
 @app.command('bench')
 @_plain_errors
 def bench_(
     size:int=typer.Option(64, help="Height and width in pixels."),
     bs:int=typer.Option(16, help="Images in a batch."),
     rounds:int=typer.Option(7, help="Timed rounds."),
+    out:Optional[Path]=typer.Option(None, help="JSON file to write as well."),
 ):
     "Time a training step and a short sample beside diffusers (which must be installed)."
-    from cell_diffusion.recipes import bench
-    typer.echo(bench(size, bs, rounds).round(3).to_string(index=False))
+    from cell_diffusion.recipes import bench, bench_summary, write_json
+    table = bench(size, bs, rounds)
+    summary = bench_summary(table)
+    typer.echo(table.round(3).to_string(index=False))
+    typer.echo("Best setting of each: training {train_ratio:.2f} times as fast as diffusers, sampling {sample_ratio:.2f} times; {share:.2f} of the convolution ceiling.".format(**summary))
+    if out: write_json(out, dict(summary, size=size, bs=bs, rounds=rounds, rows=table.to_dict('records')))
 
-# %% ../nbs/cli.ipynb #c010
+# %% ../nbs/cli.ipynb #c014
 @app.command('download')
 @_plain_errors
 def download_(

@@ -73,6 +73,11 @@ class Denoiser(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion', t
     @property
     def device(self): return next(self.parameters()).device
 
+    def _apply(self, fn, *args, **kwargs):                          # what `to`, `cuda` and `half` call: the schedule moves along
+        super()._apply(fn, *args, **kwargs)
+        self.schedule = self.schedule.to(self.device)
+        return self
+
     def std(self, t, x):
         "Standard deviation of `xt`: √(ᾱ·data_std² + 1-ᾱ), which is 1 when `data_std` is 1"
         return ((self.schedule.at('signal', t, x)*self.data_std)**2 + self.schedule.at('noise', t, x)**2).sqrt()
@@ -223,14 +228,14 @@ def ddpm_learner(
     cbs = [DiffusionCallback(levels, gamma, label_dropout, seed), EMA(ema), GradientClip(clip), TerminateOnNaNCallback(), *cbs]
     return Learner(dls, model, loss_func=weighted_mse, opt_func=partial(OptimWrapper, opt=torch.optim.AdamW), cbs=cbs)
 
-# %% ../nbs/06_ddpm.ipynb #c032
+# %% ../nbs/06_ddpm.ipynb #c035
 def _x0(model, xt, t, label, bs=256):
     "The network's estimate of x0, computed in batches of `bs`"
     ts = torch.full((len(xt),), t, device=xt.device)
     parts = [model.x0(xt[i:i + bs], ts[i:i + bs], None if label is None else label[i:i + bs]) for i in range(0, len(xt), bs)]
     return torch.cat(parts)
 
-# %% ../nbs/06_ddpm.ipynb #c033
+# %% ../nbs/06_ddpm.ipynb #c036
 def ancestral(
     model:Denoiser, # A trained network
     x:torch.Tensor, # Noise `(batch, channel, height, width)`
@@ -247,7 +252,7 @@ def ancestral(
         x = p_sample(x0, x, torch.full((len(x),), t, device=x.device), model.schedule, eps)
     return x
 
-# %% ../nbs/06_ddpm.ipynb #c035
+# %% ../nbs/06_ddpm.ipynb #c038
 def spaced_timesteps(
     schedule:Schedule, # Gives the log-SNR of each timestep
     steps:int, # How many, 1..T
@@ -256,11 +261,11 @@ def spaced_timesteps(
     "The timesteps that a short sampler visits"
     if not 1 <= steps <= schedule.T: raise ValueError(f"steps must be in 1..{schedule.T}, got {steps}.")
     if spacing == 'uniform': return torch.linspace(schedule.T - 1, 0, steps).round().long()
-    log_snr = schedule.log_snr.double().clamp(min=-12)                            # zero terminal SNR has a log of minus infinity
+    log_snr = schedule.log_snr.double().cpu().clamp(min=-12)                           # zero terminal SNR has a log of minus infinity
     wanted = torch.linspace(log_snr[-1], log_snr[0], steps, dtype=torch.float64)
     return (wanted[:, None] - log_snr).abs().argmin(1).unique().flip(0)           # a table can be too coarse for all steps to differ
 
-# %% ../nbs/06_ddpm.ipynb #c037
+# %% ../nbs/06_ddpm.ipynb #c040
 def dpm_solver(
     model:Denoiser, # A trained network
     x:torch.Tensor, # Noise `(batch, channel, height, width)`
@@ -284,7 +289,7 @@ def dpm_solver(
         before, h_before = x0, h
     return x0
 
-# %% ../nbs/06_ddpm.ipynb #c039
+# %% ../nbs/06_ddpm.ipynb #c042
 def label_tensor(
     model:Denoiser, # Knows the names of its classes
     label, # None, one class (name or number), or one for each image
@@ -298,11 +303,11 @@ def label_tensor(
     if n and len(labels) != n: raise ValueError(f"{len(labels)} labels for {n} images: give one label for all, or one for each.")
     def number(l):
         if isinstance(l, str) and l in model.classes: return model.classes.index(l)
-        if not isinstance(l, str) and 0 <= int(l) <= len(model.classes): return int(l)
+        if not isinstance(l, str) and 0 <= int(l) < len(model.classes): return int(l)
         raise ValueError(f"Unknown class {l!r}: use one of {', '.join(model.classes)}, or a number in 0..{len(model.classes) - 1}.")
     return torch.tensor([number(l) for l in labels])
 
-# %% ../nbs/06_ddpm.ipynb #c040
+# %% ../nbs/06_ddpm.ipynb #c043
 def _start(model, n, label, seed):
     "Labels as a tensor, the first noise, and the generator that goes on with it"
     rng = generator(seed)
@@ -311,7 +316,7 @@ def _start(model, n, label, seed):
     x = torch.randn(n, model.unet.channels, model.size, model.size, generator=rng)
     return x.to(model.device), None if label is None else label.to(model.device), rng
 
-# %% ../nbs/06_ddpm.ipynb #c041
+# %% ../nbs/06_ddpm.ipynb #c044
 samplers = dict(dpm_solver=dpm_solver, ancestral=ancestral)
 
 @torch.no_grad()
@@ -339,7 +344,7 @@ def sample(
     model.train(was_training)
     return (x, path) if trajectory else x
 
-# %% ../nbs/06_ddpm.ipynb #c053
+# %% ../nbs/06_ddpm.ipynb #c056
 class Budget(Callback):
     "Trains for a number of minutes or epochs: the learning rate warms up, stays, and falls to zero as the budget is used up"
     order = 60
@@ -382,7 +387,7 @@ class Budget(Callback):
         if self.used >= 1: raise CancelFitException                # a resumed run may be done already
     def after_fit(self): self.bar.close()
 
-# %% ../nbs/06_ddpm.ipynb #c055
+# %% ../nbs/06_ddpm.ipynb #c058
 class Checkpoint(Callback):
     "Writes everything that a run needs to go on after each epoch, in one piece or not at all, and goes on from it"
     order = 70
@@ -405,12 +410,14 @@ class Checkpoint(Callback):
         if not self.path.exists(): return
         state = torch.load(self.path, map_location=self.learn.dls.device, weights_only=True)
         budget, ema = self.learn.budget, self.learn.ema
-        unwrap(self.model).load_state_dict(state['model']); ema.averaged.load_state_dict(state['ema']); self.opt.load_state_dict(state['opt'])
+        try: unwrap(self.model).load_state_dict(state['model'])
+        except RuntimeError as e: raise ValueError(f"{self.path} is the checkpoint of another network: give this run a folder of its own, or the settings of that run.") from e
+        ema.averaged.load_state_dict(state['ema']); self.opt.load_state_dict(state['opt'])
         self.done = self.learn.diffusion.epochs_seen = state['epochs']
         budget.steps, budget.seconds, budget.losses = state['steps'], state['seconds'], list(state['losses'])
         ema.steps = state['steps']
 
-# %% ../nbs/06_ddpm.ipynb #c056
+# %% ../nbs/06_ddpm.ipynb #c059
 def fit_for(
     learn:Learner, # From `ddpm_learner`
     minutes:float=None, # Time to train for
@@ -425,7 +432,7 @@ def fit_for(
     with learn.no_bar(), learn.no_logging(): learn.fit(epochs or 1_000_000, lr=lr, cbs=cbs)
     return budget
 
-# %% ../nbs/06_ddpm.ipynb #c058
+# %% ../nbs/06_ddpm.ipynb #c061
 class LossByLevel(Callback):
     "Remembers the validation loss of every image with its timestep, so that it can be drawn by noise level"
     order = 10
@@ -441,7 +448,7 @@ class LossByLevel(Callback):
         rows = pd.concat(self.rows).assign(t=lambda d: (d.t*bins//T + .5)*T/bins)
         return rows.groupby(['epoch', 't'], as_index=False).loss.mean()
 
-# %% ../nbs/06_ddpm.ipynb #c059
+# %% ../nbs/06_ddpm.ipynb #c062
 class SampleEachEpoch(Callback):
     "Paints cells from one fixed seed after each epoch: a loss says little, pictures say a lot"
     order = 65
@@ -457,7 +464,7 @@ class SampleEachEpoch(Callback):
         label = torch.arange(self.n) % len(model.classes) if model.classes else None
         self.images.append(sample(model, self.n, label=label, seed=self.seed, steps=self.steps, progress=False))
 
-# %% ../nbs/06_ddpm.ipynb #c069
+# %% ../nbs/06_ddpm.ipynb #c073
 def snr_weight(
     model:Denoiser, # Gives schedule and prediction
     t:torch.Tensor, # Timesteps `(batch,)`
@@ -469,7 +476,7 @@ def snr_weight(
     error = dict(eps=s/a.clamp(min=1e-8), x0=one, v=model.data_std*s/model.std(t, one))[model.prediction]   # d x0 / d output
     return ((a/s)**2).clamp(max=gamma).mul(error**2).flatten()
 
-# %% ../nbs/06_ddpm.ipynb #c075
+# %% ../nbs/06_ddpm.ipynb #c079
 objectives = {
     'ddpm': dict(schedule='linear', prediction='eps'),
     'cosine': dict(schedule='cosine', prediction='eps'),
@@ -477,14 +484,14 @@ objectives = {
     'min-snr': dict(schedule='cosine', prediction='v', gamma=5.),
     'edm': dict(schedule='log_snr', prediction='v', data_std=.5, levels='lognormal')}
 
-# %% ../nbs/06_ddpm.ipynb #c076
+# %% ../nbs/06_ddpm.ipynb #c080
 def diffusion_learner(
     dls, # From `cell_dls`
     objective:str='edm', # One of `objectives`
     classes:bool=False, # Does the network know the classes?
     dim:int=32, # Channels of the first level
     mults:tuple=(1, 2, 3), # Width of each level in units of `dim`
-    patch:int=None, # Folding of pixels into channels; by default 1 below 64 pixels, 2 below 128, then 4
+    patch:int=None, # Folding of pixels into channels; by default `size//32`, so that the network works at about 32 × 32
     seed:int=0, # Seed of the first weights and of the noise
     **kwargs, # More arguments of `ddpm_learner`
 ): # A fastai Learner
@@ -493,7 +500,7 @@ def diffusion_learner(
     settings = dict(objectives[objective])
     training = {k: settings.pop(k) for k in ('gamma', 'levels') if k in settings}
     _, channels, size, _ = dls.one_batch()[0].shape
-    patch = patch or max(1, 2**int(np.log2(size//32)))
+    patch = patch or max(1, size//32)
     torch.manual_seed(seed)
     model = Denoiser(dict(channels=channels, dim=dim, mults=list(mults), patch=patch), size=size, classes=list(dls.vocab) if classes else [], **settings)
     return ddpm_learner(dls, model, seed=seed, **training, **kwargs)

@@ -7,7 +7,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/recipes.html.md"""
 # %% auto #0
 __all__ = ['licences', 'fingerprint', 'machine', 'write_json', 'save_weights', 'find_source', 'classifier_for',
            'train_and_save_classifier', 'test_cells', 'about', 'train', 'level_losses', 'save_grid', 'model_card',
-           'race', 'race_table', 'bench']
+           'classifier_card', 'results', 'race', 'race_table', 'bench', 'bench_summary']
 
 # %% ../nbs/recipes.ipynb #c003
 import hashlib, json, os, platform, statistics, time
@@ -21,9 +21,10 @@ from .ddpm import *
 from .evaluation import *
 from .process import *
 from .schedules import *
+from .simulation import blood_classes
 from .unet import *
 
-# %% ../nbs/recipes.ipynb #c004
+# %% ../nbs/recipes.ipynb #c008
 def fingerprint(
     dls, # From `cell_dls`
 )->str: # 16 hexadecimal digits
@@ -44,7 +45,7 @@ def _cpu_name():
     lines = [l for l in info.read_text().splitlines() if l.startswith('model name')] if info.exists() else []
     return lines[0].split(':')[1].strip() if lines else platform.processor() or platform.machine()
 
-# %% ../nbs/recipes.ipynb #c005
+# %% ../nbs/recipes.ipynb #c010
 def write_json(
     path, # File to write
     obj, # What to write: dictionaries, lists, numbers, text
@@ -62,7 +63,7 @@ def save_weights(
     "Save weights in half precision, with the configuration that builds their network"
     deepcopy(model).cpu().half().save_pretrained(folder)
 
-# %% ../nbs/recipes.ipynb #c006
+# %% ../nbs/recipes.ipynb #c012
 def find_source(
     data:str, # A source such as `pbc`, or a folder
 ): # Source and path, as `cell_dls` takes them
@@ -74,7 +75,7 @@ def find_source(
         except FileNotFoundError: pass
     return 'folder', data
 
-# %% ../nbs/recipes.ipynb #c007
+# %% ../nbs/recipes.ipynb #c015
 def classifier_for(
     dls, # From `cell_dls`
     progress:bool=False, # Show fastai's progress while one is trained
@@ -98,12 +99,14 @@ def train_and_save_classifier(
     model = train_classifier(dls, epochs, progress=progress)
     seconds = time.perf_counter() - started
     x, y = test_cells(dls)
+    record = dict(kind='classifier', fingerprint=fingerprint(dls), seconds=seconds, epochs=epochs, **about(dls), parameters=n_params(model),
+                  accuracy=recognised(look(model, x)[1], y, dls.vocab).to_dict('records'), machine=machine())
     save_weights(model, folder)
-    write_json(Path(folder)/'record.json', dict(kind='classifier', fingerprint=fingerprint(dls), seconds=seconds, epochs=epochs, **about(dls),
-               accuracy=recognised(look(model, x)[1], y, dls.vocab).to_dict('records'), machine=machine()))
+    write_json(Path(folder)/'record.json', record)
+    (Path(folder)/'README.md').write_text(classifier_card(record, Path(folder).name), encoding='utf-8')
     return model
 
-# %% ../nbs/recipes.ipynb #c008
+# %% ../nbs/recipes.ipynb #c016
 def test_cells(
     dls, # From `cell_dls`
 ): # Images `(n, channel, size, size)` in -1..1 and classes `(n,)`
@@ -118,12 +121,13 @@ def about(
     x = dls.one_batch()[0]
     return dict(classes=list(dls.vocab), channels=x.shape[1], size=x.shape[-1], bs=dls.train.bs, cells={k: len(v) for k, v in dls.idxs.items()})
 
-# %% ../nbs/recipes.ipynb #c009
+# %% ../nbs/recipes.ipynb #c018
 def train(
     data:str='simulated', # A source or a folder, see `find_source`
     size:int=32, # Height and width, in pixels
     classes:bool=False, # Train with class labels?
     minutes:float=10., # Time to train
+    epochs:int=None, # Or passes over the training cells, in place of minutes
     out='runs/cells', # Folder for weights, record, pictures and checkpoint; a killed run goes on from there
     objective:str='edm', # One of `objectives`
     bs:int=64, # Cells in a batch
@@ -142,16 +146,12 @@ def train(
     source, path = find_source(data)
     dls = cell_dls(source, path, size=size, bs=bs, crop=crop, n=n)
     learn = diffusion_learner(dls, objective, classes, dim, seed=seed, **kwargs)
-    budget = fit_for(learn, minutes=minutes, lr=lr, checkpoint=out/'checkpoint.pt', progress=progress)
+    budget = fit_for(learn, minutes=None if epochs else minutes, epochs=epochs, lr=lr, checkpoint=out/'checkpoint.pt', progress=progress)
     model = learn.ema.averaged
     save_weights(model, out)
     save_grid(model, out/'samples.png', steps=steps, progress=progress)
-    losses = torch.stack(budget.losses).float().cpu().numpy()
-    record = dict(kind='denoiser', objective=objective, **about(dls), conditional=classes, crop=crop or ('center' if source in ('pbc', 'jurkat') else 'field'),
-                  source=source if source in sources else 'folder', fingerprint=fingerprint(dls), seed=seed, lr=lr,
-                  config=json.loads((out/'config.json').read_text()), parameters=n_params(learn.model), gflops=gflops(model.unet, size, model.unet.channels),
-                  minutes=minutes, seconds=budget.seconds, steps=budget.steps, cells_seen=budget.steps*bs, loss=[float(l.mean()) for l in np.array_split(losses, 50) if len(l)],
-                  loss_by_level=level_losses(learn), machine=machine())
+    record = dict(_record(learn, budget, dls, source), objective=objective, conditional=classes, seed=seed, lr=lr,
+                  crop=crop or ('center' if source in ('pbc', 'jurkat') else 'field'))
     write_json(out/'record.json', record)
     if scored:
         x, y = test_cells(dls)
@@ -160,7 +160,16 @@ def train(
     (out/'README.md').write_text(model_card(record, out.name), encoding='utf-8')
     return record
 
-# %% ../nbs/recipes.ipynb #c010
+# %% ../nbs/recipes.ipynb #c020
+def _record(learn, budget, dls, source):
+    "What a run was, as numbers and text"
+    model, losses = learn.ema.averaged, torch.stack(budget.losses).float().cpu().numpy()
+    return dict(kind='denoiser', **about(dls), source=source, fingerprint=fingerprint(dls), parameters=n_params(learn.model),
+                gflops=gflops(model.unet, model.size, model.unet.channels), seconds=budget.seconds, steps=budget.steps,
+                cells_seen=budget.steps*dls.train.bs, loss=[float(l.mean()) for l in np.array_split(losses, 50) if len(l)],
+                loss_by_level=level_losses(learn), machine=machine())
+
+# %% ../nbs/recipes.ipynb #c021
 def level_losses(
     learn, # From `ddpm_learner`, trained
 )->list: # Dictionaries with `t` and `loss`
@@ -189,7 +198,7 @@ def save_grid(
     fig.savefig(path, dpi=110); plt.close(fig)
     return x
 
-# %% ../nbs/recipes.ipynb #c011
+# %% ../nbs/recipes.ipynb #c022
 def model_card(
     record:dict, # From `train`
     name:str, # Name of the weights
@@ -218,26 +227,55 @@ def model_card(
               'Generated cells are for teaching and for research on methods. They are not for clinical use: nothing here was tested for a diagnosis.', '']
     return '\n'.join(lines)
 
+def classifier_card(
+    record:dict, # From `train_and_save_classifier`
+    name:str, # Name of the weights
+)->str: # Markdown
+    "What a user of a classifier should know, from the record of its run"
+    c, m, a = record['cells'], record['machine'], record['accuracy'][-1]
+    return '\n'.join([f"# {name}", '', f"Names the class of {record['size']} × {record['size']} cells: {', '.join(record['classes'])}. Its features are the space in which painted cells are compared with real ones.", '',
+        f"- Trained on {c['train']} cells (fingerprint {record['fingerprint']}); {c['valid']} for validation and {c['test']} test cells were kept out.",
+        f"- {record['epochs']} epochs, {record['parameters']/1e6:.2f} M parameters, {record['seconds']/60:.1f} minutes on {m['name']} ({m['device']}, {m['threads']} threads), which other work shared.",
+        f"- Accuracy on the test cells: {a['share']:.1%} (95% interval {a['low']:.1%} to {a['high']:.1%}).", '', _blood if tuple(record['classes']) == blood_classes else '',
+        'For teaching and for research on methods; not for clinical use.', ''])
+
+
 _blood = 'Trained on blood cells of Acevedo et al. 2020 (doi 10.17632/snkd93bnjr.1, CC BY 4.0), from people without infection or blood disease.'
 licences = dict(pbc=_blood, bloodmnist=_blood, simulated='Trained on simulated cells that the package draws.')
 
-# %% ../nbs/recipes.ipynb #c012
+# %% ../nbs/recipes.ipynb #c027
+def results()->str: # Markdown
+    "A table of what the shipped models score, beside what real cells score"
+    def span(d, digits=2): return f"{d['mean']:.{digits}f} ({d['low']:.{digits}f} to {d['high']:.{digits}f})"
+    lines = ['| weights | trained on | cells seen | asked class recognised | Fréchet distance (real against real) | kernel distance (real against real) |', '|---|---|---|---|---|---|']
+    for name in sorted(f.parent.name for f in weights_folder.glob('*/record.json')):
+        r = json.loads((weights_folder/name/'record.json').read_text())
+        if 'score' not in r: continue
+        s, m = r['score'], r['machine']
+        seen, judge = s['recognised'][-1] if 'recognised' in s else None, s['classifier_accuracy'][-1]
+        share = f"{seen['share']:.1%} ({seen['low']:.1%} to {seen['high']:.1%}); of real cells {judge['share']:.1%}" if seen else 'no class is asked for'
+        lines.append(f"| `{name}`: {r['size']} × {r['size']} | {r['seconds']/60:.0f} minutes, {m['device']}, {m['threads']} thread{'s'*(m['threads'] > 1)} | {r['cells_seen']:,} | {share} | "
+                     f"{span(s['generated']['fd'])} ({span(s['floor']['fd'])}) | {span(s['generated']['kd'], 3)} ({span(s['floor']['kd'], 3)}) |")
+    return '\n'.join(lines)
+
+# %% ../nbs/recipes.ipynb #c030
 def race(
     data:str='simulated', # A source or a folder, see `find_source`
     out='runs/race', # One record for each run; a run that has a record is not made again
-    minutes:float=3., # Time to train, the same for each
+    epochs:int=2, # Passes over the training cells, the same for each
     seeds:int=3, # Runs of each objective
     names:tuple=tuple(objectives), # Which objectives
-    n:int=1000, # Cells to paint for the score
+    n:int=500, # Cells to paint for the score
     size:int=32, # Height and width, in pixels
+    dim:int=24, # Channels of the network's first level
     progress:bool=True, # Show progress bars
-)->pd.DataFrame: # One row a run: objective, seed, recognised share, Fréchet and kernel distance, cells seen
-    "Train every objective for the same time with the same network and compare the scores"
+)->pd.DataFrame: # One row a run, as `race_table` gives it
+    "Train every objective with the same network on the same number of cells and compare the scores"
     for seed in range(seeds):
         for name in names:
             folder = Path(out)/f'{name}-{seed}'
             if not (folder/'record.json').exists() or 'score' not in json.loads((folder/'record.json').read_text()):
-                train(data, size, True, minutes, folder, name, seed=seed, scored=n, progress=progress)
+                train(data, size, True, epochs=epochs, out=folder, objective=name, dim=dim, seed=seed, scored=n, progress=progress)
     return race_table(out)
 
 def race_table(
@@ -247,11 +285,11 @@ def race_table(
     rows = []
     for file in sorted(Path(out).glob('*/record.json')):
         r = json.loads(file.read_text()); s = r['score']
-        rows.append(dict(objective=r['objective'], seed=r['seed'], minutes=r['minutes'], cells_seen=r['cells_seen'], recognised=s['recognised'][-1]['share'],
+        rows.append(dict(objective=r['objective'], seed=r['seed'], seconds=r['seconds'], cells_seen=r['cells_seen'], recognised=s['recognised'][-1]['share'],
                          fd=s['generated']['fd']['mean'], kd=s['generated']['kd']['mean'], floor_fd=s['floor']['fd']['mean']))
     return pd.DataFrame(rows)
 
-# %% ../nbs/recipes.ipynb #c013
+# %% ../nbs/recipes.ipynb #c032
 def _alternating(steps, rounds):
     "Median seconds of each named step, taken in turn so that a drifting machine harms all alike"
     seconds = {name: [] for name in steps}
@@ -262,7 +300,7 @@ def _alternating(steps, rounds):
             if i: seconds[name].append(time.perf_counter() - started)      # the first round warms up
     return {name: statistics.median(s) for name, s in seconds.items()}
 
-# %% ../nbs/recipes.ipynb #c014
+# %% ../nbs/recipes.ipynb #c033
 def _train_step(model, x, bfloat16):
     "A function that takes one optimiser step on images `x`"
     opt, t = torch.optim.AdamW(model.parameters(), 1e-4), torch.randint(0, 1000, (len(x),), device=x.device)
@@ -289,7 +327,7 @@ def _convolution(dim, size, bs, device, bfloat16):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16): conv(x).sum().backward()
     return step, 3*2*9*dim**2*size**2*bs
 
-# %% ../nbs/recipes.ipynb #c015
+# %% ../nbs/recipes.ipynb #c034
 def bench(
     size:int=64, # Height and width, in pixels
     bs:int=16, # Images in a batch
@@ -321,3 +359,12 @@ def bench(
     table['train img/s'], table['sample img/s'] = [bs/train_s[k] for k in keys], [bs/sample_s[k] for k in keys]
     table['train GFLOP/s'] = 3*table.gflops*table['train img/s']
     return table.assign(ceiling=ceiling, share=table['train GFLOP/s']/ceiling)
+
+def bench_summary(
+    table:pd.DataFrame, # From `bench`
+)->dict: # Ratios of the best settings of each side, and our share of the ceiling
+    "How much faster than diffusers' best setting our best one is"
+    best = table.groupby('network')[['train img/s', 'sample img/s', 'share']].max()
+    ours, theirs = best.loc['cell_diffusion'], best.loc['diffusers']
+    return dict(train_ratio=ours['train img/s']/theirs['train img/s'], sample_ratio=ours['sample img/s']/theirs['sample img/s'],
+                share=ours['share'], ceiling=table.ceiling[0], machine=machine())

@@ -60,7 +60,7 @@ def _pixels(a): return np.clip(np.rint(a), 0, 255).astype(np.uint8)
 def star_sdf(
     x, y,      # Where to measure, arrays that broadcast to `(batch, size, size)`
     radius,    # Mean radius, a number or a `(batch, 1, 1)` array
-    waves=(),  # For k = 2, 3, …: pairs (a, b) of numbers or `(batch, 1, 1)` arrays that add a·cos(kθ) + b·sin(kθ) to the radius, as a share of it
+    waves=(),  # Pairs (a, b) for k = 2, 3, …: the radius grows by the share a·cos(kθ) + b·sin(kθ); numbers or `(batch, 1, 1)` arrays
 ): # Approximate signed distance `(batch, size, size)`: negative inside
     "Signed distance to a wavy circle: an ellipse for k = 2, a rounded triangle for k = 3, and so on. Exact along each ray from the middle."
     rho = np.sqrt(x*x + y*y) + np.float32(1e-6)
@@ -148,10 +148,10 @@ _blood_looks = dict( # smallest and largest, class by class; lengths below `radi
     lobes   = ((2, 4),       (2, 3.4),     (1, 1.2),     (2, 4),       (1, 2.4),     (2, 5.99),    (2.4, 5.9),   (0, 0)),
     step    = ((50, 80),     (85, 150),    (40, 60),     (25, 66),     (30, 60),     (38, 62),     (58, 92),     (0, 0)),
     arc     = ((.22, .32),   (.40, .50),   (.00, .14),   (.16, .38),   (.02, .10),   (.26, .43),   (.37, .49),   (0, 0)),
-    lobe    = ((.40, .50),   (.33, .44),   (.50, .84),   (.38, .60),   (.68, .92),   (.34, .50),   (.23, .33),   (0, 0)),
+    lobe    = ((.40, .50),   (.33, .44),   (.50, .84),   (.44, .68),   (.68, .92),   (.40, .60),   (.25, .35),   (0, 0)),
     thread  = ((.5, .9),     (.15, .8),    (.5, .9),     (.8, 1.),     (.8, 1.),     (.8, 1.),     (.12, .9),    (0, 0)),
     zigzag  = ((.00, .06),   (.00, .08),   (.00, .02),   (.00, .05),   (.00, .02),   (.00, .05),   (.02, .16),   (0, 0)),
-    fill    = ((.60, 1.),    (.90, 1.),    (.00, .05),   (.05, .95),   (.00, .10),   (.00, .50),   (.70, 1.),    (.50, .95)),
+    fill    = ((.60, 1.),    (.90, 1.),    (.00, .05),   (.20, .95),   (.00, .10),   (.00, .35),   (.70, 1.),    (.50, .95)),
     grain   = ((.034, .056), (.044, .062), (.02, .03),   (.017, .036), (.02, .03),   (.022, .052), (.012, .025), (.028, .050)),
     over    = ((.50, 1.),    (.00, .10),   (0, 0),       (.00, .35),   (0, 0),       (.00, .12),   (.00, .05),   (1, 1)),
     texture = ((.12, .25),   (.14, .26),   (.10, .26),   (.16, .30),   (.12, .24),   (.16, .30),   (.14, .26),   (0, 0)),
@@ -170,7 +170,6 @@ _blood_stains = dict( # optical density for (red, green, blue) at the pale and a
                  ((.20, .40, .12), (.52, .88, .24)), ((.40, .70, .18), (.70, 1.2, .32))))
 _red, _stray, _lamp, _blue_lamp = (.23, .33, .21), (.62, 1.05, .27), (254, 229, 205), (228, 216, 236)
 
-# %% ../nbs/01_simulation.ipynb #c034
 def _throw(dice, table, labels):
     "One number a cell, anywhere between the two ends that `table` gives its class"
     lo, hi = np.asarray(table, np.float32)[labels].T
@@ -181,7 +180,7 @@ def _stain(dice, table, labels):
     lo, hi = np.asarray(table, np.float32)[labels].transpose(1, 0, 2)
     return (lo + (hi - lo)*dice.uniform(-.15, 1.15, 1))*(1 + .06*dice.normal(3))
 
-# %% ../nbs/01_simulation.ipynb #c038
+# %% ../nbs/01_simulation.ipynb #c037
 def _lobes(dice, labels, radius):
     "Lobes of each nucleus along an arc: middles `(batch, 5, 2)`, radii `(batch, 5)` (negative: no lobe) and radius of the threads `(batch,)`"
     look = {k: _throw(dice, _blood_looks[k], labels)[:, None] for k in ('lobes', 'step', 'arc', 'lobe', 'thread', 'zigzag')}
@@ -200,7 +199,7 @@ def _nucleus_sdf(x, y, at, r, thread, blend):
     return union_sdf([capsule_sdf(x, y, p[j], p[j], _px(r[:, j])) for j in range(5)] +
                      [capsule_sdf(x, y, p[j], p[j + 1], _px(joined[j])) for j in range(4)], _px(blend))
 
-# %% ../nbs/01_simulation.ipynb #c039
+# %% ../nbs/01_simulation.ipynb #c038
 def _blood_shapes(dice, labels, size):
     "Outlines of a batch of cells: grid, focus, and distances to the edges of cell and nucleus"
     look, (x, y) = partial(_throw, dice, labels=labels), pixel_grid(size)
@@ -214,7 +213,7 @@ def _blood_shapes(dice, labels, size):
     nucleus = np.maximum(_nucleus_sdf(cx, cy, *lobes, .035*radius), cell + np.float32(.02))         # inside the cell, whatever the dice say
     return dict(x=x, y=y, focus=focus, width=_px(np.sqrt(focus**2 + (2/size)**2)), radius=radius, centre=centre, cell=cell, nucleus=nucleus)
 
-# %% ../nbs/01_simulation.ipynb #c043
+# %% ../nbs/01_simulation.ipynb #c042
 def _red_places(dice, centre, radius, side=4):
     "Middles `(batch, side², 2)` and radii `(batch, side²)` of red cells, pushed away from each other and from the white cell"
     g = ((np.arange(side) - (side - 1)/2)*.66).astype(np.float32)
@@ -229,7 +228,7 @@ def _red_places(dice, centre, radius, side=4):
         at = centre[:, None] + away/dist*np.maximum(dist, radius[:, None, None] + np.float32(.9)*r[..., None])
     return at, r
 
-# %% ../nbs/01_simulation.ipynb #c044
+# %% ../nbs/01_simulation.ipynb #c043
 def _red_ink(dice, x, y, at, r, width):
     "Ink of all red cells: discs, squashed and tilted a little, some paler in the middle than others; where they overlap the ink adds up"
     k, out = r.shape[1], np.float32(0)
@@ -253,7 +252,7 @@ def _strays(dice, x, y, radius, width):
         out = np.maximum(out, cover(capsule_sdf(x, y, at, at, _px(r)), width))
     return out
 
-# %% ../nbs/01_simulation.ipynb #c046
+# %% ../nbs/01_simulation.ipynb #c045
 def _blood_inks(dice, labels, size, s):
     "How much of each stain lies on each pixel: a dict of `(batch, size, size)`, from the shapes `s`"
     look = {k: _px(_throw(dice, _blood_looks[k], labels)) for k in ('over', 'texture', 'rim', 'fill', 'grain')}
@@ -268,17 +267,17 @@ def _blood_inks(dice, labels, size, s):
         nucleus=nucleus*(np.maximum(1 + look['texture']*(.4*clouds + grain), np.float32(.55)) + look['rim']*border),
         granule=dots*cell*(1 - nucleus*(1 - look['over'])))
 
-# %% ../nbs/01_simulation.ipynb #c047
 def _blood_paint(dice, labels, size, inks):
     "Stain, light, and a little camera noise: uint8 `(batch, 3, size, size)`"
     n = len(labels)
-    colour = dict(red=np.array(_red, np.float32)*dice.uniform(.8, 1.25, 1)*(1 + .05*dice.normal(3)), stray=np.array(_stray, np.float32)*dice.uniform(.7, 1.1, 1))
+    colour = dict(red=np.array(_red, np.float32)*dice.uniform(.8, 1.25, 1)*(1 + .05*dice.normal(3)))
+    colour['stray'] = np.array(_stray, np.float32)*dice.uniform(.7, 1.1, 1)
     colour |= {k: _stain(dice, v, labels) for k, v in _blood_stains.items()}
     density = np.stack([colour[k] for k in inks], -1) @ np.stack([v.reshape(n, -1) for v in inks.values()], 1)
     lamp = np.where(dice.uniform(0, 1, 1) < .04, np.array(_blue_lamp, np.float32), np.array(_lamp, np.float32)) + 3*dice.normal(3)
     return _pixels(absorb(_px(lamp), density.reshape(n, 3, size, size)) + 1.5*dice.normal(3, size, size))
 
-# %% ../nbs/01_simulation.ipynb #c051
+# %% ../nbs/01_simulation.ipynb #c049
 @dataclass
 class SimulatedCells:
     "Simulated cells with what no real data set has: the exact outline of every cell and nucleus"
@@ -288,9 +287,8 @@ class SimulatedCells:
     nucleus:torch.Tensor # bool `(n, size, size)`, true inside the nucleus, always within the cell; empty for platelets
     names:tuple          # Names of the classes
     def __len__(self): return len(self.images)
-    def __repr__(self): return f"SimulatedCells({len(self)} cells of {len(self.names)} classes, {' × '.join(map(str, self.images.shape[1:]))} pixels)"
+    def __repr__(self): return f"SimulatedCells({len(self)} cells of {len(self.names)} classes, {'×'.join(map(str, self.images.shape[1:]))})"
 
-# %% ../nbs/01_simulation.ipynb #c052
 def _as_labels(n, labels, names, counts, seed):
     "Labels as indices: drawn with the published proportions when None; names or indices, one for all or one a cell, are checked"
     if labels is None:
@@ -303,7 +301,7 @@ def _as_labels(n, labels, names, counts, seed):
     if wrong: raise ValueError(f"Unknown class {wrong[0]!r}: use one of {', '.join(names)}, or its index 0..{len(names) - 1}.")
     return np.array([known[l] for l in labels], np.int64)
 
-# %% ../nbs/01_simulation.ipynb #c053
+# %% ../nbs/01_simulation.ipynb #c050
 def _in_chunks(draw, n, labels, size, seed, names, progress, pixels=2**17):
     "Draw `n` cells, about `pixels` pixels at a time and a few chunks at once, and put them together"
     if n < 1: raise ValueError(f"Cannot simulate {n} cells: ask for one at least.")
@@ -316,7 +314,7 @@ def _in_chunks(draw, n, labels, size, seed, names, progress, pixels=2**17):
     images, cell, nucleus = (torch.from_numpy(np.concatenate(o)) for o in zip(*out))
     return SimulatedCells(images, torch.from_numpy(labels), cell, nucleus, tuple(names))
 
-# %% ../nbs/01_simulation.ipynb #c054
+# %% ../nbs/01_simulation.ipynb #c051
 def _draw_blood(ids, labels, size, seed):
     "One chunk of a smear: images, cell masks and nucleus masks"
     dice = Dice(seed, ids)
@@ -334,7 +332,7 @@ def simulate_blood(
     "Blood smears with one white cell each, stained as by May Grünwald-Giemsa, in the field of view of BloodMNIST. Raises `ValueError`."
     return _in_chunks(_draw_blood, n, _as_labels(n, labels, blood_classes, _blood_counts, seed), size, seed, blood_classes, progress)
 
-# %% ../nbs/01_simulation.ipynb #c066
+# %% ../nbs/01_simulation.ipynb #c063
 jurkat_phases = ('G1', 'S', 'G2', 'Prophase', 'Metaphase', 'Anaphase', 'Telophase')
 jurkat_channels = ('brightfield', 'darkfield', 'dna')
 _jurkat_counts = (14333, 8616, 8601, 606, 68, 15, 27)  # BBBC048  # BBBC048
@@ -348,7 +346,7 @@ _jurkat_looks = dict( # smallest and largest, phase by phase; lengths in half fr
     width   = ((.33, .41),   (.36, .45),   (.40, .49),   (.40, .50),   (.12, .18),   (.10, .14),   (.15, .21)),
     clump   = ((.06, .14),   (.06, .14),   (.06, .14),   (.22, .40),   (.05, .15),   (.05, .15),   (.05, .15)))
 
-# %% ../nbs/01_simulation.ipynb #c067
+# %% ../nbs/01_simulation.ipynb #c064
 def _jurkat_shapes(dice, labels, size):
     "Outlines of a batch of Jurkat cells: two halves, which lie on each other until the cell divides"
     look = {k: _throw(dice, v, labels) for k, v in _jurkat_looks.items()}
@@ -365,7 +363,7 @@ def _jurkat_shapes(dice, labels, size):
     dna = np.maximum(pair(look['apart'], look['length'], look['width'], .02), cell + np.float32(.02))
     return dict(x=x, cell=cell, dna=dna, look=look)
 
-# %% ../nbs/01_simulation.ipynb #c068
+# %% ../nbs/01_simulation.ipynb #c065
 def _brightfield(s, dice, size):
     "Grey field, dark halo, bright ring at the edge, and a mottled inside; the ring is wider the farther the cell is from the focus"
     lens, grain = _px(dice.uniform(.03, .09)), smooth_noise(dice, size, 14) + smooth_noise(dice, size, 24)
@@ -384,7 +382,7 @@ def _dna(s, dice, size):
     shape = cover(s['dna'], _px(dice.uniform(.22, .5)))*np.maximum(lumps, 0)
     return 1.7 + 9*_px(s['look']['dna']*np.exp(.07*dice.normal()))*shape/shape.mean((1, 2), keepdims=True)
 
-# %% ../nbs/01_simulation.ipynb #c070
+# %% ../nbs/01_simulation.ipynb #c067
 def _draw_jurkat(ids, labels, size, seed, channels=jurkat_channels):
     "One chunk of Jurkat cells: images, cell masks and nucleus masks"
     s = _jurkat_shapes(Dice(seed, ids, stream=1), labels, size)

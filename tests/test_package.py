@@ -18,7 +18,7 @@ def settings():
     parser.read(root/'settings.ini')
     return parser['DEFAULT']
 
-def _weights(): return sorted(p.relative_to(root).as_posix() for p in (root/'cell_diffusion').glob('weights/**/*') if p.suffix in ('.safetensors', '.json', '.md'))
+def _weights(): return sorted(p.relative_to(root).as_posix() for p in (root/'cell_diffusion').glob('weights/**/*') if p.suffix in ('.safetensors', '.json', '.csv', '.md'))
 
 def test_metadata_comes_from_settings(built, settings):
     with zipfile.ZipFile(built[1]) as z: info = email.message_from_bytes(z.read(next(n for n in z.namelist() if n.endswith('METADATA'))))

@@ -115,9 +115,9 @@ def save_html(nb, path):
         if c.cell_type == 'code': c.source = re.sub(r'^#\|.*\n?', '', c.source, flags=re.M)
         else: c.source = re.sub(r'\]\((\w+)\.ipynb', r'](\1.html', c.source)
     nb.cells = [c for c in nb.cells if c.source.strip()]
-    exporter = HTMLExporter(embed_images=True, require_js_url='', jquery_url='')
+    exporter = HTMLExporter(embed_images=True, require_js_url='', jquery_url='', exclude_input_prompt=True, exclude_output_prompt=True)
     page, _ = exporter.from_notebook_node(nb, dict(metadata=dict(name=path.stem, path=str(nbs))))
-    path.write_text(page, encoding='utf-8')
+    path.write_text(page.replace('<script src=""></script>', ''), encoding='utf-8')
 
 def clean(path):
     "What `nbdev-clean` does, for one notebook"

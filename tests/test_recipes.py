@@ -1,0 +1,64 @@
+"Long runs and the command line, in miniature"
+import json
+import numpy as np, pandas as pd, pytest, torch
+from PIL import Image
+from typer.testing import CliRunner
+from cell_diffusion.cli import app
+from cell_diffusion.data import cell_dls
+from cell_diffusion.ddpm import Denoiser, pretrained, shipped, weights_folder
+from cell_diffusion.recipes import *
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp('runs')/'small'
+    return out, train('simulated', size=28, classes=True, minutes=.03, dim=16, mults=(1, 2), out=out, n=160, bs=16, scored=0, progress=False)
+
+def cli(*args): return CliRunner().invoke(app, [str(a) for a in args])
+
+def test_train_leaves_all_that_is_needed(run):
+    out, record = run
+    assert {'model.safetensors', 'config.json', 'record.json', 'samples.png', 'README.md'} <= {f.name for f in out.iterdir()}
+    assert json.loads((out/'record.json').read_text())['fingerprint'] == record['fingerprint'] == fingerprint(cell_dls('simulated', size=28, n=160))
+    assert record['cells']['train'] + record['cells']['valid'] + record['cells']['test'] == 160 and record['cells_seen'] == 16*record['steps']
+    card = (out/'README.md').read_text()
+    assert 'clinical' in card and 'simulated' in card and f"{record['steps']} steps" in card
+
+def test_sample_from_a_folder(run, tmp_path):
+    answer = cli('sample', '--model', run[0], '--label', 'platelet', '-n', 4, '--steps', 3, '--out', tmp_path/'a'/'cells.png', '--each', tmp_path/'each')
+    assert answer.exit_code == 0, answer.output
+    assert Image.open(tmp_path/'a'/'cells.png').mode == 'RGB' and len(list((tmp_path/'each').glob('*.png'))) == 4
+
+@pytest.mark.parametrize('args,says', [
+    (('sample', '--model', 'blood31'), 'blood31'), (('sample', '--label', 'monocite'), 'monocyte'), (('sample', '--out', 'cells.gif'), '.png'),
+    (('train', '--data', 'no/such/folder'), 'no/such/folder'), (('train', '--objective', 'edn', '--n', '80'), 'edm'), (('sample', '--model', 'nbs'), 'nbs')])
+def test_a_mistake_is_answered_with_a_sentence(args, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path); (tmp_path/'nbs').mkdir()
+    answer = cli(*args)
+    assert answer.exit_code == 1 and says in answer.output and 'Traceback' not in answer.output
+
+def test_shipped_weights_have_config_record_and_card():
+    names = [f.parent.name for f in weights_folder.glob('*/model.safetensors')]
+    assert {'blood32', 'blood64', 'blood-classifier-32', 'blood-classifier-64'} <= set(names)
+    for name in names:
+        folder = shipped(name)
+        assert (folder/'config.json').exists() and json.loads((folder/'record.json').read_text())['fingerprint']
+        assert 'CC BY 4.0' in (folder/'README.md').read_text() and (folder/'model.safetensors').stat().st_size < 8.4e6
+    assert {json.loads((shipped(n)/'record.json').read_text())['fingerprint'] for n in names if n.endswith('32')} == {json.loads((shipped('blood32')/'record.json').read_text())['fingerprint']}
+
+def test_a_classifier_is_trained_once_for_a_split(tmp_path, monkeypatch):
+    monkeypatch.setenv('CELL_DIFFUSION_CACHE', str(tmp_path))
+    dls = cell_dls('simulated', size=28, n=160, bs=32)
+    a, b = classifier_for(dls, epochs=1), classifier_for(dls, epochs=1)
+    assert all(torch.allclose(p.cpu().half().float(), q) for p, q in zip(a.parameters(), b.parameters()))
+    assert len(list((tmp_path/'classifiers').iterdir())) == 1
+
+def test_race_makes_each_run_once(tmp_path):
+    score = dict(recognised=[dict(share=.5)], generated=dict(fd=dict(mean=1.), kd=dict(mean=.1)), floor=dict(fd=dict(mean=.2)))
+    for name in ('ddpm', 'edm'): write_json(tmp_path/f'{name}-0'/'record.json', dict(objective=name, seed=0, seconds=1, cells_seen=2, score=score))
+    table = race('simulated', tmp_path, seeds=1, names=('ddpm', 'edm'))
+    assert isinstance(table, pd.DataFrame) and set(table.objective) == {'ddpm', 'edm'} and (table.fd == 1).all()
+
+def test_find_source(tmp_path):
+    assert find_source('bloodmnist') == ('bloodmnist', None)
+    assert find_source(str(tmp_path)) == ('folder', str(tmp_path))
+    with pytest.raises(FileNotFoundError, match='simulated'): find_source('simulatd')
