@@ -118,11 +118,12 @@ def lognormal_t(
     n:int, # How many
     schedule:Schedule, # Gives the noise level of each timestep
     rng:torch.Generator, # Source of randomness; its device is that of the result
-    mean:float=-1.2, # Mean of the log of the noise-to-signal ratio
+    mean:float=-1.2, # Mean of the log of the noise-to-signal ratio, at 32 × 32 pixels
     std:float=1.2, # Its standard deviation
+    size:int=32, # Height and width of the images, in pixels: the mean rises by the log of size/32
 )->torch.Tensor: # Timesteps `(n,)`, int64
-    "Timesteps whose noise-to-signal ratio is log-normal: most of them where there is something to learn (Karras et al. 2022)"
-    log_sigma = mean + std*torch.randn(n, generator=rng, device=rng.device)
+    "Timesteps whose noise-to-signal ratio is log-normal (Karras et al. 2022), shifted so that larger images are hidden as well (Hoogeboom et al. 2023)"
+    log_sigma = mean + math.log(size/32) + std*torch.randn(n, generator=rng, device=rng.device)
     edges = -.5*schedule.log_snr.to(rng.device)                                   # log of noise over signal, rising with t
     return torch.searchsorted(edges.contiguous(), log_sigma).clamp(0, schedule.T - 1)
 
@@ -159,7 +160,7 @@ class DiffusionCallback(Callback):
         seed:int=0, # The noise of epoch e depends on `seed` and e alone
     ):
         if levels not in ('uniform', 'lognormal'): raise ValueError(f"Unknown levels {levels!r}: use uniform or lognormal.")
-        self.draw_t, self.gamma, self.label_dropout, self.seed = dict(uniform=uniform_t, lognormal=lognormal_t)[levels], gamma, label_dropout, seed
+        self.levels, self.gamma, self.label_dropout, self.seed = levels, gamma, label_dropout, seed
         self.epochs_seen = 0
 
     def before_train(self):
@@ -170,7 +171,7 @@ class DiffusionCallback(Callback):
 
     def before_batch(self):
         model, rng, x0 = unwrap(self.learn.model), self.rng, self.learn.xb[0]
-        t = self.draw_t(len(x0), model.schedule, rng)
+        t = uniform_t(len(x0), model.schedule, rng) if self.levels == 'uniform' else lognormal_t(len(x0), model.schedule, rng, size=x0.shape[-1])
         eps = torch.randn(x0.shape, generator=rng, device=x0.device)
         weight = torch.ones(len(t), device=x0.device) if self.gamma is None else snr_weight(model, t, self.gamma)
         xb = (q_sample(x0, t, model.schedule, eps), t)
@@ -439,13 +440,12 @@ class LossByLevel(Callback):
     def __init__(self): self.rows = []
     def after_pred(self):
         if self.training: return
-        loss, t = image_mse(self.learn.pred.detach(), self.learn.yb[0]), self.learn.xb[1]
+        loss, t, self.T = image_mse(self.learn.pred.detach(), self.learn.yb[0]), self.learn.xb[1], unwrap(self.learn.model).schedule.T
         self.rows.append(pd.DataFrame(dict(epoch=self.epoch, t=t.cpu(), loss=loss.cpu())))
 
     def frame(self, bins=10):
         "Mean loss by epoch and by tenth of the chain, as a tidy table"
-        T = unwrap(self.model).schedule.T
-        rows = pd.concat(self.rows).assign(t=lambda d: (d.t*bins//T + .5)*T/bins)
+        rows = pd.concat(self.rows).assign(t=lambda d: (d.t*bins//self.T + .5)*self.T/bins)
         return rows.groupby(['epoch', 't'], as_index=False).loss.mean()
 
 # %% ../nbs/06_ddpm.ipynb #c062

@@ -33,9 +33,11 @@ def pixel_grid(
     return c[None, None, :], c[None, :, None]
 
 def capsule_sdf(
-    x, y, # Where to measure, arrays that broadcast to `(batch, size, size)`
-    a, b, # The two ends of the capsule's axis, each a pair (x, y) of numbers or `(batch, 1, 1)` arrays
-    r,    # Radius, a number or a `(batch, 1, 1)` array
+    x, # Where to measure, from left to right: an array that broadcasts to `(batch, size, size)`
+    y, # The same from top to bottom
+    a, # One end of the capsule's axis, a pair (x, y) of numbers or `(batch, 1, 1)` arrays
+    b, # The other end
+    r, # Radius, a number or a `(batch, 1, 1)` array
 ): # Distance to the edge `(batch, size, size)`: negative inside, positive outside
     "Signed distance to a capsule, the set of points within `r` of a line segment; where `a` equals `b` it is a disc"
     (ax, ay), (bx, by) = a, b
@@ -58,7 +60,8 @@ def _pixels(a): return np.clip(np.rint(a), 0, 255).astype(np.uint8)
 
 # %% ../nbs/01_simulation.ipynb #c021
 def star_sdf(
-    x, y,      # Where to measure, arrays that broadcast to `(batch, size, size)`
+    x,         # Where to measure, from left to right: an array that broadcasts to `(batch, size, size)`
+    y,         # The same from top to bottom
     radius,    # Mean radius, a number or a `(batch, 1, 1)` array
     waves=(),  # Pairs (a, b) for k = 2, 3, …: the radius grows by the share a·cos(kθ) + b·sin(kθ); numbers or `(batch, 1, 1)` arrays
 ): # Approximate signed distance `(batch, size, size)`: negative inside

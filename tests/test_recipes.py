@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 from cell_diffusion.cli import app
 from cell_diffusion.data import cell_dls
 from cell_diffusion.ddpm import Denoiser, pretrained, shipped, weights_folder
+from cell_diffusion.evaluation import fingerprint
 from cell_diffusion.recipes import *
 
 @pytest.fixture(scope='module')
