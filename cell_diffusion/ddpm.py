@@ -19,6 +19,7 @@ from importlib.resources import files
 from pathlib import Path
 import numpy as np, pandas as pd, torch, torch.nn as nn, torch.nn.functional as F
 import matplotlib.pyplot as plt, seaborn as sns
+from fastcore.basics import patch
 from tqdm.auto import tqdm
 from huggingface_hub import PyTorchModelHubMixin
 with warnings.catch_warnings():
@@ -52,7 +53,7 @@ def pretrained(
     if not (folder/'config.json').exists(): raise FileNotFoundError(f"{folder} holds no config.json: name a folder that `cell-diffusion train` wrote.")
     with redirect_stdout(io.StringIO()): return cls.from_pretrained(folder).eval()
 
-# %% ../nbs/06_ddpm.ipynb #c006
+# %% ../nbs/06_ddpm.ipynb #c014
 class Denoiser(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion', tags=['diffusion', 'cells']):
     "A U-Net together with what its output means: schedule, prediction and data scale. Saved as safetensors with its configuration."
     def __init__(self,
@@ -78,15 +79,6 @@ class Denoiser(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion', t
         self.schedule = self.schedule.to(self.device)
         return self
 
-    def std(self, t, x):
-        "Standard deviation of `xt`: √(ᾱ·data_std² + 1-ᾱ), which is 1 when `data_std` is 1"
-        return ((self.schedule.at('signal', t, x)*self.data_std)**2 + self.schedule.at('noise', t, x)**2).sqrt()
-
-    def forward(self, xt, t, label=None):
-        "The network's output, in units of `target`; its input is scaled to unit variance"
-        with torch.autocast(xt.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return self.unet(xt/self.std(t, xt), t, label)
-
     def target(self, x0, eps, t):
         "What the output should be. With `data_std` other than 1 a v is measured in units of the data (Karras et al. 2022, table 1)"
         if self.prediction != 'v': return target(x0, eps, t, self.schedule, self.prediction)
@@ -104,7 +96,19 @@ class Denoiser(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion', t
         x0 = self.out_to_x0(self(xt, t, label), xt, t)
         return x0.clamp(-1, 1) if clip else x0
 
-# %% ../nbs/06_ddpm.ipynb #c019
+# %% ../nbs/06_ddpm.ipynb #c016
+@patch
+def std(self:Denoiser, t, x):
+    "Standard deviation of `xt`: √(ᾱ·data_std² + 1-ᾱ), which is 1 when `data_std` is 1"
+    return ((self.schedule.at('signal', t, x)*self.data_std)**2 + self.schedule.at('noise', t, x)**2).sqrt()
+
+@patch
+def forward(self:Denoiser, xt, t, label=None):
+    "The network's output, in units of `target`; its input is scaled to unit variance"
+    with torch.autocast(xt.device.type, torch.bfloat16, enabled=self.bfloat16):
+        return self.unet(xt/self.std(t, xt), t, label)
+
+# %% ../nbs/06_ddpm.ipynb #c022
 def uniform_t(
     n:int, # How many
     schedule:Schedule, # Gives the number of timesteps
@@ -113,7 +117,7 @@ def uniform_t(
     "Every timestep equally often (Ho et al. 2020, algorithm 1)"
     return torch.randint(schedule.T, (n,), generator=rng, device=rng.device)
 
-# %% ../nbs/06_ddpm.ipynb #c021
+# %% ../nbs/06_ddpm.ipynb #c024
 def lognormal_t(
     n:int, # How many
     schedule:Schedule, # Gives the noise level of each timestep
@@ -127,7 +131,7 @@ def lognormal_t(
     edges = -.5*schedule.log_snr.to(rng.device)                                   # log of noise over signal, rising with t
     return torch.searchsorted(edges.contiguous(), log_sigma).clamp(0, schedule.T - 1)
 
-# %% ../nbs/06_ddpm.ipynb #c022
+# %% ../nbs/06_ddpm.ipynb #c025
 def unwrap(
     model:nn.Module, # A network, perhaps wrapped for several GPUs
 )->nn.Module: # The network itself
@@ -149,7 +153,7 @@ def image_mse(
     "Mean squared error of each image"
     return (pred - target).pow(2).flatten(1).mean(1)
 
-# %% ../nbs/06_ddpm.ipynb #c024
+# %% ../nbs/06_ddpm.ipynb #c027
 class DiffusionCallback(Callback):
     "Turns a batch of cells into the training pair (noisy cells, what the network should say), fresh noise each time"
     order = -5
@@ -183,7 +187,7 @@ class DiffusionCallback(Callback):
         dropped = torch.rand(len(label), generator=rng, device=label.device) < self.label_dropout
         return label.masked_fill(dropped, unwrap(self.learn.model).unet.n_classes)
 
-# %% ../nbs/06_ddpm.ipynb #c026
+# %% ../nbs/06_ddpm.ipynb #c029
 class EMA(Callback):
     "Keeps `learn.ema.averaged`: a copy of the network whose weights are a running mean, which paints better cells than the last step's"
     order = 5
@@ -200,7 +204,7 @@ class EMA(Callback):
         decay = min(self.decay, (1 + self.steps)/(10 + self.steps))
         torch._foreach_lerp_(list(self.averaged.parameters()), [p.detach() for p in unwrap(self.learn.model).parameters()], 1 - decay)
 
-# %% ../nbs/06_ddpm.ipynb #c029
+# %% ../nbs/06_ddpm.ipynb #c032
 def fast_bfloat16(
     device=None, # A torch device; by default `default_device()`
 )->bool: # True on GPUs and CPUs with bfloat16 instructions
@@ -209,7 +213,7 @@ def fast_bfloat16(
     if device.type == 'cuda': return torch.cuda.is_bf16_supported()
     return device.type == 'cpu' and torch.cpu._is_avx512_bf16_supported()
 
-# %% ../nbs/06_ddpm.ipynb #c030
+# %% ../nbs/06_ddpm.ipynb #c033
 def ddpm_learner(
     dls, # fastai `DataLoaders` of `(images in -1..1, labels)`, as `cell_dls` gives them
     model:Denoiser, # What is trained
@@ -229,14 +233,14 @@ def ddpm_learner(
     cbs = [DiffusionCallback(levels, gamma, label_dropout, seed), EMA(ema), GradientClip(clip), TerminateOnNaNCallback(), *cbs]
     return Learner(dls, model, loss_func=weighted_mse, opt_func=partial(OptimWrapper, opt=torch.optim.AdamW), cbs=cbs)
 
-# %% ../nbs/06_ddpm.ipynb #c035
+# %% ../nbs/06_ddpm.ipynb #c038
 def _x0(model, xt, t, label, bs=256):
     "The network's estimate of x0, computed in batches of `bs`"
     ts = torch.full((len(xt),), t, device=xt.device)
     parts = [model.x0(xt[i:i + bs], ts[i:i + bs], None if label is None else label[i:i + bs]) for i in range(0, len(xt), bs)]
     return torch.cat(parts)
 
-# %% ../nbs/06_ddpm.ipynb #c036
+# %% ../nbs/06_ddpm.ipynb #c039
 def ancestral(
     model:Denoiser, # A trained network
     x:torch.Tensor, # Noise `(batch, channel, height, width)`
@@ -253,7 +257,7 @@ def ancestral(
         x = p_sample(x0, x, torch.full((len(x),), t, device=x.device), model.schedule, eps)
     return x
 
-# %% ../nbs/06_ddpm.ipynb #c038
+# %% ../nbs/06_ddpm.ipynb #c041
 def spaced_timesteps(
     schedule:Schedule, # Gives the log-SNR of each timestep
     steps:int, # How many, 1..T
@@ -266,7 +270,7 @@ def spaced_timesteps(
     wanted = torch.linspace(log_snr[-1], log_snr[0], steps, dtype=torch.float64)
     return (wanted[:, None] - log_snr).abs().argmin(1).unique().flip(0)           # a table can be too coarse for all steps to differ
 
-# %% ../nbs/06_ddpm.ipynb #c040
+# %% ../nbs/06_ddpm.ipynb #c043
 def dpm_solver(
     model:Denoiser, # A trained network
     x:torch.Tensor, # Noise `(batch, channel, height, width)`
@@ -290,7 +294,7 @@ def dpm_solver(
         before, h_before = x0, h
     return x0
 
-# %% ../nbs/06_ddpm.ipynb #c042
+# %% ../nbs/06_ddpm.ipynb #c045
 def label_tensor(
     model:Denoiser, # Knows the names of its classes
     label, # None, one class (name or number), or one for each image
@@ -308,7 +312,7 @@ def label_tensor(
         raise ValueError(f"Unknown class {l!r}: use one of {', '.join(model.classes)}, or a number in 0..{len(model.classes) - 1}.")
     return torch.tensor([number(l) for l in labels])
 
-# %% ../nbs/06_ddpm.ipynb #c043
+# %% ../nbs/06_ddpm.ipynb #c046
 def _start(model, n, label, seed):
     "Labels as a tensor, the first noise, and the generator that goes on with it"
     rng = generator(seed)
@@ -317,7 +321,7 @@ def _start(model, n, label, seed):
     x = torch.randn(n, model.unet.channels, model.size, model.size, generator=rng)
     return x.to(model.device), None if label is None else label.to(model.device), rng
 
-# %% ../nbs/06_ddpm.ipynb #c044
+# %% ../nbs/06_ddpm.ipynb #c047
 samplers = dict(dpm_solver=dpm_solver, ancestral=ancestral)
 
 @torch.no_grad()
@@ -345,7 +349,7 @@ def sample(
     model.train(was_training)
     return (x, path) if trajectory else x
 
-# %% ../nbs/06_ddpm.ipynb #c056
+# %% ../nbs/06_ddpm.ipynb #c059
 class Budget(Callback):
     "Trains for a number of minutes or epochs: the learning rate warms up, stays, and falls to zero as the budget is used up"
     order = 60
@@ -388,7 +392,7 @@ class Budget(Callback):
         if self.used >= 1: raise CancelFitException                # a resumed run may be done already
     def after_fit(self): self.bar.close()
 
-# %% ../nbs/06_ddpm.ipynb #c058
+# %% ../nbs/06_ddpm.ipynb #c061
 class Checkpoint(Callback):
     "Writes everything that a run needs to go on after each epoch, in one piece or not at all, and goes on from it"
     order = 70
@@ -418,7 +422,7 @@ class Checkpoint(Callback):
         budget.steps, budget.seconds, budget.losses = state['steps'], state['seconds'], list(state['losses'])
         ema.steps = state['steps']
 
-# %% ../nbs/06_ddpm.ipynb #c059
+# %% ../nbs/06_ddpm.ipynb #c062
 def fit_for(
     learn:Learner, # From `ddpm_learner`
     minutes:float=None, # Time to train for
@@ -433,7 +437,7 @@ def fit_for(
     with learn.no_bar(), learn.no_logging(): learn.fit(epochs or 1_000_000, lr=lr, cbs=cbs)
     return budget
 
-# %% ../nbs/06_ddpm.ipynb #c061
+# %% ../nbs/06_ddpm.ipynb #c064
 class LossByLevel(Callback):
     "Remembers the validation loss of every image with its timestep, so that it can be drawn by noise level"
     order = 10
@@ -448,7 +452,7 @@ class LossByLevel(Callback):
         rows = pd.concat(self.rows).assign(t=lambda d: (d.t*bins//self.T + .5)*self.T/bins)
         return rows.groupby(['epoch', 't'], as_index=False).loss.mean()
 
-# %% ../nbs/06_ddpm.ipynb #c062
+# %% ../nbs/06_ddpm.ipynb #c065
 class SampleEachEpoch(Callback):
     "Paints cells from one fixed seed after each epoch: a loss says little, pictures say a lot"
     order = 65
@@ -464,7 +468,7 @@ class SampleEachEpoch(Callback):
         label = torch.arange(self.n) % len(model.classes) if model.classes else None
         self.images.append(sample(model, self.n, label=label, seed=self.seed, steps=self.steps, progress=False))
 
-# %% ../nbs/06_ddpm.ipynb #c073
+# %% ../nbs/06_ddpm.ipynb #c076
 def snr_weight(
     model:Denoiser, # Gives schedule and prediction
     t:torch.Tensor, # Timesteps `(batch,)`
@@ -476,7 +480,7 @@ def snr_weight(
     error = dict(eps=s/a.clamp(min=1e-8), x0=one, v=model.data_std*s/model.std(t, one))[model.prediction]   # d x0 / d output
     return ((a/s)**2).clamp(max=gamma).mul(error**2).flatten()
 
-# %% ../nbs/06_ddpm.ipynb #c079
+# %% ../nbs/06_ddpm.ipynb #c082
 objectives = {
     'ddpm': dict(schedule='linear', prediction='eps'),
     'cosine': dict(schedule='cosine', prediction='eps'),
@@ -484,7 +488,7 @@ objectives = {
     'min-snr': dict(schedule='cosine', prediction='v', gamma=5.),
     'edm': dict(schedule='log_snr', prediction='v', data_std=.5, levels='lognormal')}
 
-# %% ../nbs/06_ddpm.ipynb #c080
+# %% ../nbs/06_ddpm.ipynb #c083
 def diffusion_learner(
     dls, # From `cell_dls`
     objective:str='edm', # One of `objectives`

@@ -6,7 +6,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/recipes.html.md"""
 
 # %% auto #0
 __all__ = ['licences', 'machine', 'write_json', 'save_weights', 'find_source', 'classifier_for', 'train_and_save_classifier',
-           'test_cells', 'about', 'train', 'level_losses', 'save_grid', 'model_card', 'classifier_card', 'results',
+           'held_out', 'about', 'train', 'level_losses', 'save_grid', 'model_card', 'classifier_card', 'results',
            'race', 'race_table', 'bench', 'bench_summary']
 
 # %% ../nbs/recipes.ipynb #c003
@@ -91,7 +91,7 @@ def train_and_save_classifier(
     started = time.perf_counter()
     model = train_classifier(dls, epochs, progress=progress)
     seconds = time.perf_counter() - started
-    x, y = test_cells(dls)
+    x, y = held_out(dls)
     record = dict(kind='classifier', fingerprint=fingerprint(dls), seconds=seconds, epochs=epochs, **about(dls), parameters=n_params(model),
                   accuracy=recognised(look(model, x)[1], y, dls.vocab).to_dict('records'), machine=machine())
     save_weights(model, folder)
@@ -100,7 +100,7 @@ def train_and_save_classifier(
     return model
 
 # %% ../nbs/recipes.ipynb #c016
-def test_cells(
+def held_out(
     dls, # From `cell_dls`
 ): # Images `(n, channel, size, size)` in -1..1 and classes `(n,)`
     "The real cells that no network has seen"
@@ -147,7 +147,7 @@ def train(
                   crop=crop or ('center' if source in ('pbc', 'jurkat') else 'field'))
     write_json(out/'record.json', record)
     if scored:
-        x, y = test_cells(dls)
+        x, y = held_out(dls)
         record['score'] = score(model, classifier_for(dls), x, y, scored, steps, progress=progress)
         write_json(out/'record.json', record)
     (out/'README.md').write_text(model_card(record, out.name), encoding='utf-8')
@@ -192,6 +192,20 @@ def save_grid(
     return x
 
 # %% ../nbs/recipes.ipynb #c022
+def _score_lines(s):
+    "The score of a record as Markdown"
+    g, f = s['generated'], s['floor']
+    lines = ['', '## Score', '', f"{s['n']} cells, {s['steps']} network calls each, beside real test cells, in the features of a classifier trained on the training cells "
+              f"(accuracy on real test cells {s['classifier_accuracy'][-1]['share']:.3f}). In brackets the middle 95% over {g['draws']} draws.", '',
+              '| | generated | real against real |', '|---|---|---|']
+    lines += [f"| {label} | {g[k]['mean']:.3g} ({g[k]['low']:.3g} to {g[k]['high']:.3g}) | {f[k]['mean']:.3g} ({f[k]['low']:.3g} to {f[k]['high']:.3g}) |"
+              for k, label in (('fd', 'Fréchet distance'), ('kd', 'kernel distance'))]
+    if 'recognised' in s:
+        r = s['recognised'][-1]
+        lines += ['', f"The asked class is recognised in {r['share']:.1%} of the cells (95% interval {r['low']:.1%} to {r['high']:.1%})."]
+    return lines
+
+# %% ../nbs/recipes.ipynb #c023
 def model_card(
     record:dict, # From `train`
     name:str, # Name of the weights
@@ -206,16 +220,7 @@ def model_card(
              f"- Network: {record['parameters']/1e6:.2f} M parameters, {record['gflops']:.2f} GFLOPs an image; weights in half precision.",
              f"- Objective `{record['objective']}`, learning rate {record['lr']}, batches of {record['bs']}, seed {record['seed']}.",
              f"- {record['seconds']/60:.1f} minutes on {m['name']} ({m['device']}, {m['threads']} threads, PyTorch {m['torch']}): {record['steps']} steps, {record['cells_seen']} cells seen."]
-    if 'score' in record:
-        s = record['score']; g, f = s['generated'], s['floor']
-        lines += ['', '## Score', '', f"{s['n']} cells, {s['steps']} network calls each, beside real test cells, in the features of a classifier trained on the training cells "
-                  f"(accuracy on real test cells {s['classifier_accuracy'][-1]['share']:.3f}). In brackets the middle 95% over {g['draws']} draws.", '',
-                  '| | generated | real against real |', '|---|---|---|']
-        lines += [f"| {label} | {g[k]['mean']:.3g} ({g[k]['low']:.3g} to {g[k]['high']:.3g}) | {f[k]['mean']:.3g} ({f[k]['low']:.3g} to {f[k]['high']:.3g}) |"
-                  for k, label in (('fd', 'Fréchet distance'), ('kd', 'kernel distance'))]
-        if 'recognised' in s:
-            r = s['recognised'][-1]
-            lines += ['', f"The asked class is recognised in {r['share']:.1%} of the cells (95% interval {r['low']:.1%} to {r['high']:.1%})."]
+    if 'score' in record: lines += _score_lines(record['score'])
     lines += ['', '## Licence and limits', '', licences.get(record['source'], 'The licence is that of the cells it was trained on.'), '',
               'Generated cells are for teaching and for research on methods. They are not for clinical use: nothing here was tested for a diagnosis.', '']
     return '\n'.join(lines)
@@ -236,7 +241,7 @@ def classifier_card(
 _blood = 'Trained on blood cells of Acevedo et al. 2020 (doi 10.17632/snkd93bnjr.1, CC BY 4.0), from people without infection or blood disease.'
 licences = dict(pbc=_blood, bloodmnist=_blood, simulated='Trained on simulated cells that the package draws.')
 
-# %% ../nbs/recipes.ipynb #c027
+# %% ../nbs/recipes.ipynb #c028
 def results()->str: # Markdown
     "A table of what the shipped models score, beside what real cells score"
     def span(d, digits=2): return f"{d['mean']:.{digits}f} ({d['low']:.{digits}f} to {d['high']:.{digits}f})"
@@ -251,7 +256,7 @@ def results()->str: # Markdown
                      f"{span(s['generated']['fd'])} ({span(s['floor']['fd'])}) | {span(s['generated']['kd'], 3)} ({span(s['floor']['kd'], 3)}) |")
     return '\n'.join(lines)
 
-# %% ../nbs/recipes.ipynb #c030
+# %% ../nbs/recipes.ipynb #c031
 def race(
     data:str='simulated', # A source or a folder, see `find_source`
     out='runs/race', # One record for each run; a run that has a record is not made again
@@ -282,7 +287,7 @@ def race_table(
                          fd=s['generated']['fd']['mean'], kd=s['generated']['kd']['mean'], floor_fd=s['floor']['fd']['mean']))
     return pd.DataFrame(rows)
 
-# %% ../nbs/recipes.ipynb #c032
+# %% ../nbs/recipes.ipynb #c033
 def _alternating(steps, rounds):
     "Median seconds of each named step, taken in turn so that a drifting machine harms all alike"
     seconds = {name: [] for name in steps}
@@ -293,7 +298,7 @@ def _alternating(steps, rounds):
             if i: seconds[name].append(time.perf_counter() - started)      # the first round warms up
     return {name: statistics.median(s) for name, s in seconds.items()}
 
-# %% ../nbs/recipes.ipynb #c033
+# %% ../nbs/recipes.ipynb #c034
 def _train_step(model, x, bfloat16):
     "A function that takes one optimiser step on images `x`"
     opt, t = torch.optim.AdamW(model.parameters(), 1e-4), torch.randint(0, 1000, (len(x),), device=x.device)
@@ -320,7 +325,7 @@ def _convolution(dim, size, bs, device, bfloat16):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16): conv(x).sum().backward()
     return step, 3*2*9*dim**2*size**2*bs
 
-# %% ../nbs/recipes.ipynb #c034
+# %% ../nbs/recipes.ipynb #c035
 def bench(
     size:int=64, # Height and width, in pixels
     bs:int=16, # Images in a batch
@@ -331,7 +336,7 @@ def bench(
     try: from diffusers import UNet2DModel
     except ImportError as e: raise ImportError("The benchmark compares with diffusers: pip install diffusers") from e
     device = default_device()
-    ours = lambda: UNet(dim=48, mults=(1, 2, 3, 3))
+    ours = lambda: UNet(dim=48, mults=(1, 2, 3, 3))                      # these two are of equal size and cost
     theirs = lambda: UNet2DModel(sample_size=size, in_channels=3, out_channels=3, layers_per_block=2, block_out_channels=(32, 64, 128, 128), norm_num_groups=8,
                                  down_block_types=('DownBlock2D', 'DownBlock2D', 'AttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'AttnUpBlock2D', 'UpBlock2D', 'UpBlock2D'))
     x, train_steps, sample_steps, rows = torch.randn(bs, 3, size, size, device=device), {}, {}, []

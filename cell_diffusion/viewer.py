@@ -7,7 +7,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/viewer.html.md"""
 # %% auto #0
 __all__ = ['grid_frame', 'FrameSlider']
 
-# %% ../nbs/viewer.ipynb #c004
+# %% ../nbs/viewer.ipynb #c003
 import base64, hashlib, html, io, json
 from functools import cached_property
 from string import Template
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from fastcore.basics import patch
 from .core import *
 
-# %% ../nbs/viewer.ipynb #c007
+# %% ../nbs/viewer.ipynb #c006
 def grid_frame(
     x,           # Images `(batch, channel, height, width)`: floats in -1..1 or uint8 pixels; 3 channels as colour, otherwise the first in grey
     ncols:int=8, # Images in a row
@@ -37,7 +37,7 @@ def grid_frame(
         grid[r:r + h, c:c + w] = im.repeat(zoom, 0).repeat(zoom, 1)
     return Image.fromarray(grid)
 
-# %% ../nbs/viewer.ipynb #c012
+# %% ../nbs/viewer.ipynb #c011
 def _as_image(frame):
     "A PIL image from a PIL image, a figure, a batch of images `(n, c, h, w)` or an array of pixels `(h, w)` or `(h, w, 3)`"
     if isinstance(frame, Image.Image): return frame
@@ -53,8 +53,8 @@ def _webp(image, quality):
     buffer = io.BytesIO(); image.save(buffer, 'WEBP', quality=quality)
     return buffer.getvalue()
 
-# %% ../nbs/viewer.ipynb #c014
-_page = '''<figure id="$id" class="frame-slider" role="group" aria-label="$caption" data-lm-suppress-shortcuts="true" style="margin:.5em 0;max-width:${width}px;color:inherit">
+# %% ../nbs/viewer.ipynb #c013
+_page = '''<figure id="$id" class="frame-slider" role="group" aria-label="$name" data-lm-suppress-shortcuts="true" style="margin:.5em 0;max-width:${width}px;color:inherit">
 <img src="$first" width="$width" height="$height" alt="$alt" style="display:block;width:100%;height:auto;margin:0;background:none">
 <div class="frame-slider-bar" style="display:none;align-items:center;gap:.6em;margin-top:.3em">
 <button type="button" aria-label="Play" style="width:2.4em;height:2.2em;padding:0;border:1px solid currentColor;border-radius:4px;background:none;color:inherit;cursor:pointer">&#9654;</button>
@@ -63,7 +63,7 @@ _page = '''<figure id="$id" class="frame-slider" role="group" aria-label="$capti
 <figcaption style="font-size:.85em;opacity:.85;margin-top:.2em">$caption</figcaption>
 <script>$script</script></figure>'''
 
-# %% ../nbs/viewer.ipynb #c015
+# %% ../nbs/viewer.ipynb #c014
 _script = '''(() => { for (const f of document.querySelectorAll('[id="$id"]:not([data-ready])')) {
 f.dataset.ready = "yes";
 const [im, input, out, play] = ["img", "input", "output", "button"].map(s => f.querySelector(s));
@@ -76,7 +76,7 @@ play.onclick = () => { if (timer) return stop(); timer = setInterval(step, 350);
 input.oninput = () => { stop(); show(); };
 f.querySelector(".frame-slider-bar").style.display = "flex"; show(); } })();'''
 
-# %% ../nbs/viewer.ipynb #c017
+# %% ../nbs/viewer.ipynb #c016
 class FrameSlider:
     "A slider over frames, shown as self-contained HTML; `.widget` is the same as a live ipywidgets slider"
     max_frames = 24 # More would make a notebook heavy
@@ -103,7 +103,7 @@ class FrameSlider:
         "What is shown beside the slider, one string a frame"
         return [f'{self.label} = {l}' for l in self.labels]
 
-# %% ../nbs/viewer.ipynb #c019
+# %% ../nbs/viewer.ipynb #c018
 def _inline(webp): return 'data:image/webp;base64,' + base64.b64encode(webp).decode()
 
 def _js(x): return json.dumps(x, ensure_ascii=False).replace('<', '\\u003c')
@@ -120,16 +120,16 @@ def _repr_html_(self:FrameSlider):
     (width, height), src = self.images[0].size, [_inline(w) for w in self.webp]
     script = Template(_script).substitute(id=self.id, frames=_js(src[1:]), names=_js(self.names))
     return Template(_page).substitute(id=self.id, first=src[0], width=width, height=height, last=len(src) - 1, alt=html.escape(self.names[0]),
-        now=html.escape(self.names[0]), label=html.escape(self.label), caption=html.escape(self.caption), chars=max(map(len, self.names)), script=script)
+        now=html.escape(self.names[0]), label=html.escape(self.label), caption=html.escape(self.caption), name=html.escape(self.caption or self.label), chars=max(map(len, self.names)), script=script)
 
-# %% ../nbs/viewer.ipynb #c020
+# %% ../nbs/viewer.ipynb #c019
 @patch
 def __repr__(self:FrameSlider):
     "One line: how many frames, of what size, and their weight"
     (w, h), kb = self.images[0].size, sum(map(len, self.webp))*4/3/1024
     return f'FrameSlider({len(self.images)} frames of {w}x{h}, {self.names[0]} to {self.labels[-1]}, {kb:.0f} KB in a notebook)'
 
-# %% ../nbs/viewer.ipynb #c024
+# %% ../nbs/viewer.ipynb #c023
 @patch(as_prop=True)
 def widget(self:FrameSlider):
     "A live `ipywidgets.VBox` of an image, a slider and the caption; its slider's `value` is the frame's number"

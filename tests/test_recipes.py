@@ -31,7 +31,7 @@ def test_sample_from_a_folder(run, tmp_path):
 
 @pytest.mark.parametrize('args,says', [
     (('sample', '--model', 'blood31'), 'blood31'), (('sample', '--label', 'monocite'), 'monocyte'), (('sample', '--out', 'cells.gif'), '.png'),
-    (('train', '--data', 'no/such/folder'), 'no/such/folder'), (('train', '--objective', 'edn', '--n', '80'), 'edm'), (('sample', '--model', 'nbs'), 'nbs')])
+    (('train', '--data', 'no/such/folder'), 'no/such/folder'), (('train', '--objective', 'edn', '--n', '160'), 'edm'), (('sample', '--model', 'nbs'), 'nbs')])
 def test_a_mistake_is_answered_with_a_sentence(args, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path); (tmp_path/'nbs').mkdir()
     answer = cli(*args)
