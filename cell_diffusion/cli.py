@@ -1,4 +1,4 @@
-"""`cell-diffusion`: train, sample, score and benchmark from a shell
+"""`cell-diffusion`: train, sample and benchmark from a shell
 
 Docs: https://cell-diffusion.github.io/cell_diffusion/cli.html.md"""
 
@@ -14,14 +14,14 @@ from typing import Optional
 import typer
 
 # %% ../nbs/cli.ipynb #c005
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Diffusion models on real cells: train, sample, score, benchmark.", pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Diffusion models on real cells: train, sample, benchmark.", pretty_exceptions_enable=False)
 
 def _plain_errors(f):
     "Show a mistake of the user's as a sentence"
     @wraps(f)
     def wrapped(*args, **kwargs):
         try: return f(*args, **kwargs)
-        except (ValueError, TypeError, OSError, ImportError) as e:
+        except (ValueError, OSError, ImportError, FloatingPointError) as e:
             typer.echo(f"cell-diffusion: {e}", err=True); raise typer.Exit(1)
     return wrapped
 
@@ -40,12 +40,12 @@ def sample_(
     "Paint cells into a picture."
     from cell_diffusion.ddpm import Denoiser, pretrained, sample, fast_bfloat16
     from cell_diffusion.core import decode, default_device
-    from PIL import Image
     from torchvision.utils import save_image
     net = pretrained(Denoiser, model or ('blood32' if label else 'blood64')).to(default_device())
     net.bfloat16 = fast_bfloat16(net.device)
     if out.suffix.lower() not in ('.png', '.jpg', '.jpeg', '.webp'): raise ValueError(f"--out {out}: name a picture that ends in .png, .jpg or .webp.")
     x = sample(net, n, label=label, seed=seed, steps=steps)
+    if x.shape[1] != 3: x = x[:, :1]                                # other channels than three are no colours: show the first
     out.parent.mkdir(parents=True, exist_ok=True)
     save_image(decode(x).float()/255, out, nrow=max(1, round(n**.5)), padding=2, pad_value=1.)
     typer.echo(f"{n} cells of {net.size} × {net.size} pixels: {out}")
@@ -61,7 +61,7 @@ def train_(
     data:str=typer.Option('simulated', help="A folder of class folders, or a source: simulated, pbc, bloodmnist, jurkat, …"),
     size:int=typer.Option(32, help="Height and width in pixels.", min=8),
     classes:bool=typer.Option(False, '--classes', help="Train with class labels."),
-    minutes:float=typer.Option(10, help="Time to train.", min=0),
+    minutes:float=typer.Option(10, help="Time to train.", min=.01),
     out:Path=typer.Option(Path('runs/cells'), help="Folder for weights, record, picture, checkpoint. A killed run goes on from there."),
     objective:str=typer.Option('edm', help="ddpm, cosine, v, min-snr or edm."),
     dim:int=typer.Option(32, help="Channels of the network's first level."),

@@ -12,7 +12,7 @@ __all__ = ['published_counts', 'origins', 'sources', 'channel_codes', 'Origin', 
 # %% ../nbs/02_data.ipynb #c003
 import copy, errno, hashlib, inspect, json, os, re, shutil, warnings, zipfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, torch, pooch, matplotlib.pyplot as plt
 from PIL import Image, ImageSequence
@@ -115,6 +115,8 @@ class CellImages:
     hashes:np.ndarray=None # Fingerprint of each cell's original pixels `(n,)`: equal for exact duplicates
     enlarged:int = 0       # How many cells were smaller than asked for
     splits:dict = None     # The source's own `train`, `valid` and `test` indices, where it has them
+    source:str = None      # One of `sources`
+    crop:str = None        # `field`, `center`, or None for cells that are taken as they are
     def __post_init__(self):
         if self.hashes is None: self.hashes = np.array([_fingerprint(o) for o in self.images])
     def __len__(self): return len(self.images)
@@ -356,14 +358,15 @@ def load_cells(
     if size != int(size) or size < 8: raise ValueError(f"size={size} should be a whole number of pixels, at least 8.")
     if n is not None and n < 1: raise ValueError(f"n={n} should be at least 1.")
     source, path = _resolve(source, path)
-    if source.startswith('simulated'): return _load_simulated(source, size, channels, n, seed, cache)
+    crop = None if source.startswith('simulated') else crop or ('field' if source == 'folder' else 'center')
+    if crop is None: return replace(_load_simulated(source, size, channels, n, seed, cache), source=source)
     if source == 'bloodmnist':
         if crop == 'field': raise ValueError("BloodMNIST is cropped to its center already: source='pbc' has the whole field.")
-        return _load_bloodmnist(path, size, n, seed)
+        return replace(_load_bloodmnist(path, size, n, seed), source=source, crop=crop)
     folder = Path(path) if source == 'folder' else find_data(source, path) or find_data(source, download(source))
-    cells = _load_folder(folder, source, size, crop or ('field' if source == 'folder' else 'center'), channels, n, seed, cache)
+    cells = _load_folder(folder, source, size, crop, channels, n, seed, cache)
     _report(cells, size, strict)
-    return cells
+    return replace(cells, source=source, crop=crop)
 
 # %% ../nbs/02_data.ipynb #c065
 def few_of_each(

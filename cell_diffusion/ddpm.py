@@ -200,6 +200,7 @@ class EMA(Callback):
 
     @torch.no_grad()
     def after_step(self):
+        if not torch.isfinite(self.learn.loss): return                 # the run is stopped in a moment
         self.steps += 1
         decay = min(self.decay, (1 + self.steps)/(10 + self.steps))
         torch._foreach_lerp_(list(self.averaged.parameters()), [p.detach() for p in unwrap(self.learn.model).parameters()], 1 - decay)
@@ -210,8 +211,8 @@ def fast_bfloat16(
 )->bool: # True on GPUs and CPUs with bfloat16 instructions
     "Does this device compute faster in bfloat16 than in float32?"
     device = torch.device(device or default_device())
-    if device.type == 'cuda': return torch.cuda.is_bf16_supported()
-    return device.type == 'cpu' and torch.cpu._is_avx512_bf16_supported()
+    if device.type == 'cuda': return torch.cuda.get_device_capability(device)[0] >= 8        # older ones only emulate it
+    return device.type == 'cpu' and getattr(torch.cpu, '_is_avx512_bf16_supported', lambda: False)()
 
 # %% ../nbs/06_ddpm.ipynb #c033
 def ddpm_learner(
@@ -261,11 +262,9 @@ def ancestral(
 def spaced_timesteps(
     schedule:Schedule, # Gives the log-SNR of each timestep
     steps:int, # How many, 1..T
-    spacing:str='log_snr', # `log_snr`: even steps in log-SNR; `uniform`: even steps in t
 )->torch.Tensor: # Timesteps, falling from T-1, no two alike: `steps` of them, or fewer where the schedule's table is too coarse
-    "The timesteps that a short sampler visits"
+    "The timesteps that a short sampler visits, evenly spaced in log-SNR"
     if not 1 <= steps <= schedule.T: raise ValueError(f"steps must be in 1..{schedule.T}, got {steps}.")
-    if spacing == 'uniform': return torch.linspace(schedule.T - 1, 0, steps).round().long()
     log_snr = schedule.log_snr.double().cpu().clamp(min=-12)                           # zero terminal SNR has a log of minus infinity
     wanted = torch.linspace(log_snr[-1], log_snr[0], steps, dtype=torch.float64)
     return (wanted[:, None] - log_snr).abs().argmin(1).unique().flip(0)           # a table can be too coarse for all steps to differ
@@ -303,12 +302,12 @@ def label_tensor(
     "Class names or numbers as a tensor. Raises `ValueError` for an unknown class and lists the right ones."
     if label is None: return None
     if not model.classes: raise ValueError("This network was trained without classes: leave label out.")
-    one = isinstance(label, (str, int))
-    labels = [label]*(n or 1) if one else list(label)
+    one = isinstance(label, str) or np.ndim(label) == 0
+    labels = [label]*(n or 1) if one else [l.item() if hasattr(l, 'item') else l for l in label]
     if n and len(labels) != n: raise ValueError(f"{len(labels)} labels for {n} images: give one label for all, or one for each.")
     def number(l):
         if isinstance(l, str) and l in model.classes: return model.classes.index(l)
-        if not isinstance(l, str) and 0 <= int(l) < len(model.classes): return int(l)
+        if str(l).isdigit() and int(l) < len(model.classes): return int(l)
         raise ValueError(f"Unknown class {l!r}: use one of {', '.join(model.classes)}, or a number in 0..{len(model.classes) - 1}.")
     return torch.tensor([number(l) for l in labels])
 
@@ -362,8 +361,9 @@ class Budget(Callback):
         progress:bool=True, # Show a progress bar
     ):
         if (minutes is None) == (epochs is None): raise ValueError("Give Budget either minutes or epochs.")
+        if (minutes if epochs is None else epochs) <= 0: raise ValueError("minutes (or epochs) must be above 0.")
         self.lr, self.minutes, self.epochs, self.warmup, self.decay, self.progress = lr, minutes, epochs, warmup, decay, progress
-        self.steps, self.seconds, self.losses = 0, 0., []
+        self.steps, self.seconds, self.losses, self.last = 0, 0., [], torch.zeros(())
 
     @property
     def used(self):
@@ -380,6 +380,8 @@ class Budget(Callback):
     def before_fit(self): self.bar = tqdm(total=100, disable=not self.progress, desc='training', bar_format='{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}')
     def before_batch(self):
         if self.training: self.opt.set_hypers(lr=self.rate(self.used)); self.started = time.perf_counter()
+
+    def after_loss(self): self.last = self.learn.loss.detach()        # seen even when the run is stopped by it
 
     def after_batch(self):
         if not self.training: return
@@ -398,23 +400,32 @@ class Checkpoint(Callback):
     order = 70
     def __init__(self,
         path, # File to write, replaced at every epoch
-    ): self.path, self.done = Path(path), 0
+        run:dict=None, # What makes this run what it is: a checkpoint of another run is refused
+    ): self.path, self.whose, self.done = Path(path), dict(run or {}), 0
 
     def state(self):
         "All that changes during training, as tensors and numbers"
         budget, ema = self.learn.budget, self.learn.ema
-        return dict(model=unwrap(self.model).state_dict(), ema=ema.averaged.state_dict(), opt=self.opt.state_dict(), epochs=self.done, steps=budget.steps, seconds=budget.seconds, losses=torch.stack(budget.losses).cpu() if budget.losses else torch.zeros(0))
+        return dict(run=self.whose, model=unwrap(self.model).state_dict(), ema=ema.averaged.state_dict(), opt=self.opt.state_dict(),
+                    epochs=self.done, steps=budget.steps, seconds=budget.seconds, losses=torch.stack(budget.losses).cpu() if budget.losses else torch.zeros(0))
 
-    def after_epoch(self):
-        self.done += 1
+    def save(self):
+        "Write it all under a temporary name, then rename"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         half = self.path.with_suffix('.part')
         torch.save(self.state(), half); os.replace(half, self.path)
+
+    def after_epoch(self): self.done += 1; self.save()
+    def after_fit(self):
+        if self.learn.budget.used >= 1: self.save()                  # a budget of minutes ends within an epoch
 
     def before_fit(self):
         if not self.path.exists(): return
         state = torch.load(self.path, map_location=self.learn.dls.device, weights_only=True)
         budget, ema = self.learn.budget, self.learn.ema
+        for key, here in self.whose.items():
+            if state['run'].get(key) != here:
+                raise ValueError(f"{self.path} belongs to another run: {key} was {state['run'].get(key)!r} there and is {here!r} here. Give this run a folder of its own, or delete that file.")
         try: unwrap(self.model).load_state_dict(state['model'])
         except RuntimeError as e: raise ValueError(f"{self.path} is the checkpoint of another network: give this run a folder of its own, or the settings of that run.") from e
         ema.averaged.load_state_dict(state['ema']); self.opt.load_state_dict(state['opt'])
@@ -429,12 +440,15 @@ def fit_for(
     epochs:int=None, # Or passes over the training cells
     lr:float=1e-3, # Highest learning rate
     checkpoint=None, # File to write after every epoch, and to go on from if it is there
+    run:dict=None, # What makes this run what it is, as numbers and text; a checkpoint of another run is refused
     progress:bool=True, # Show a progress bar
 )->Budget: # With the `losses` of all steps, `steps` and `seconds`
     "Train for a budget of minutes or epochs. Killed and started again with the same `checkpoint` it goes on from the last whole epoch."
     budget = Budget(lr, minutes, epochs, progress=progress)
-    cbs = [budget] + ([Checkpoint(checkpoint)] if checkpoint else [])
+    cbs = [budget] + ([Checkpoint(checkpoint, run)] if checkpoint else [])
     with learn.no_bar(), learn.no_logging(): learn.fit(epochs or 1_000_000, lr=lr, cbs=cbs)
+    if not torch.isfinite(budget.last):
+        raise FloatingPointError(f"The loss became {budget.last.item()} after {budget.steps} steps: lower the learning rate (it was {lr:g}).")
     return budget
 
 # %% ../nbs/06_ddpm.ipynb #c064

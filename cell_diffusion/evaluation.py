@@ -91,9 +91,9 @@ def look(
 def fingerprint(
     dls, # From `cell_dls`
 )->str: # 16 hexadecimal digits
-    "Names the training cells of a split: two splits with the same fingerprint train on the same pixels and classes"
+    "Names the training cells of a split: two splits with the same fingerprint train on the same pictures, crop and classes"
     hashes = sorted(dls.cells.hashes[i] for i in dls.idxs['train'])
-    return hashlib.sha256('\n'.join([*dls.vocab, *hashes]).encode()).hexdigest()[:16]
+    return hashlib.sha256('\n'.join([*dls.vocab, str(dls.cells.crop), *hashes]).encode()).hexdigest()[:16]
 
 # %% ../nbs/07_evaluation.ipynb #c031
 def wilson(
@@ -128,8 +128,8 @@ def plot_shares(
     for i, (name, t) in enumerate(tables.items()):
         y = [classes.index(c) + .28*(i - (len(tables) - 1)/2) for c in t['class']]
         ax.errorbar(t.share, y, xerr=[(t.share - t.low).clip(lower=0), (t.high - t.share).clip(lower=0)], fmt='o', ms=4, capsize=2, label=name)
-    ax.set(yticks=range(len(classes)), yticklabels=classes, xlabel='share recognised, with 95% interval', xlim=(0, 1.02))
-    ax.invert_yaxis(); ax.legend(fontsize=8, loc='lower left')
+    ax.set(yticks=range(len(classes)), yticklabels=classes, xlabel='share recognised, with 95% interval', xlim=(max(0, min(t.low.min() for t in tables.values()) - .03), 1.01))
+    ax.invert_yaxis(); ax.grid(axis='x', alpha=.4); ax.legend(fontsize=8, loc='lower right', bbox_to_anchor=(1, 1), ncols=len(tables), frameon=False)
     return ax
 
 # %% ../nbs/07_evaluation.ipynb #c048
@@ -207,15 +207,15 @@ def show_nearest(
     x:torch.Tensor, # Cells in question `(n, channel, height, width)`
     pool:torch.Tensor, # Cells among which we looked
     found:tuple, # From `nearest`, for these cells
-    name:str='painted', # What the cells in question are called
+    name='painted', # What the cells in question are called: one name for all, or one for each
     **kwargs, # More arguments of `show_cells`
 )->plt.Figure: # The figure
     "Draw each cell on top of a column of its nearest cells, with their distances"
     gaps, idx = found
-    titles = [name]*len(x) + [f'{d:.2f}' for d in gaps.T.flatten().tolist()]
+    titles = ([name]*len(x) if isinstance(name, str) else list(name)) + [f'{d:.2f}' for d in gaps.T.flatten().tolist()]
     return show_cells(torch.cat([x, *[pool[i] for i in idx.T]]), titles, ncols=len(x), **{'zoom': 1, **kwargs})
 
-# %% ../nbs/07_evaluation.ipynb #c086
+# %% ../nbs/07_evaluation.ipynb #c089
 def score(
     model:Denoiser, # A trained network
     classifier:CellClassifier, # Trained on the training cells of the same data
@@ -237,7 +237,7 @@ def score(
     else: out['classes_seen'] = {c: (guess == k).float().mean().item() for k, c in enumerate(classifier.classes)}
     return out
 
-# %% ../nbs/07_evaluation.ipynb #c090
+# %% ../nbs/07_evaluation.ipynb #c093
 def score_table(
     folder=weights_folder, # Folder whose subfolders hold a `record.json` each; those without a whole score are left out
 )->pd.DataFrame: # One row a model: size, n, recognised and accuracy on real cells, `fd`, `fd_low`, `fd_high`, `fd_floor` and so on; NaN where no class was asked for

@@ -53,13 +53,30 @@ def test_a_classifier_is_trained_once_for_a_split(tmp_path, monkeypatch):
     assert all(torch.allclose(p.cpu().half().float(), q) for p, q in zip(a.parameters(), b.parameters()))
     assert len(list((tmp_path/'classifiers').iterdir())) == 1
 
-def test_race_makes_each_run_once(tmp_path):
-    score = dict(recognised=[dict(share=.5)], generated=dict(fd=dict(mean=1.), kd=dict(mean=.1)), floor=dict(fd=dict(mean=.2)))
-    for name in ('ddpm', 'edm'): write_json(tmp_path/f'{name}-0'/'record.json', dict(objective=name, seed=0, seconds=1, cells_seen=2, score=score))
-    table = race('simulated', tmp_path, seeds=1, names=('ddpm', 'edm'))
-    assert isinstance(table, pd.DataFrame) and set(table.objective) == {'ddpm', 'edm'} and (table.fd == 1).all()
+def test_race_makes_the_runs_that_have_no_record(tmp_path, monkeypatch):
+    import cell_diffusion.recipes as recipes
+    score, made = dict(recognised=[dict(share=.5)], generated=dict(fd=dict(mean=1.), kd=dict(mean=.1)), floor=dict(fd=dict(mean=.2))), []
+    def fake_train(*args, out, objective, seed, **kwargs):
+        made.append((objective, seed)); write_json(out/'record.json', dict(objective=objective, seed=seed, seconds=1, cells_seen=2, score=score))
+    monkeypatch.setattr(recipes, 'train', fake_train)
+    write_json(tmp_path/'edm-0'/'record.json', dict(objective='edm', seed=0, seconds=1, cells_seen=2, score=score))
+    table = race('simulated', tmp_path, seeds=2, names=('ddpm', 'edm'))
+    assert made == [('ddpm', 0), ('ddpm', 1), ('edm', 1)] and len(table) == 4 and (table.fd == 1).all()
 
-def test_find_source(tmp_path):
-    assert find_source('bloodmnist') == ('bloodmnist', None)
-    assert find_source(str(tmp_path)) == ('folder', str(tmp_path))
-    with pytest.raises(FileNotFoundError, match='simulated'): find_source('simulatd')
+def test_fingerprint_tells_split_crop_and_classes_apart():
+    a, b, c = (cell_dls('simulated', size=28, n=n, seed=s) for n, s in ((160, 0), (160, 1), (150, 0)))
+    marks = [fingerprint(d) for d in (a, b, c)]
+    a.cells.crop = 'center'
+    assert len({*marks, fingerprint(a)}) == 4
+
+def test_bench_in_miniature():
+    table = bench(size=16, bs=2, rounds=1, calls=1)
+    ratios = bench_summary(table)
+    assert (table.parameters.max()/table.parameters.min() < 1.05) and (table['train img/s'] > 0).all() and 0 < ratios['share']
+    best = table.groupby('network')['train img/s'].max()
+    assert ratios['train_ratio'] == best['cell_diffusion']/best['diffusers']
+
+def test_two_channels_are_painted_in_grey(tmp_path):
+    Denoiser(dict(channels=2, dim=16, mults=[1, 2]), size=16).save_pretrained(tmp_path/'two')
+    assert cli('sample', '--model', tmp_path/'two', '-n', 2, '--steps', 2, '--out', tmp_path/'two.png').exit_code == 0
+    assert Image.open(tmp_path/'two.png').mode in ('L', 'RGB')
