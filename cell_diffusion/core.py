@@ -31,7 +31,7 @@ class Scale:
 # %% ../nbs/00_core.ipynb #c012
 scales = dict(
     smoke =Scale('smoke',  'simulated', 32,   256,  32, 16,  1,  8),
-    laptop=Scale('laptop', 'simulated', 32,  6000,  64, 32, 10, 32),
+    laptop=Scale('laptop', 'simulated', 32,  6000,  64, 32,  4, 32),
     gpu   =Scale('gpu',    'simulated', 64, 17092, 256, 64, 60, 64))
 
 # %% ../nbs/00_core.ipynb #c018

@@ -270,7 +270,8 @@ def race_table(
     "The records of a race as a tidy table"
     rows = []
     for file in sorted(Path(out).glob('*/record.json')):
-        r = json.loads(file.read_text()); s = r['score']
+        r = json.loads(file.read_text())
+        if not (s := r.get('score')): continue                       # a run that was interrupted before its score
         rows.append(dict(objective=r['objective'], seed=r['seed'], seconds=r['seconds'], cells_seen=r['cells_seen'], recognised=s['recognised'][-1]['share'],
                          fd=s['generated']['fd']['mean'], kd=s['generated']['kd']['mean'], floor_fd=s['floor']['fd']['mean']))
     return pd.DataFrame(rows)
