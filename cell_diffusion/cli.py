@@ -62,6 +62,7 @@ def train_(
     size:int=typer.Option(32, help="Height and width in pixels.", min=8),
     classes:bool=typer.Option(False, '--classes', help="Train with class labels."),
     minutes:float=typer.Option(10, help="Time to train.", min=.01),
+    epochs:Optional[int]=typer.Option(None, help="Or passes over the training cells, in place of minutes.", min=1),
     out:Path=typer.Option(Path('runs/cells'), help="Folder for weights, record, picture, checkpoint. A killed run goes on from there."),
     objective:str=typer.Option('edm', help="ddpm, cosine, v, min-snr or edm."),
     dim:int=typer.Option(32, help="Channels of the network's first level."),
@@ -74,7 +75,7 @@ def train_(
 ):
     "Train a diffusion model on a folder of cells."
     from cell_diffusion.recipes import train
-    train(data, size, classes, minutes, None, out, objective, bs, lr, dim, crop, n, seed, scored=scored)
+    train(data, size, classes, minutes, epochs, out, objective, bs, lr, dim, crop, n, seed, scored=scored)
     typer.echo((out/'README.md').read_text(encoding='utf-8'))
     typer.echo(f"Weights, record, picture and card: {out}")
 
@@ -84,13 +85,13 @@ def train_(
 def race_(
     data:str=typer.Option('simulated', help="A folder of class folders, or a source."),
     out:Path=typer.Option(Path('runs/race'), help="Folder for the records; runs that have one are not made again."),
-    epochs:int=typer.Option(2, help="Passes over the training cells, the same for each."),
+    minutes:float=typer.Option(5, help="Time to train, the same for each.", min=.01),
     seeds:int=typer.Option(3, help="Runs of each objective."),
     n:int=typer.Option(500, help="Cells to paint for the score."),
 ):
-    "Train every objective for the same number of steps and compare the scores."
+    "Train every objective for the same time and compare the scores."
     from cell_diffusion.recipes import race
-    table = race(data, out, epochs, seeds, n=n)
+    table = race(data, out, minutes, seeds, n=n)
     table.to_csv(out/'race.csv', index=False)
     typer.echo(table.to_string(index=False))
 

@@ -19,6 +19,7 @@ from PIL import Image, ImageSequence
 from tqdm.auto import tqdm
 from fastcore.basics import patch, store_attr
 from fastai.data.core import DataLoaders
+from fastai.torch_core import num_distrib, rank_distrib, to_detach as _to_detach
 from sklearn.model_selection import StratifiedKFold
 from .core import *
 from . import simulation
@@ -165,7 +166,7 @@ def _list_jurkat(folder, channels): # what to read: [(label, [a file for each ch
 # %% ../nbs/02_data.ipynb #c041
 _places = dict(pbc=('', 'PBC_dataset_normal_DIB', 'pbc128', 'pbc', 'pbc_original/PBC_dataset_normal_DIB'),
                jurkat=('', 'CellCycle', 'jurkat/CellCycle'))
-_class_names = dict(pbc=blood_classes, jurkat=jurkat_phases)
+_class_names, _unpacked = dict(pbc=blood_classes, jurkat=jurkat_phases), dict(pbc='PBC_dataset_normal_DIB', jurkat='CellCycle')
 
 def _inside(root, source, need=any): # the folder at or below `root` that holds the source's class folders, or None
     return next((root/p for p in _places[source] if need((root/p/c).is_dir() for c in _class_names[source])), None)
@@ -396,6 +397,14 @@ def _fetch(url, checksum, file, progress): # fetch one file with pooch: complete
     try: return Path(pooch.retrieve(url, known_hash=checksum, fname=file.name, path=file.parent, downloader=bar))
     finally: pooch.get_logger().setLevel(level)
 
+def _check_empty(folder, source): # raises FileExistsError when the folder holds some of the classes, or something else in the way
+    names, final = _class_names[source], folder/_unpacked[source]
+    there = _inside(folder, source) or final
+    if not there.exists() or there.is_dir() and not any(there.iterdir()): return
+    missing = [c for c in names if not (there/c).is_dir()]
+    raise FileExistsError(f"{there} is there already, but lacks {len(missing)} of the {len(names)} class folders: {', '.join(missing)}. "
+                          "Nothing was fetched. Move that folder away and call download again, or pass path= (another folder).")
+
 def _check_room(folder, gigabytes): # raises OSError early when the disk is too full
     home = next(p for p in (folder, *folder.parents) if p.exists())
     free = shutil.disk_usage(home).free/1e9
@@ -418,7 +427,7 @@ def _unpack(archive, folder, names, progress): # extract `<class>/<image>` from 
 
 # %% ../nbs/02_data.ipynb #c077
 def _install(url, checksum, folder, source, progress): # archive -> temporary folder -> final folder, in one rename
-    names, final, work = _class_names[source], folder/dict(pbc='PBC_dataset_normal_DIB', jurkat='CellCycle')[source], folder/'.unfinished'
+    names, final, work = _class_names[source], folder/_unpacked[source], folder/'.unfinished'
     shutil.rmtree(work, ignore_errors=True)
     try:
         archive = _fetch(url, checksum, work/f'{source}.zip', progress)
@@ -439,12 +448,13 @@ def download(
     checksum:str=None, # `md5:…` or `sha256:…`, if you know one; the published one by default
     progress:bool=True, # Show a progress bar
 )->Path: # The folder, for `path=` of `load_cells`
-    "Fetch a published data set once, complete or not at all. Raises `ConnectionError`, `ValueError`, `PermissionError`, or `OSError` when there is no room."
+    "Fetch a published data set once, complete or not at all. Raises `ConnectionError`, `ValueError`, `PermissionError`, `FileExistsError` on top of other files, or `OSError` when there is no room."
     if source not in origins: raise ValueError(f"Cannot download {source!r}: choose from {', '.join(origins)}.")
     folder, o = Path(path).expanduser() if path else cache_folder()/source, origins[source]
     if source != 'bloodmnist' and _inside(folder, source, all): return folder
     address, checksum, name = (url or o.url, checksum or o.checksum, None) if source != 'bloodmnist' else _bloodmnist_file(size, url, checksum)
     if name and (folder/name).exists(): return folder
+    if not name: _check_empty(folder, source)
     try:
         if url is None: _check_room(folder, 17092*3*size**2/1e9 if name else o.gigabytes)
         if name: _fetch(address, checksum, folder/name, progress)
@@ -538,10 +548,11 @@ class CellLoader:
         with_labels:bool=True, # Batches `(x, y)`, else `(x,)`
         balanced:bool=False,   # Draw the classes equally often, with replacement
     ):
-        if bs < 1 or train and bs > len(idxs): raise ValueError(f"bs={bs} does not fit the {len(idxs)} training cells: choose it between 1 and {len(idxs)}.")
         store_attr('bs,train,augment,seed,with_labels,balanced')
         self.images, self.labels, self.idxs, self.vocab = *map(torch.as_tensor, (images, labels, idxs)), tuple(vocab)
         self.drop_last, self.device, self.epoch, self.c = train, torch.device('cpu'), 0, len(self.vocab)
+        n = len(self.idxs[self.share])
+        if bs < 1 or train and bs > n: raise ValueError(f"bs={bs} does not fit the {n} training cells: choose it between 1 and {n}.")
 
 # %% ../nbs/02_data.ipynb #c113
 @patch
@@ -553,11 +564,17 @@ def order(self:CellLoader, g:torch.Generator)->torch.Tensor: # Indices into `ima
     weights = (1/torch.bincount(y, minlength=self.c).clamp(min=1).double())[y]
     return self.idxs[torch.multinomial(weights, len(y), replacement=True, generator=g)]
 
+@patch(as_prop=True)
+def share(self:CellLoader)->slice: # Of an epoch's order
+    "What this process deals out: every cell, or, where n processes train together, each n-th, equally many for all"
+    n = num_distrib() if self.train else 1
+    return slice(rank_distrib(), len(self.idxs)//n*n, n) if n > 1 else slice(None)
+
 # %% ../nbs/02_data.ipynb #c114
 @patch
 def __iter__(self:CellLoader):
     g = generator(self.seed*1_000_003 + self.epoch)
-    order = self.order(g).to(self.images.device)
+    order = self.order(g)[self.share].to(self.images.device)
     for i in range(len(self)):
         idx = order[i*self.bs:(i + 1)*self.bs]
         x = turn_and_flip(self.images[idx], g) if self.augment else self.images[idx]
@@ -566,7 +583,7 @@ def __iter__(self:CellLoader):
     if self.train: self.epoch += 1
 
 @patch
-def __len__(self:CellLoader): return len(self.idxs)//self.bs if self.drop_last else -(-len(self.idxs)//self.bs)
+def __len__(self:CellLoader): return (len(self.idxs[self.share]) + (0 if self.drop_last else self.bs - 1))//self.bs
 
 # %% ../nbs/02_data.ipynb #c116
 @patch
@@ -646,4 +663,20 @@ def cell_dls(
     make = lambda k, t: CellLoader(images, cells.labels, idxs[k], cells.names, bs, t, augment and t, seed, labels, balanced and t)
     dls = CellLoaders(make('train', True), make('valid', False), make('test', False), device=device)
     dls.cells, dls.idxs, dls.vocab = cells, idxs, cells.names
+    if num_distrib() > 1: _keep_loaders()
     return dls
+
+# %% ../nbs/02_data.ipynb #c131
+@patch
+def to_detach(self:CellLoader, 
+    b,                # Tensors, nested at will
+    cpu:bool=True,    # Bring them to the CPU
+    gather:bool=True, # Collect those of all processes
+): # As `b`
+    "Detached tensors, as fastai asks for; those of validation and test are not collected, since they are the same in every process"
+    return _to_detach(b, cpu, gather and self.train)
+
+def _keep_loaders(): # makes fastai's distributed trainer take a `CellLoader` as it is
+    from fastai.distributed import DistributedDL, DistributedTrainer
+    @patch
+    def _wrap_dl(self:DistributedTrainer, dl): return dl if isinstance(dl, (CellLoader, DistributedDL)) else DistributedDL(dl, device=self.learn.model.device)

@@ -7,8 +7,8 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/ddpm.html.md"""
 # %% auto #0
 __all__ = ['weights_folder', 'samplers', 'objectives', 'shipped', 'pretrained', 'Denoiser', 'uniform_t', 'lognormal_t', 'unwrap',
            'weighted_mse', 'image_mse', 'DiffusionCallback', 'EMA', 'fast_bfloat16', 'ddpm_learner', 'ancestral',
-           'spaced_timesteps', 'dpm_solver', 'label_tensor', 'sample', 'Budget', 'Checkpoint', 'fit_for', 'LossByLevel',
-           'SampleEachEpoch', 'snr_weight', 'diffusion_learner']
+           'spaced_timesteps', 'dpm_solver', 'label_tensor', 'sample', 'slowest', 'Budget', 'Checkpoint', 'fit_for',
+           'LossByLevel', 'SampleEachEpoch', 'snr_weight', 'diffusion_learner']
 
 # %% ../nbs/06_ddpm.ipynb #c002
 import io, math, os, time, warnings
@@ -27,7 +27,7 @@ with warnings.catch_warnings():
     from fastai.learner import Learner, CancelFitException, Callback, OptimWrapper
     from fastai.callback.training import GradientClip
     from fastai.callback.tracker import TerminateOnNaNCallback
-    from fastai.torch_core import rank_distrib
+    from fastai.torch_core import rank_distrib, num_distrib
 from .core import *
 from .process import *
 from .schedules import *
@@ -158,12 +158,11 @@ class DiffusionCallback(Callback):
     "Turns a batch of cells into the training pair (noisy cells, what the network should say), fresh noise each time"
     order = -5
     def __init__(self,
-        levels:str='uniform', # How timesteps are drawn: `uniform` or `lognormal`
+        levels:tuple=None, # Mean and standard deviation of the log of the noise-to-signal ratio, see `lognormal_t`; None draws every timestep alike
         gamma:float=None, # Min-SNR weighting with this γ; None weighs every timestep alike
         label_dropout:float=.1, # Share of cells whose class is withheld, so that the network learns the null class too
         seed:int=0, # The noise of epoch e depends on `seed` and e alone
     ):
-        if levels not in ('uniform', 'lognormal'): raise ValueError(f"Unknown levels {levels!r}: use uniform or lognormal.")
         self.levels, self.gamma, self.label_dropout, self.seed = levels, gamma, label_dropout, seed
         self.epochs_seen = 0
 
@@ -175,7 +174,7 @@ class DiffusionCallback(Callback):
 
     def before_batch(self):
         model, rng, x0 = unwrap(self.learn.model), self.rng, self.learn.xb[0]
-        t = uniform_t(len(x0), model.schedule, rng) if self.levels == 'uniform' else lognormal_t(len(x0), model.schedule, rng, size=x0.shape[-1])
+        t = lognormal_t(len(x0), model.schedule, rng, *self.levels, size=x0.shape[-1]) if self.levels else uniform_t(len(x0), model.schedule, rng)
         eps = torch.randn(x0.shape, generator=rng, device=x0.device)
         weight = torch.ones(len(t), device=x0.device) if self.gamma is None else snr_weight(model, t, self.gamma)
         xb = (q_sample(x0, t, model.schedule, eps), t)
@@ -218,7 +217,7 @@ def fast_bfloat16(
 def ddpm_learner(
     dls, # fastai `DataLoaders` of `(images in -1..1, labels)`, as `cell_dls` gives them
     model:Denoiser, # What is trained
-    levels:str='uniform', # How timesteps are drawn, see `DiffusionCallback`
+    levels:tuple=None, # How timesteps are drawn, see `DiffusionCallback`
     gamma:float=None, # Min-SNR weighting, see `snr_weight`
     label_dropout:float=.1, # Share of labels withheld
     ema:float=.9999, # Decay of the running mean of the weights, see `EMA`
@@ -349,6 +348,17 @@ def sample(
     return (x, path) if trajectory else x
 
 # %% ../nbs/06_ddpm.ipynb #c059
+def slowest(
+    seconds:float, # Of this process
+    device, # Where the processes meet
+)->float: # The largest of all processes, the same for each
+    "Where several processes train together, the time of the slowest, so that all stop at the same step"
+    if num_distrib() < 2: return seconds
+    t = torch.tensor(seconds, dtype=torch.float32, device=device)
+    torch.distributed.all_reduce(t, op=torch.distributed.ReduceOp.MAX)
+    return t.item()
+
+# %% ../nbs/06_ddpm.ipynb #c060
 class Budget(Callback):
     "Trains for a number of minutes or epochs: the learning rate warms up, stays, and falls to zero as the budget is used up"
     order = 60
@@ -385,7 +395,7 @@ class Budget(Callback):
 
     def after_batch(self):
         if not self.training: return
-        self.seconds, self.steps = self.seconds + time.perf_counter() - self.started, self.steps + 1
+        self.seconds, self.steps = self.seconds + slowest(time.perf_counter() - self.started, self.learn.dls.device), self.steps + 1
         self.losses.append(self.learn.loss.detach())
         self.bar.n = 100*self.used
         if self.steps % 10 == 0: self.bar.set_postfix_str(f"loss {torch.stack(self.losses[-50:]).mean():.3f}, {self.steps} steps")
@@ -394,7 +404,7 @@ class Budget(Callback):
         if self.used >= 1: raise CancelFitException                # a resumed run may be done already
     def after_fit(self): self.bar.close()
 
-# %% ../nbs/06_ddpm.ipynb #c061
+# %% ../nbs/06_ddpm.ipynb #c062
 class Checkpoint(Callback):
     "Writes everything that a run needs to go on after each epoch, in one piece or not at all, and goes on from it"
     order = 70
@@ -411,6 +421,7 @@ class Checkpoint(Callback):
 
     def save(self):
         "Write it all under a temporary name, then rename"
+        if rank_distrib(): return                                    # of several processes the first one writes
         self.path.parent.mkdir(parents=True, exist_ok=True)
         half = self.path.with_suffix('.part')
         torch.save(self.state(), half); os.replace(half, self.path)
@@ -433,7 +444,7 @@ class Checkpoint(Callback):
         budget.steps, budget.seconds, budget.losses = state['steps'], state['seconds'], list(state['losses'])
         ema.steps = state['steps']
 
-# %% ../nbs/06_ddpm.ipynb #c062
+# %% ../nbs/06_ddpm.ipynb #c063
 def fit_for(
     learn:Learner, # From `ddpm_learner`
     minutes:float=None, # Time to train for
@@ -451,7 +462,7 @@ def fit_for(
         raise FloatingPointError(f"The loss became {budget.last.item()} after {budget.steps} steps: lower the learning rate (it was {lr:g}).")
     return budget
 
-# %% ../nbs/06_ddpm.ipynb #c064
+# %% ../nbs/06_ddpm.ipynb #c065
 class LossByLevel(Callback):
     "Remembers the validation loss of every image with its timestep, so that it can be drawn by noise level"
     order = 10
@@ -466,7 +477,7 @@ class LossByLevel(Callback):
         rows = pd.concat(self.rows).assign(t=lambda d: (d.t*bins//self.T + .5)*self.T/bins)
         return rows.groupby(['epoch', 't'], as_index=False).loss.mean()
 
-# %% ../nbs/06_ddpm.ipynb #c065
+# %% ../nbs/06_ddpm.ipynb #c066
 class SampleEachEpoch(Callback):
     "Paints cells from one fixed seed after each epoch: a loss says little, pictures say a lot"
     order = 65
@@ -482,7 +493,7 @@ class SampleEachEpoch(Callback):
         label = torch.arange(self.n) % len(model.classes) if model.classes else None
         self.images.append(sample(model, self.n, label=label, seed=self.seed, steps=self.steps, progress=False))
 
-# %% ../nbs/06_ddpm.ipynb #c076
+# %% ../nbs/06_ddpm.ipynb #c077
 def snr_weight(
     model:Denoiser, # Gives schedule and prediction
     t:torch.Tensor, # Timesteps `(batch,)`
@@ -494,15 +505,16 @@ def snr_weight(
     error = dict(eps=s/a.clamp(min=1e-8), x0=one, v=model.data_std*s/model.std(t, one))[model.prediction]   # d x0 / d output
     return ((a/s)**2).clamp(max=gamma).mul(error**2).flatten()
 
-# %% ../nbs/06_ddpm.ipynb #c082
+# %% ../nbs/06_ddpm.ipynb #c083
 objectives = {
     'ddpm': dict(schedule='linear', prediction='eps'),
     'cosine': dict(schedule='cosine', prediction='eps'),
     'v': dict(schedule='cosine', prediction='v'),
     'min-snr': dict(schedule='cosine', prediction='v', gamma=5.),
-    'edm': dict(schedule='log_snr', prediction='v', data_std=.5, levels='lognormal')}
+    'edm': dict(schedule='log_snr', prediction='v', data_std=.5, levels=(-1.2, 1.2)),
+    'edm-mid': dict(schedule='log_snr', prediction='v', data_std=.5, levels=(-.8, 1.))}
 
-# %% ../nbs/06_ddpm.ipynb #c083
+# %% ../nbs/06_ddpm.ipynb #c084
 def diffusion_learner(
     dls, # From `cell_dls`
     objective:str='edm', # One of `objectives`

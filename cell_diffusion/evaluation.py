@@ -6,7 +6,8 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/evaluation.html.md"""
 
 # %% auto #0
 __all__ = ['CellClassifier', 'train_classifier', 'look', 'fingerprint', 'wilson', 'recognised', 'plot_shares', 'frechet_distance',
-           'kernel_distance', 'distances', 'summary', 'nearest', 'show_nearest', 'score', 'score_table']
+           'kernel_distance', 'distances', 'summary', 'nearest', 'show_nearest', 'score', 'scored_records',
+           'score_table']
 
 # %% ../nbs/07_evaluation.ipynb #c002
 import hashlib, json, warnings
@@ -238,15 +239,22 @@ def score(
     return out
 
 # %% ../nbs/07_evaluation.ipynb #c093
+def scored_records(
+    folder, # Holds a folder for each run, as `weights_folder` does
+)->dict: # From the name of a run to its record
+    "The records of all runs in a folder that have painted cells and scored them"
+    records = {f.parent.name: json.loads(f.read_text(encoding='utf-8')) for f in sorted(Path(folder).glob('*/record.json'))}
+    return {name: r for name, r in records.items() if 'score' in r}
+
+# %% ../nbs/07_evaluation.ipynb #c094
 def score_table(
     folder=weights_folder, # Folder whose subfolders hold a `record.json` each; those without a whole score are left out
 )->pd.DataFrame: # One row a model: size, n, recognised and accuracy on real cells, `fd`, `fd_low`, `fd_high`, `fd_floor` and so on; NaN where no class was asked for
     "The scores in the records of trained models as a table"
     rows = []
-    for file in sorted(Path(folder).glob('*/record.json')):
-        r = json.loads(file.read_text()); s = r.get('score')
-        if 'classifier_accuracy' not in (s or {}): continue
-        row = dict(model=file.parent.name, size=r['size'], n=s['n'], recognised=s['recognised'][-1]['share'] if 'recognised' in s else np.nan,
+    for name, r in scored_records(folder).items():
+        s = r['score']
+        row = dict(model=name, size=r['size'], n=s['n'], recognised=s['recognised'][-1]['share'] if 'recognised' in s else np.nan,
                    accuracy=s['classifier_accuracy'][-1]['share'])
         for k in ('fd', 'kd'):
             d = s['generated'][k]

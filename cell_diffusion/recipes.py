@@ -234,9 +234,7 @@ def results()->str: # Markdown
     "A table of what the shipped models score, beside what real cells score"
     def span(d, digits=2): return f"{d['mean']:.{digits}f} ({d['low']:.{digits}f} to {d['high']:.{digits}f})"
     lines = ['| weights | trained on | cells seen | asked class recognised | Fréchet distance (real against real) | kernel distance (real against real) |', '|---|---|---|---|---|---|']
-    for name in sorted(f.parent.name for f in weights_folder.glob('*/record.json')):
-        r = json.loads((weights_folder/name/'record.json').read_text())
-        if 'score' not in r: continue
+    for name, r in scored_records(weights_folder).items():
         s, m = r['score'], r['machine']
         seen, judge = s['recognised'][-1] if 'recognised' in s else None, s['classifier_accuracy'][-1]
         share = f"{seen['share']:.1%} ({seen['low']:.1%} to {seen['high']:.1%}); of real cells {judge['share']:.1%}" if seen else 'no class is asked for'
@@ -248,7 +246,7 @@ def results()->str: # Markdown
 def race(
     data:str='simulated', # A source or a folder, as in `train`
     out='runs/race', # One record for each run; a run that has a record is not made again
-    epochs:int=2, # Passes over the training cells, the same for each
+    minutes:float=5., # Time to train, the same for each
     seeds:int=3, # Runs of each objective
     names:tuple=tuple(objectives), # Which objectives
     n:int=500, # Cells to paint for the score
@@ -256,25 +254,20 @@ def race(
     dim:int=24, # Channels of the network's first level
     progress:bool=True, # Show progress bars
 )->pd.DataFrame: # One row a run, as `race_table` gives it
-    "Train every objective with the same network on the same number of cells and compare the scores"
+    "Train every objective for the same time with the same network and compare the scores"
     for seed in range(seeds):
         for name in names:
-            folder = Path(out)/f'{name}-{seed}'
-            if not (folder/'record.json').exists() or 'score' not in json.loads((folder/'record.json').read_text()):
-                train(data, size, True, epochs=epochs, out=folder, objective=name, dim=dim, seed=seed, scored=n, progress=progress)
+            if (run := f'{name}-{seed}') not in scored_records(out):
+                train(data, size, True, minutes, out=Path(out)/run, objective=name, dim=dim, seed=seed, scored=n, progress=progress)
     return race_table(out)
 
 def race_table(
     out, # Folder of `race`
 )->pd.DataFrame: # One row a run
     "The records of a race as a tidy table"
-    rows = []
-    for file in sorted(Path(out).glob('*/record.json')):
-        r = json.loads(file.read_text())
-        if not (s := r.get('score')): continue                       # a run that was interrupted before its score
-        rows.append(dict(objective=r['objective'], seed=r['seed'], seconds=r['seconds'], cells_seen=r['cells_seen'], recognised=s['recognised'][-1]['share'],
-                         fd=s['generated']['fd']['mean'], kd=s['generated']['kd']['mean'], floor_fd=s['floor']['fd']['mean']))
-    return pd.DataFrame(rows)
+    def row(r, s): return dict(objective=r['objective'], seed=r['seed'], seconds=r['seconds'], cells_seen=r['cells_seen'], recognised=s['recognised'][-1]['share'],
+                               fd=s['generated']['fd']['mean'], kd=s['generated']['kd']['mean'], floor_fd=s['floor']['fd']['mean'])
+    return pd.DataFrame([row(r, r['score']) for r in scored_records(out).values()])
 
 # %% ../nbs/recipes.ipynb #c030
 def _alternating(steps, rounds):

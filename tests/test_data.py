@@ -321,6 +321,19 @@ def test_balanced():
     n = np.bincount(torch.cat([y for _, y in dl]))
     assert len(dl) == 10 and 420 < n[1] < 580
 
+@pytest.mark.parametrize('world', [2, 3, 4])
+def test_processes_share_an_epoch(folder, monkeypatch, world):
+    whole = torch.cat([x for x, _ in cell_dls(folder, size=16, bs=1, augment=False).train])
+    monkeypatch.setenv('WORLD_SIZE', str(world)); monkeypatch.setattr(data, '_keep_loaders', lambda: None)
+    dls, parts = cell_dls(folder, size=16, bs=4, augment=False), []
+    for rank in range(world):
+        monkeypatch.setenv('RANK', str(rank)); dls.set_epoch(0)
+        parts.append(torch.cat([x for x, _ in dls.train]))
+        assert len(parts[-1]) == 63//world//4*4 == len(dls.train)*4 and torch.equal(parts[-1], whole[rank::world][:len(parts[-1])])
+        assert sum(len(y) for _, y in dls.test) == 18 and sum(len(y) for _, y in dls.train.new(shuffle=False, drop_last=False)) == 63, 'what is not training is whole'
+    assert len({x.numpy().tobytes() for x in torch.cat(parts)}) == sum(map(len, parts))
+    with pytest.raises(ValueError, match=f'bs=40 does not fit the {63//world} training cells'): cell_dls(folder, size=16, bs=40)
+
 def test_learner(folder):
     from torch import nn
     from fastai.callback.progress import ProgressCallback

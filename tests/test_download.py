@@ -89,6 +89,21 @@ def test_connection_cut(server, tmp_path, share):
     assert left(tmp_path/'d') == []
     assert len(left(get(server, tmp_path/'d', body))) == 16, 'and the next try is clean'
 
+@pytest.mark.parametrize('below', ['', 'PBC_dataset_normal_DIB'])
+def test_some_classes_are_there(server, tmp_path, below):
+    some = tmp_path/'d'/below
+    for c in blood_classes[:6]: (some/c).mkdir(parents=True); (some/c/'mine.png').write_bytes(png(0))
+    with pytest.raises(FileExistsError, match='lacks 2 of the 8 class folders: neutrophil, platelet.*Nothing was fetched. Move that folder away.*pass path=') as e: get(server, tmp_path/'d', pbc_zip())
+    assert str(e.value).startswith(f'{some} is there') and server.asked == 0 and left(tmp_path/'d') == ['mine.png']*6
+    some.rename(tmp_path/'away')
+    assert len(left(get(server, tmp_path/'d', pbc_zip()))) == 16, 'and the advice is good'
+
+def test_other_files_are_in_the_way(server, tmp_path):
+    (tmp_path/'d'/'PBC_dataset_normal_DIB').mkdir(parents=True)
+    assert len(left(get(server, tmp_path/'d', pbc_zip()))) == 16, 'an empty folder is not in the way'
+    (tmp_path/'e'/'CellCycle').mkdir(parents=True); (tmp_path/'e'/'CellCycle'/'notes.txt').write_text('')
+    with pytest.raises(FileExistsError, match='CellCycle is there already, but lacks 7 of the 7'): get(server, tmp_path/'e', jurkat_zip(), source='jurkat')
+
 def test_killed_while_fetching(server, tmp_path, monkeypatch):
     "As when the user presses Ctrl-C, or a laptop dies and its leftovers stay"
     def killed(*args): raise KeyboardInterrupt
