@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 SCALE  ?= laptop
 DATA   ?=
+JOBS   ?= 2
 PYTEST_ARGS ?=
 
 bin    := $(VENV)/bin
@@ -16,6 +17,7 @@ help:
 	@echo "make course                  run every chapter, and keep notebooks, pages and pictures in course/"
 	@echo "make course SCALE=gpu        the same at the size for a GPU;  DATA=folder  on real cells"
 	@echo "make test                    the tests: every chapter at smoke scale, the plain tests, all files in step"
+	@echo "make test JOBS=4             the same with four processes on one thread each (here: $(JOBS))"
 	@echo "make lab                     open the chapters in JupyterLab"
 	@echo "make export | readme         the package from the notebooks | README.md from nbs/index.ipynb"
 	@echo "make outputs DATA=folder     run the notebooks in place, to commit what they show"
@@ -35,7 +37,7 @@ course: $(ready)
 	@$(run) --scale $(SCALE) $(data) --out course
 
 test: $(ready)
-	"$(bin)/python" -m pytest tests -v --durations=0 --durations-min=2 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 "$(bin)/python" -m pytest tests -v -n $(JOBS) --dist loadgroup --durations=0 --durations-min=2 $(PYTEST_ARGS)
 
 lab: $(ready)
 	@"$(bin)/python" -c 'import jupyterlab' 2>/dev/null || { echo "JupyterLab is not installed: $(bin)/pip install jupyterlab"; exit 1; }

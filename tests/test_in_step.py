@@ -16,12 +16,14 @@ def redone(tmp_path_factory):
     for tool in 'nbdev-export', 'nbdev-clean': subprocess.run([_tool(tool)], cwd=copy, check=True, capture_output=True, env=env)
     return copy
 
+@pytest.mark.xdist_group('redone')
 def test_export_is_in_step(redone):
     files = lambda d: {p.name: p.read_text() for p in sorted((d/'cell_diffusion').glob('*.py'))}
     old, new = files(root), files(redone)
     assert sorted(old) == sorted(new), 'the package has other files than nbdev-export writes'
     assert not (bad := [n for n in old if old[n] != new[n]]), f'run nbdev-export: {bad} differ from the notebooks'
 
+@pytest.mark.xdist_group('redone')
 def test_notebooks_are_clean(redone):
     bad = [p.name for p in chapters() if p.read_text() != (redone/'nbs'/p.name).read_text()]
     assert not bad, f'run nbdev-clean: it would change {bad}'

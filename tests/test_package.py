@@ -4,6 +4,8 @@ from configparser import ConfigParser
 import pytest
 from common import copy_project, modules, root
 
+pytestmark = pytest.mark.xdist_group('built')
+
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):
     "The sdist, and the wheel made from it"
