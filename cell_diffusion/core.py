@@ -15,7 +15,7 @@ import numpy as np, torch, matplotlib.pyplot as plt
 # %% ../nbs/00_core.ipynb #c004
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning) # fastai's import raises it
 
-# %% ../nbs/00_core.ipynb #c010
+# %% ../nbs/00_core.ipynb #c011
 @dataclass(frozen=True)
 class Scale:
     "How large a chapter runs: every setting that separates a smoke test from a real run, in one visible object"
@@ -28,7 +28,7 @@ class Scale:
     epochs:int        # passes over the training cells in the chapter's main run
     n_samples:int     # how many cells a chapter generates for a picture
 
-# %% ../nbs/00_core.ipynb #c012
+# %% ../nbs/00_core.ipynb #c013
 scales = dict(
     smoke =Scale('smoke',  'simulated', 32,   256,  32, 16,  1,  8),
     laptop=Scale('laptop', 'simulated', 32,  6000,  64, 32,  4, 32),
@@ -44,7 +44,7 @@ def get_scale(
         raise ValueError(f"Unknown scale {name!r}: set CELL_DIFFUSION_SCALE (or `name`) to one of {', '.join(scales)}.")
     return replace(scales[name], source='pbc') if os.environ.get('CELL_DIFFUSION_DATA') else scales[name]
 
-# %% ../nbs/00_core.ipynb #c025
+# %% ../nbs/00_core.ipynb #c024
 def encode(
     pixels, # uint8 images in 0..255, `(..., height, width)`; a tensor or an array
 )->torch.Tensor: # float32 in -1..1, of the same shape
@@ -59,7 +59,7 @@ def decode(
     "From model values in -1..1 to pixels in 0..255; the inverse of `encode`"
     return ((x.detach().float().clamp(-1, 1) + 1)*127.5).round().to(torch.uint8)
 
-# %% ../nbs/00_core.ipynb #c039
+# %% ../nbs/00_core.ipynb #c036
 def show_cells(
     x,              # Images `(batch, channel, height, width)`: floats in -1..1 or uint8 pixels; 1, 2, 3 or 5 channels
     titles=None,    # One short title an image
@@ -84,7 +84,7 @@ def show_cells(
     if title: fig.suptitle(title, fontsize=11, y=1, va='top')
     return fig
 
-# %% ../nbs/00_core.ipynb #c048
+# %% ../nbs/00_core.ipynb #c043
 def default_device()->torch.device: # `cuda` where there is a GPU, else `cpu`
     "The device on which models run unless the caller says otherwise; `CELL_DIFFUSION_DEVICE` overrides it"
     return torch.device(os.environ.get('CELL_DIFFUSION_DEVICE') or ('cuda' if torch.cuda.is_available() else 'cpu'))
