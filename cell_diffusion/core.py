@@ -73,14 +73,15 @@ def show_cells(
     pixels = (x if x.dtype == torch.uint8 else decode(x)).cpu()
     pixels = pixels.permute(0, 2, 3, 1) if pixels.shape[1] == 3 else pixels[:, 0]
     ncols = min(ncols, len(pixels)); nrows = -(-len(pixels)//ncols)
-    above = .05 + .14*max((str(t).count('\n') + 1 for t in titles), default=0) if titles is not None else .05      # inches over each row
-    width, height = ncols*zoom, nrows*(zoom + above) + (.3 if title else 0)
+    titles = [str(t) for t in titles] if titles is not None else ['']*len(pixels)
+    first, above = (.05 + .14*max((t.count('\n') + 1 for t in row if t), default=0) for row in (titles[:ncols], titles[ncols:])) # inches over the rows
+    width, height = ncols*zoom, nrows*(zoom + above) + first - above + (.3 if title else 0)
     fig, axes = plt.subplots(nrows, ncols, figsize=(width, height), squeeze=False, gridspec_kw=dict(
-        left=0, right=1, bottom=0, top=1 - (above + (.3 if title else 0))/height, wspace=.05, hspace=above/zoom))
+        left=0, right=1, bottom=0, top=1 - (first + (.3 if title else 0))/height, wspace=.05, hspace=above/zoom))
     for ax in axes.flat: ax.axis('off')
     for i, (ax, im) in enumerate(zip(axes.flat, pixels)):
         ax.imshow(im.numpy(), cmap='gray', vmin=0, vmax=255, interpolation='nearest')
-        if titles is not None: ax.set_title(str(titles[i]), fontsize=8, pad=2)
+        ax.set_title(titles[i], fontsize=8, pad=2)
     if title: fig.suptitle(title, fontsize=11, y=1, va='top')
     return fig
 

@@ -46,7 +46,6 @@ def capsule_sdf(
     dx, dy = x - ax - along*ux, y - ay - along*uy
     return np.sqrt(dx*dx + dy*dy) - r
 
-# %% ../nbs/01_simulation.ipynb #c015
 def cover(
     d,     # Signed distance to an edge
     width, # Over which distance the edge fades; a pixel is `2/size` wide
@@ -58,7 +57,7 @@ def _px(a): return a[..., None, None]   # one number a cell, ready to meet its p
 
 def _pixels(a): return np.clip(np.rint(a), 0, 255).astype(np.uint8)
 
-# %% ../nbs/01_simulation.ipynb #c021
+# %% ../nbs/01_simulation.ipynb #c020
 def star_sdf(
     x,         # Where to measure, from left to right: an array that broadcasts to `(batch, size, size)`
     y,         # The same from top to bottom
@@ -81,7 +80,7 @@ def union_sdf(
     "A soft minimum, `-blend*log(sum(exp(-d/blend)))`: parts that come closer than about `blend` flow together like drops"
     return -blend*np.log(sum(np.exp(-np.clip(d/blend, -60, 60)) for d in distances))
 
-# %% ../nbs/01_simulation.ipynb #c024
+# %% ../nbs/01_simulation.ipynb #c023
 class Dice:
     "Random numbers for a batch of cells, each cell throwing its own dice, so that a cell never depends on its neighbours in the batch"
     def __init__(self,
@@ -97,7 +96,7 @@ class Dice:
         "Numbers from the normal distribution of mean 0 and variance 1"
         return np.stack([r.standard_normal(shape, dtype=np.float32) for r in self.rngs])
 
-# %% ../nbs/01_simulation.ipynb #c027
+# %% ../nbs/01_simulation.ipynb #c026
 def _bumps(size, knots, sub=4):
     "Weights `(size, knots)` that spread values at `knots` points over `size` pixels, each pixel the mean of `sub` samples"
     at = (np.arange(size*sub) + .5)/(size*sub)*(knots - 1)
@@ -114,7 +113,7 @@ def smooth_noise(
     w = _bumps(size, knots)
     return w @ dice.normal(knots, knots) @ w.T
 
-# %% ../nbs/01_simulation.ipynb #c029
+# %% ../nbs/01_simulation.ipynb #c028
 def _near(size, knots):
     "For each of 3 × 3 neighbours: the square of the grid that it names, and each pixel's place relative to that square's middle"
     c = (np.arange(size) + .5)/size*knots - .5
@@ -141,7 +140,7 @@ def granules(
         out = np.maximum(out, ink[at]*cover(d - wide[at], soft))
     return out
 
-# %% ../nbs/01_simulation.ipynb #c032
+# %% ../nbs/01_simulation.ipynb #c031
 blood_classes = ('basophil', 'eosinophil', 'erythroblast', 'ig', 'lymphocyte', 'monocyte', 'neutrophil', 'platelet')
 _blood_counts = (1218, 3117, 1551, 2895, 1214, 1420, 3329, 2348)  # Acevedo et al. 2020
 _blood_looks = dict( # smallest and largest, class by class; lengths below `radius` are shares of the radius, angles in degrees
@@ -159,8 +158,6 @@ _blood_looks = dict( # smallest and largest, class by class; lengths below `radi
     over    = ((.50, 1.),    (.00, .10),   (0, 0),       (.00, .35),   (0, 0),       (.00, .12),   (.00, .05),   (1, 1)),
     texture = ((.12, .25),   (.14, .26),   (.10, .26),   (.16, .30),   (.12, .24),   (.16, .30),   (.14, .26),   (0, 0)),
     rim     = ((.00, .10),   (.20, .60),   (.05, .35),   (.20, .60),   (.10, .40),   (.20, .60),   (.20, .60),   (0, 0)))
-
-# %% ../nbs/01_simulation.ipynb #c033
 _blood_stains = dict( # optical density for (red, green, blue) at the pale and at the dark end of each class
     cytoplasm = (((.34, .54, .14), (.55, .85, .22)), ((.18, .38, .22), (.28, .54, .28)), ((.26, .36, .18), (.66, .74, .19)),
                  ((.22, .36, .12), (.58, .72, .16)), ((.30, .40, .11), (.70, .84, .20)), ((.30, .40, .10), (.56, .66, .15)),
@@ -183,7 +180,7 @@ def _stain(dice, table, labels):
     lo, hi = np.asarray(table, np.float32)[labels].transpose(1, 0, 2)
     return (lo + (hi - lo)*dice.uniform(-.15, 1.15, 1))*(1 + .06*dice.normal(3))
 
-# %% ../nbs/01_simulation.ipynb #c037
+# %% ../nbs/01_simulation.ipynb #c035
 def _lobes(dice, labels, radius):
     "Lobes of each nucleus along an arc: middles `(batch, 5, 2)`, radii `(batch, 5)` (negative: no lobe) and radius of the threads `(batch,)`"
     look = {k: _throw(dice, _blood_looks[k], labels)[:, None] for k in ('lobes', 'step', 'arc', 'lobe', 'thread', 'zigzag')}
@@ -202,7 +199,6 @@ def _nucleus_sdf(x, y, at, r, thread, blend):
     return union_sdf([capsule_sdf(x, y, p[j], p[j], _px(r[:, j])) for j in range(5)] +
                      [capsule_sdf(x, y, p[j], p[j + 1], _px(joined[j])) for j in range(4)], _px(blend))
 
-# %% ../nbs/01_simulation.ipynb #c038
 def _blood_shapes(dice, labels, size):
     "Outlines of a batch of cells: grid, focus, and distances to the edges of cell and nucleus"
     look, (x, y) = partial(_throw, dice, labels=labels), pixel_grid(size)
@@ -216,7 +212,7 @@ def _blood_shapes(dice, labels, size):
     nucleus = np.maximum(_nucleus_sdf(cx, cy, *lobes, .035*radius), cell + np.float32(.02))         # inside the cell, whatever the dice say
     return dict(x=x, y=y, focus=focus, width=_px(np.sqrt(focus**2 + (2/size)**2)), radius=radius, centre=centre, cell=cell, nucleus=nucleus)
 
-# %% ../nbs/01_simulation.ipynb #c042
+# %% ../nbs/01_simulation.ipynb #c039
 def _red_places(dice, centre, radius, side=4):
     "Middles `(batch, side², 2)` and radii `(batch, side²)` of red cells, pushed away from each other and from the white cell"
     g = ((np.arange(side) - (side - 1)/2)*.66).astype(np.float32)
@@ -231,7 +227,6 @@ def _red_places(dice, centre, radius, side=4):
         at = centre[:, None] + away/dist*np.maximum(dist, radius[:, None, None] + np.float32(.9)*r[..., None])
     return at, r
 
-# %% ../nbs/01_simulation.ipynb #c043
 def _red_ink(dice, x, y, at, r, width):
     "Ink of all red cells: discs, squashed and tilted a little, some paler in the middle than others; where they overlap the ink adds up"
     k, out = r.shape[1], np.float32(0)
@@ -255,7 +250,7 @@ def _strays(dice, x, y, radius, width):
         out = np.maximum(out, cover(capsule_sdf(x, y, at, at, _px(r)), width))
     return out
 
-# %% ../nbs/01_simulation.ipynb #c045
+# %% ../nbs/01_simulation.ipynb #c041
 def _blood_inks(dice, labels, size, s):
     "How much of each stain lies on each pixel: a dict of `(batch, size, size)`, from the shapes `s`"
     look = {k: _px(_throw(dice, _blood_looks[k], labels)) for k in ('over', 'texture', 'rim', 'fill', 'grain')}
@@ -280,7 +275,7 @@ def _blood_paint(dice, labels, size, inks):
     lamp = np.where(dice.uniform(0, 1, 1) < .04, np.array(_blue_lamp, np.float32), np.array(_lamp, np.float32)) + 3*dice.normal(3)
     return _pixels(absorb(_px(lamp), density.reshape(n, 3, size, size)) + 1.5*dice.normal(3, size, size))
 
-# %% ../nbs/01_simulation.ipynb #c049
+# %% ../nbs/01_simulation.ipynb #c045
 @dataclass
 class SimulatedCells:
     "Simulated cells with what no real data set has: the exact outline of every cell and nucleus"
@@ -304,7 +299,7 @@ def _as_labels(n, labels, names, counts, seed):
     if wrong: raise ValueError(f"Unknown class {wrong[0]!r}: use one of {', '.join(names)}, or its index 0..{len(names) - 1}.")
     return np.array([known[l] for l in labels], np.int64)
 
-# %% ../nbs/01_simulation.ipynb #c050
+# %% ../nbs/01_simulation.ipynb #c046
 def _in_chunks(draw, n, labels, size, seed, names, progress, pixels=2**17):
     "Draw `n` cells, about `pixels` pixels at a time and a few chunks at once, and put them together"
     if n < 1: raise ValueError(f"Cannot simulate {n} cells: ask for one at least.")
@@ -317,7 +312,6 @@ def _in_chunks(draw, n, labels, size, seed, names, progress, pixels=2**17):
     images, cell, nucleus = (torch.from_numpy(np.concatenate(o)) for o in zip(*out))
     return SimulatedCells(images, torch.from_numpy(labels), cell, nucleus, tuple(names))
 
-# %% ../nbs/01_simulation.ipynb #c051
 def _draw_blood(ids, labels, size, seed):
     "One chunk of a smear: images, cell masks and nucleus masks"
     dice = Dice(seed, ids)
@@ -335,10 +329,10 @@ def simulate_blood(
     "Blood smears with one white cell each, stained as by May Grünwald-Giemsa, in the field of view of BloodMNIST. Raises `ValueError`."
     return _in_chunks(_draw_blood, n, _as_labels(n, labels, blood_classes, _blood_counts, seed), size, seed, blood_classes, progress)
 
-# %% ../nbs/01_simulation.ipynb #c063
+# %% ../nbs/01_simulation.ipynb #c058
 jurkat_phases = ('G1', 'S', 'G2', 'Prophase', 'Metaphase', 'Anaphase', 'Telophase')
 jurkat_channels = ('brightfield', 'darkfield', 'dna')
-_jurkat_counts = (14333, 8616, 8601, 606, 68, 15, 27)  # BBBC048  # BBBC048
+_jurkat_counts = (14333, 8616, 8601, 606, 68, 15, 27)  # BBBC048
 _jurkat_looks = dict( # smallest and largest, phase by phase; lengths in half frames
     #           G1            S             G2            prophase      metaphase     anaphase      telophase
     radius  = ((.46, .56),   (.49, .60),   (.54, .65),   (.56, .66),   (.56, .66),   (.50, .58),   (.40, .46)),
@@ -349,7 +343,6 @@ _jurkat_looks = dict( # smallest and largest, phase by phase; lengths in half fr
     width   = ((.33, .41),   (.36, .45),   (.40, .49),   (.40, .50),   (.12, .18),   (.10, .14),   (.15, .21)),
     clump   = ((.06, .14),   (.06, .14),   (.06, .14),   (.22, .40),   (.05, .15),   (.05, .15),   (.05, .15)))
 
-# %% ../nbs/01_simulation.ipynb #c064
 def _jurkat_shapes(dice, labels, size):
     "Outlines of a batch of Jurkat cells: two halves, which lie on each other until the cell divides"
     look = {k: _throw(dice, v, labels) for k, v in _jurkat_looks.items()}
@@ -366,7 +359,7 @@ def _jurkat_shapes(dice, labels, size):
     dna = np.maximum(pair(look['apart'], look['length'], look['width'], .02), cell + np.float32(.02))
     return dict(x=x, cell=cell, dna=dna, look=look)
 
-# %% ../nbs/01_simulation.ipynb #c065
+# %% ../nbs/01_simulation.ipynb #c059
 def _brightfield(s, dice, size):
     "Grey field, dark halo, bright ring at the edge, and a mottled inside; the ring is wider the farther the cell is from the focus"
     lens, grain = _px(dice.uniform(.03, .09)), smooth_noise(dice, size, 14) + smooth_noise(dice, size, 24)
@@ -385,7 +378,7 @@ def _dna(s, dice, size):
     shape = cover(s['dna'], _px(dice.uniform(.22, .5)))*np.maximum(lumps, 0)
     return 1.7 + 9*_px(s['look']['dna']*np.exp(.07*dice.normal()))*shape/shape.mean((1, 2), keepdims=True)
 
-# %% ../nbs/01_simulation.ipynb #c067
+# %% ../nbs/01_simulation.ipynb #c061
 def _draw_jurkat(ids, labels, size, seed, channels=jurkat_channels):
     "One chunk of Jurkat cells: images, cell masks and nucleus masks"
     s = _jurkat_shapes(Dice(seed, ids, stream=1), labels, size)
