@@ -61,7 +61,7 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(math.gcd(dim, min(8, max(1, dim//4))), dim)
     def forward(self, x): return super().forward(x.float()).to(x.dtype)
 
-# %% ../nbs/05_unet.ipynb #c024
+# %% ../nbs/05_unet.ipynb #c023
 def _zeroed(layer):
     "Start a layer at zero, so that the block around it starts as the identity"
     for p in layer.parameters(): nn.init.zeros_(p)
@@ -87,7 +87,7 @@ class ResBlock(nn.Module):
         h = F.silu(self.norm2(h)*(1 + scale) + shift)
         return self.skip(x) + self.conv2(self.dropout(h))
 
-# %% ../nbs/05_unet.ipynb #c034
+# %% ../nbs/05_unet.ipynb #c030
 class Attention(nn.Module):
     "Self-attention over all pixels of a small feature map, added to its input (Vaswani et al. 2017), computed in float32"
     def __init__(self,
@@ -105,7 +105,7 @@ class Attention(nn.Module):
         seen = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(seen.transpose(-1, -2).reshape(b, c, h, w))
 
-# %% ../nbs/05_unet.ipynb #c041
+# %% ../nbs/05_unet.ipynb #c035
 class Downsample(nn.Conv2d):
     "Halve height and width with a strided convolution"
     def __init__(self,
@@ -121,7 +121,7 @@ class Upsample(nn.Conv2d):
         super().__init__(dim, dim, 3, padding=1)
     def forward(self, x): return F.interpolate(super().forward(x), scale_factor=2)
 
-# %% ../nbs/05_unet.ipynb #c049
+# %% ../nbs/05_unet.ipynb #c043
 class Embedding(nn.Module):
     "What the blocks are told besides the picture: the timestep, and the class where there are classes"
     def __init__(self,
@@ -142,7 +142,7 @@ class Embedding(nn.Module):
         if label is None: label = torch.full_like(t, self.n_classes, dtype=torch.long)
         return F.silu(emb + self.label(label))
 
-# %% ../nbs/05_unet.ipynb #c052
+# %% ../nbs/05_unet.ipynb #c045
 def _way_down(dim, dims, blocks, dim_emb, dropout): # the layers, and the channels of each feature map that is kept (the first is conv_in's)
     layers, skips = [], [dim]
     for i, d in enumerate(dims):
@@ -157,7 +157,6 @@ def _way_up(dims, blocks, skips, dim_emb, dropout): # the layers; every block ta
         if i: layers.append(Upsample(d))
     return layers
 
-# %% ../nbs/05_unet.ipynb #c053
 class UNet(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion', tags=['diffusion', 'cells']):
     "U-Net for diffusion (Ronneberger et al. 2015; Ho et al. 2020): noisy images and timesteps in, one prediction a pixel out"
     def __init__(self,
@@ -183,7 +182,7 @@ class UNet(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion', tags=
         self.up.extend(_way_up(dims, blocks, skips, dim_emb, dropout))
         self.out = nn.Sequential(GroupNorm(dims[0]), nn.SiLU(), _zeroed(nn.Conv2d(dims[0], (out_channels or channels)*patch**2, 3, padding=1)))
 
-# %% ../nbs/05_unet.ipynb #c055
+# %% ../nbs/05_unet.ipynb #c047
 @patch
 def check(self:UNet,
     x:torch.Tensor, # Images
@@ -202,7 +201,7 @@ def check(self:UNet,
     if label is not None and self.n_classes and not label.is_cuda and ((label < 0) | (label > self.n_classes)).any():
         raise ValueError(f"Labels run from 0 to {self.n_classes - 1}, and {self.n_classes} is the null class; got {label.min().item()} to {label.max().item()}.")
 
-# %% ../nbs/05_unet.ipynb #c056
+# %% ../nbs/05_unet.ipynb #c048
 @patch
 def forward(self:UNet,
     x:torch.Tensor, # Noisy images `(batch, channels, height, width)`
@@ -219,7 +218,7 @@ def forward(self:UNet,
     for layer in self.up: h = layer(torch.cat([h, skips.pop()], dim=1), emb) if isinstance(layer, ResBlock) else layer(h)
     return F.pixel_shuffle(self.out(h), self.patch).float()
 
-# %% ../nbs/05_unet.ipynb #c062
+# %% ../nbs/05_unet.ipynb #c054
 _looks = dict(image=('#fbf6ee', 'image'), fold=('#ecdcbb', 'patches folded into channels'), Conv2d=('#c3ccd8', 'convolution'), ResBlock=('#c9b8e6', 'residual block'),
     Attention=('#f4b6b6', 'attention'), Downsample=('#a8d1e8', 'down'), Upsample=('#aedbbd', 'up: convolve, copy'), Sequential=('#c3ccd8', 'convolution'))
 
@@ -235,7 +234,6 @@ def _feature_maps(model, size): # a dict for each box: kind, channels, size, and
         if row['name'] == 'conv_in' or row['name'].startswith('down'): kept.append(len(boxes) - 1)
     return boxes + [dict(kind='image', channels=boxes[-1]['channels']//model.patch**2, size=size, skip=None)]
 
-# %% ../nbs/05_unet.ipynb #c063
 def _place(boxes): # gives each box its left edge `x`, lower edge `y`, width `w` and height `h`, in inches; returns {size: (y, height)} of the rows, and where they end
     widest, sizes, x, y, rows = max(b['channels'] for b in boxes), sorted({b['size'] for b in boxes}), .85, .75, {}
     for i, s in enumerate(sizes):
@@ -259,7 +257,7 @@ def _bracket(ax, a, b, lane): # a skip connection, over the boxes of its row
     xs, top = (a['x'] + a['w']*.7, b['x'] + b['w']/2), a['y'] + a['h']
     _arrow(ax, [xs[0], xs[0], xs[1], xs[1]], [top, top + .02 + .12*lane, top + .02 + .12*lane, top], '#d1a10f', 1.3)
 
-# %% ../nbs/05_unet.ipynb #c064
+# %% ../nbs/05_unet.ipynb #c055
 def draw_unet(
     model:UNet, # The network; its modules are read while it runs once
     size:int, # Height and width of the image, in pixels
@@ -286,7 +284,7 @@ def _legend(fig, boxes, model, size): # what the colours mean, and how large the
     fig.legend(handles, names, loc='lower center', ncols=(len(names) + 1)//2, fontsize=8, frameon=False)
     fig.suptitle(f'U-Net for {model.channels} × {size} × {size}: {n_params(model):,} parameters', y=1 - .08/fig.get_figheight(), fontsize=11, va='top')
 
-# %% ../nbs/05_unet.ipynb #c080
+# %% ../nbs/05_unet.ipynb #c065
 def gflops(
     model:nn.Module, # A network called as `model(x, t)`
     size:int, # Height and width of the image, in pixels

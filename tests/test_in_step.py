@@ -77,6 +77,12 @@ def test_what_is_committed(path):
     failed = [c.id for c in nb.cells if c.cell_type == 'code' for o in c.outputs if o.output_type == 'error']
     assert not failed, f'committed with an error in {failed}'
 
+@pytest.mark.parametrize('path', chapters(), ids=lambda p: p.stem)
+def test_equations_have_one_backslash(path):
+    "Two before a letter would be a line break and a word"
+    bad = [c.id for c in cells(path, 'markdown') for formula in re.findall(r'\$\$?[^$]+\$', c.source) if re.search(r'\\\\[A-Za-z]', formula)]
+    assert not bad, f'doubled backslashes in the equations of {bad}'
+
 order = modules()
 
 @pytest.mark.parametrize('path', [p for p in chapters() if module_of(p)], ids=lambda p: p.stem)
