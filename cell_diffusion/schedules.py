@@ -28,7 +28,6 @@ def _from_curve(f, T, max_beta):
     ab = f(torch.linspace(0, 1, T + 1, dtype=torch.float64))
     return Schedule((1 - ab[1:]/ab[:-1]).clamp(max=max_beta))
 
-# %% ../nbs/04_schedules.ipynb #c017
 def cosine_schedule(
     T:int=1000,          # Number of steps
     s:float=.008,        # Offset that keeps the first betas from vanishing
@@ -37,7 +36,7 @@ def cosine_schedule(
     "Signal variance that falls as a squared cosine (Nichol and Dhariwal 2021, eq. 17)"
     return _from_curve(lambda u: ((u + s)/(1 + s)*math.pi/2).cos()**2, T, max_beta)
 
-# %% ../nbs/04_schedules.ipynb #c023
+# %% ../nbs/04_schedules.ipynb #c021
 def sigmoid_schedule(
     T:int=1000,          # Number of steps
     start:float=-3,      # Where on the sigmoid the chain begins
@@ -49,7 +48,7 @@ def sigmoid_schedule(
     a, b = (torch.tensor(z/tau, dtype=torch.float64).sigmoid() for z in (start, end))
     return _from_curve(lambda u: (b - ((u*(end - start) + start)/tau).sigmoid())/(b - a), T, max_beta)
 
-# %% ../nbs/04_schedules.ipynb #c026
+# %% ../nbs/04_schedules.ipynb #c024
 def log_snr_schedule(
     T:int=1000,            # Number of steps
     sigma_min:float=.002,  # First ratio of noise to signal
@@ -59,7 +58,7 @@ def log_snr_schedule(
     sigma = torch.linspace(math.log(sigma_min), math.log(sigma_max), T, dtype=torch.float64).exp()
     return Schedule.from_alphas_cumprod(1/(1 + sigma**2))
 
-# %% ../nbs/04_schedules.ipynb #c031
+# %% ../nbs/04_schedules.ipynb #c028
 def rescale_zero_snr(
     schedule:Schedule, # Any schedule of two steps or more
 )->Schedule: # The same, shifted and stretched so that its first signal is kept and its last is exactly 0
@@ -68,7 +67,7 @@ def rescale_zero_snr(
     s = schedule._ab.sqrt()
     return Schedule.from_alphas_cumprod(((s - s[-1])*s[0]/(s[0] - s[-1]))**2)
 
-# %% ../nbs/04_schedules.ipynb #c035
+# %% ../nbs/04_schedules.ipynb #c032
 schedules = dict(linear=linear_schedule, cosine=cosine_schedule, sigmoid=sigmoid_schedule, log_snr=log_snr_schedule)
 
 def get_schedule(
