@@ -40,7 +40,6 @@ def _kinds(toy, x, t, schedule):
     var, gap = a**2*toy.sds**2 + b**2, x - a*toy.means
     return a, var, gap, toy.weights.log() - .5*(2*math.pi*var).log() - gap**2/(2*var)
 
-# %% ../nbs/03_process.ipynb #c013
 @patch
 def pdf(self:Toy, x, t=None, schedule=None):
     "Density of the mixture at `x`, float32 `(n,)`, noised to step `t` of `schedule` where one is given"
@@ -52,19 +51,7 @@ def cdf(self:Toy, x, t=None, schedule=None):
     _, var, gap, _ = _kinds(self, x, t, schedule)
     return (self.weights*torch.special.ndtr(gap/var.sqrt())).sum(-1)
 
-@patch
-def score(self:Toy, x, t=None, schedule=None):
-    "Slope of the log-density at `x`, `(n,)`: it points to where more numbers are"
-    _, var, gap, logp = _kinds(self, x, t, schedule)
-    return -(logp.softmax(-1)*gap/var).sum(-1)
-
-@patch
-def denoise(self:Toy, xt, t, schedule):
-    "The mean of all `x0` that could have become `xt`, `(n,)`: the best guess that any denoiser can make"
-    a, var, gap, logp = _kinds(self, xt, t, schedule)
-    return (logp.softmax(-1)*(self.means + a*self.sds**2/var*gap)).sum(-1)
-
-# %% ../nbs/03_process.ipynb #c019
+# %% ../nbs/03_process.ipynb #c018
 def _check_chain(betas, ab):
     "A chain adds some noise at every step, and loses the signal at the last one at the earliest"
     if betas.ndim != 1 or len(betas) == 0: raise ValueError(f"A schedule is a list of T numbers, got shape {tuple(betas.shape)}.")
@@ -81,7 +68,7 @@ def _tables(betas, ab):
     return dict(betas=betas, alphas=1 - betas, alphas_cumprod=ab, signal=ab.sqrt(), noise=(1 - ab).sqrt(), snr=ab/(1 - ab), log_snr=ab.log() - (1 - ab).log(),
         mean_x0=prev.sqrt()*betas/(1 - ab), mean_xt=(1 - betas).sqrt()*(1 - prev)/(1 - ab), posterior_variance=betas*(1 - prev)/(1 - ab))
 
-# %% ../nbs/03_process.ipynb #c020
+# %% ../nbs/03_process.ipynb #c019
 class Schedule:
     "A noise schedule. Tables, float32 `(T,)`: betas, alphas, alphas_cumprod, signal, noise, snr, log_snr, mean_x0, mean_xt, posterior_variance"
     def __init__(self,
@@ -98,7 +85,7 @@ class Schedule:
     def __len__(self): return self.T
     def __repr__(self): return f"Schedule(T={self.T}, signal {self.signal[0].item():.4g} to {self.signal[-1].item():.4g})"
 
-# %% ../nbs/03_process.ipynb #c025
+# %% ../nbs/03_process.ipynb #c024
 @patch
 def at(self:Schedule,
     name:str, # A table of the schedule, such as `'signal'`
@@ -111,7 +98,6 @@ def at(self:Schedule,
         raise IndexError(f"t must lie in 0..{self.T - 1}, got {t.min().item()}..{t.max().item()}.")
     return getattr(self, name).to(x.device)[t].reshape(-1, *[1]*(x.ndim - 1))
 
-# %% ../nbs/03_process.ipynb #c026
 @patch(cls_method=True)
 def from_alphas_cumprod(cls:Schedule,
     ab, # Share of the variance that is still signal after step t, `(T,)`, falling, in [0, 1); 0 only at the last step. Else `ValueError`
@@ -130,7 +116,7 @@ def to(self:Schedule,
     new.__dict__.update({k: v.to(device) if torch.is_tensor(v) and k != '_ab' else v for k,v in vars(self).items()})
     return new
 
-# %% ../nbs/03_process.ipynb #c031
+# %% ../nbs/03_process.ipynb #c028
 def noise_like(
     x:torch.Tensor, # Gives the shape, the dtype and the device
     generator:torch.Generator=None, # Draws the numbers on its own device; by default torch's global one on the device of `x`
@@ -149,7 +135,7 @@ def q_step(
     eps = noise_like(x_prev, generator) if eps is None else eps
     return schedule.at('alphas', t, x_prev).sqrt()*x_prev + schedule.at('betas', t, x_prev).sqrt()*eps
 
-# %% ../nbs/03_process.ipynb #c036
+# %% ../nbs/03_process.ipynb #c033
 def q_sample(
     x0:torch.Tensor, # Clean images in -1..1, `(batch, ...)`
     t,               # Steps in 0..T-1, int64 `(batch,)` or an int
@@ -161,7 +147,7 @@ def q_sample(
     eps = noise_like(x0, generator) if eps is None else eps
     return schedule.at('signal', t, x0)*x0 + schedule.at('noise', t, x0)*eps
 
-# %% ../nbs/03_process.ipynb #c053
+# %% ../nbs/03_process.ipynb #c047
 def q_posterior(
     x0:torch.Tensor, # Clean images, known or estimated, `(batch, ...)`
     xt:torch.Tensor, # Images at step t, of the same shape
@@ -172,7 +158,7 @@ def q_posterior(
     mean = schedule.at('mean_x0', t, xt)*x0 + schedule.at('mean_xt', t, xt)*xt
     return mean, schedule.at('posterior_variance', t, xt)
 
-# %% ../nbs/03_process.ipynb #c061
+# %% ../nbs/03_process.ipynb #c053
 def x0_from_eps(
     xt:torch.Tensor,  # Images at step t, `(batch, ...)`
     t,                # Steps in 0..T-1, int64 `(batch,)` or an int
@@ -194,7 +180,7 @@ def eps_from_x0(
     "Take the signal off and scale up (DDPM, eq. 4 solved for `eps`)"
     return (xt - schedule.at('signal', t, xt)*x0)/schedule.at('noise', t, xt)
 
-# %% ../nbs/03_process.ipynb #c065
+# %% ../nbs/03_process.ipynb #c057
 def v_from(
     x0:torch.Tensor,  # Clean images, `(batch, ...)`
     eps:torch.Tensor, # Noise, of the same shape
@@ -204,7 +190,6 @@ def v_from(
     "The velocity `v`: `x_t` turned by a quarter circle (Salimans and Ho 2022, appendix D)"
     return schedule.at('signal', t, x0)*eps - schedule.at('noise', t, x0)*x0
 
-# %% ../nbs/03_process.ipynb #c066
 def x0_from_v(
     xt:torch.Tensor, # Images at step t, `(batch, ...)`
     t,               # Steps in 0..T-1, int64 `(batch,)` or an int
@@ -223,7 +208,7 @@ def eps_from_v(
     "Noise from the velocity, with no division (Salimans and Ho 2022, appendix D)"
     return schedule.at('noise', t, xt)*xt + schedule.at('signal', t, xt)*v
 
-# %% ../nbs/03_process.ipynb #c068
+# %% ../nbs/03_process.ipynb #c059
 predictions = ('eps', 'x0', 'v')
 
 def _check_prediction(prediction):
@@ -240,7 +225,6 @@ def target(
     _check_prediction(prediction)
     return eps if prediction == 'eps' else x0 if prediction == 'x0' else v_from(x0, eps, t, schedule)
 
-# %% ../nbs/03_process.ipynb #c069
 def to_x0(
     out:torch.Tensor, # A network's answer, `(batch, ...)`
     xt:torch.Tensor,  # What it was shown, of the same shape
@@ -263,7 +247,7 @@ def to_eps(
     _check_prediction(prediction)
     return out if prediction == 'eps' else (eps_from_x0 if prediction == 'x0' else eps_from_v)(xt, t, out, schedule)
 
-# %% ../nbs/03_process.ipynb #c075
+# %% ../nbs/03_process.ipynb #c065
 def p_sample(
     x0_hat:torch.Tensor, # An estimate of the clean images, `(batch, ...)`
     xt:torch.Tensor,     # Images at step t, of the same shape
@@ -276,7 +260,7 @@ def p_sample(
     mean, variance = q_posterior(x0_hat, xt, t, schedule)
     return mean + variance.sqrt()*(noise_like(xt, generator) if eps is None else eps)
 
-# %% ../nbs/03_process.ipynb #c076
+# %% ../nbs/03_process.ipynb #c066
 def reverse_walk(
     denoise,         # Estimates clean images: a function of `(xt, t, schedule)`, with `t` an int, that returns the shape of `xt`
     x:torch.Tensor,  # Where to begin: noise, `(batch, ...)`
@@ -289,7 +273,20 @@ def reverse_walk(
         x = p_sample(x0_hat, x, t, schedule, generator=generator)
         yield t, x, x0_hat
 
-# %% ../nbs/03_process.ipynb #c089
+# %% ../nbs/03_process.ipynb #c068
+@patch
+def score(self:Toy, x, t=None, schedule=None):
+    "Slope of the log-density at `x`, `(n,)`: it points to where more numbers are"
+    _, var, gap, logp = _kinds(self, x, t, schedule)
+    return -(logp.softmax(-1)*gap/var).sum(-1)
+
+@patch
+def denoise(self:Toy, xt, t, schedule):
+    "The mean of all `x0` that could have become `xt`, `(n,)`: the best guess that any denoiser can make"
+    a, var, gap, logp = _kinds(self, xt, t, schedule)
+    return (logp.softmax(-1)*(self.means + a*self.sds**2/var*gap)).sum(-1)
+
+# %% ../nbs/03_process.ipynb #c081
 def set_denoiser(
     cells:torch.Tensor, # The set, in -1..1, `(n, ...)`
 ): # A function of `(xt, t, schedule)` that returns the estimate, of the shape of `xt`
