@@ -89,7 +89,7 @@ class FrameSlider:
     ):
         self.images, self.labels, self.label, self.caption, self.quality = [_as_image(f) for f in frames], [str(l) for l in labels], label, caption, quality
         n, sizes = len(self.images), {im.size for im in self.images}
-        if not 1 <= n <= self.max_frames: raise ValueError(f"FrameSlider takes 1 to {self.max_frames} frames, got {n}: take every {-(-n//self.max_frames) or 1}th.")
+        if not 1 <= n <= self.max_frames: raise ValueError(f"FrameSlider takes 1 to {self.max_frames} frames, got {n}" + (f": take one in {-(-n//self.max_frames)}." if n else "."))
         if len(self.labels) != n: raise ValueError(f"FrameSlider needs one label a frame: got {n} frames and {len(self.labels)} labels.")
         if len(sizes) > 1: raise ValueError(f"FrameSlider needs frames of one size, got widths and heights {sorted(sizes)}.")
 
