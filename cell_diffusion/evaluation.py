@@ -34,7 +34,6 @@ def _block(d_in, d_out, stride):
     short = None if stride == 1 and d_in == d_out else nn.Sequential(nn.Conv2d(d_in, d_out, 1, stride, bias=False), nn.BatchNorm2d(d_out))
     return BasicBlock(d_in, d_out, stride, short)
 
-# %% ../nbs/07_evaluation.ipynb #c012
 class CellClassifier(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion', tags=['image-classification', 'cells']):
     "A small ResNet (He et al. 2016) that names a cell's class; its last layer but one, averaged over the image, is the feature space of our scores"
     def __init__(self,
@@ -57,7 +56,7 @@ class CellClassifier(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusi
         "Scores of the classes for images `(batch, channel, height, width)` in -1..1; the highest is the guess"
         return self.head(self.features(x))
 
-# %% ../nbs/07_evaluation.ipynb #c016
+# %% ../nbs/07_evaluation.ipynb #c013
 def train_classifier(
     dls, # `DataLoaders` of `(images, labels)`, from `cell_dls`
     epochs:int=10, # Passes over the training cells
@@ -75,7 +74,7 @@ def train_classifier(
         with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr)
     return learn.model.eval()
 
-# %% ../nbs/07_evaluation.ipynb #c020
+# %% ../nbs/07_evaluation.ipynb #c017
 @torch.no_grad()
 def look(
     classifier:CellClassifier, # A trained classifier
@@ -88,7 +87,7 @@ def look(
     features = torch.cat([classifier.features(b.to(device)) for b in x.split(bs)])
     return features.cpu(), classifier.head(features).argmax(1).cpu()
 
-# %% ../nbs/07_evaluation.ipynb #c022
+# %% ../nbs/07_evaluation.ipynb #c019
 def fingerprint(
     dls, # From `cell_dls`
 )->str: # 16 hexadecimal digits
@@ -96,7 +95,7 @@ def fingerprint(
     hashes = sorted(dls.cells.hashes[i] for i in dls.idxs['train'])
     return hashlib.sha256('\n'.join([*dls.vocab, str(dls.cells.crop), *hashes]).encode()).hexdigest()[:16]
 
-# %% ../nbs/07_evaluation.ipynb #c031
+# %% ../nbs/07_evaluation.ipynb #c028
 def wilson(
     hits:int, # How many times it happened
     n:int, # Out of how many, at least 1
@@ -105,7 +104,7 @@ def wilson(
     ci = binomtest(int(hits), int(n)).proportion_ci(method='wilson')
     return float(ci.low), float(ci.high)
 
-# %% ../nbs/07_evaluation.ipynb #c036
+# %% ../nbs/07_evaluation.ipynb #c033
 def recognised(
     predicted:torch.Tensor, # What the classifier says `(n,)`
     asked:torch.Tensor, # The class that was asked for `(n,)`
@@ -118,7 +117,6 @@ def recognised(
         if len(hit): rows.append(dict(zip(('class', 'share', 'low', 'high', 'n'), (name, hit.float().mean().item(), *wilson(hit.sum(), len(hit)), len(hit)))))
     return pd.DataFrame(rows)
 
-# %% ../nbs/07_evaluation.ipynb #c037
 def plot_shares(
     tables:dict, # From a name to a table of `recognised`
     ax=None, # Axes to draw on; by default new ones
@@ -133,7 +131,7 @@ def plot_shares(
     ax.invert_yaxis(); ax.grid(axis='x', alpha=.4); ax.legend(fontsize=8, loc='lower right', bbox_to_anchor=(1, 1), ncols=len(tables), frameon=False)
     return ax
 
-# %% ../nbs/07_evaluation.ipynb #c048
+# %% ../nbs/07_evaluation.ipynb #c042
 class _AsIs(nn.Module):
     "Hands features on to torchmetrics, which expects a network for images"
     def __init__(self, num_features): super().__init__(); self.num_features = num_features
@@ -150,7 +148,7 @@ def frechet_distance(
     "Fréchet distance, squared as usual, between two Gaussians fitted to features (Heusel et al. 2017), through torchmetrics; it is too high when n is small"
     return float(_distance(FrechetInceptionDistance(feature=_AsIs(real.shape[1])).set_dtype(torch.float64), real.double(), fake.double()))
 
-# %% ../nbs/07_evaluation.ipynb #c053
+# %% ../nbs/07_evaluation.ipynb #c048
 def kernel_distance(
     real:torch.Tensor, # Features `(n, d)`
     fake:torch.Tensor, # Features `(m, d)`
@@ -164,9 +162,9 @@ def kernel_distance(
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter('ignore', UserWarning)   # torchmetrics warns that it keeps all features, which is what we want
         torch.manual_seed(seed)
-        return float(_distance(KernelInceptionDistance(feature=_AsIs(real.shape[1]), subsets=draws, subset_size=subset), real, fake)[0])
+        return float(_distance(KernelInceptionDistance(feature=_AsIs(real.shape[1]), subsets=draws, subset_size=subset), real.double(), fake.double())[0])
 
-# %% ../nbs/07_evaluation.ipynb #c058
+# %% ../nbs/07_evaluation.ipynb #c052
 def distances(
     real:torch.Tensor, # Features of real cells `(n, d)`, kept out of all training
     fake:torch.Tensor, # Features of generated cells `(m, d)`, or None for the floor: real against other real cells
@@ -184,7 +182,6 @@ def distances(
         rows.append(dict(draw=i, n=n, fd=frechet_distance(a, b), kd=kernel_distance(a, b, seed=i)))
     return pd.DataFrame(rows)
 
-# %% ../nbs/07_evaluation.ipynb #c062
 def summary(
     table:pd.DataFrame, # From `distances`
 )->dict: # `fd` and `kd`, each with `mean`, `low` and `high`; `n`, `draws`
@@ -193,7 +190,7 @@ def summary(
     for key in ('fd', 'kd'): out[key] = dict(mean=table[key].mean(), low=table[key].quantile(.025), high=table[key].quantile(.975))
     return out
 
-# %% ../nbs/07_evaluation.ipynb #c074
+# %% ../nbs/07_evaluation.ipynb #c066
 def nearest(
     features:torch.Tensor, # Of the cells in question `(n, d)`
     pool:torch.Tensor, # Of the cells among which we look `(m, d)`
@@ -209,14 +206,16 @@ def show_nearest(
     pool:torch.Tensor, # Cells among which we looked
     found:tuple, # From `nearest`, for these cells
     name='painted', # What the cells in question are called: one name for all, or one for each
+    kinds=None, # What each cell of the pool is called, such as its class
     **kwargs, # More arguments of `show_cells`
 )->plt.Figure: # The figure
     "Draw each cell on top of a column of its nearest cells, with their distances"
     gaps, idx = found
-    titles = ([name]*len(x) if isinstance(name, str) else list(name)) + [f'{d:.2f}' for d in gaps.T.flatten().tolist()]
+    below = [f'{kinds[i]} {d:.2f}' if kinds is not None else f'{d:.2f}' for d, i in zip(gaps.T.flatten().tolist(), idx.T.flatten().tolist())]
+    titles = ([name]*len(x) if isinstance(name, str) else list(name)) + below
     return show_cells(torch.cat([x, *[pool[i] for i in idx.T]]), titles, ncols=len(x), **{'zoom': 1, **kwargs})
 
-# %% ../nbs/07_evaluation.ipynb #c089
+# %% ../nbs/07_evaluation.ipynb #c078
 def score(
     model:Denoiser, # A trained network
     classifier:CellClassifier, # Trained on the training cells of the same data
@@ -238,15 +237,14 @@ def score(
     else: out['classes_seen'] = {c: (guess == k).float().mean().item() for k, c in enumerate(classifier.classes)}
     return out
 
-# %% ../nbs/07_evaluation.ipynb #c093
+# %% ../nbs/07_evaluation.ipynb #c080
 def scored_records(
     folder, # Holds a folder for each run, as `weights_folder` does
 )->dict: # From the name of a run to its record
     "The records of all runs in a folder that have painted cells and scored them"
     records = {f.parent.name: json.loads(f.read_text(encoding='utf-8')) for f in sorted(Path(folder).glob('*/record.json'))}
-    return {name: r for name, r in records.items() if 'score' in r}
+    return {name: r for name, r in records.items() if r.get('score')}
 
-# %% ../nbs/07_evaluation.ipynb #c094
 def score_table(
     folder=weights_folder, # Folder whose subfolders hold a `record.json` each; those without a whole score are left out
 )->pd.DataFrame: # One row a model: size, n, recognised and accuracy on real cells, `fd`, `fd_low`, `fd_high`, `fd_floor` and so on; NaN where no class was asked for

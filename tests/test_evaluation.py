@@ -153,6 +153,7 @@ def test_pictures():
     fig = show_nearest(x, pool, nearest(x.flatten(1), pool.flatten(1), 2), name='asked')
     assert len(fig.axes) == 9 and [ax.get_title() for ax in fig.axes[:3]] == ['asked']*3
     assert show_nearest(x, pool, nearest(x.flatten(1), pool.flatten(1)), name=['a', 'b', 'c']).axes[1].get_title() == 'b'
+    assert show_nearest(x, pool, nearest(x.flatten(1), pool.flatten(1)), kinds='vwxyz').axes[3].get_title()[:2] in ('v ', 'w ', 'x ', 'y ', 'z ')
     t = recognised(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), ('a', 'b'))
     ax = plot_shares(dict(real=t, painted=t.iloc[1:]))
     assert [o.get_text() for o in ax.get_yticklabels()] == ['a', 'b', 'all']
