@@ -64,7 +64,7 @@ def train_(
     minutes:float=typer.Option(10, help="Time to train.", min=.01),
     epochs:Optional[int]=typer.Option(None, help="Or passes over the training cells, in place of minutes.", min=1),
     out:Path=typer.Option(Path('runs/cells'), help="Folder for weights, record, picture, checkpoint. A killed run goes on from there."),
-    objective:str=typer.Option('edm', help="ddpm, cosine, v, min-snr or edm."),
+    objective:str=typer.Option('edm-mid', help="ddpm, cosine, v, min-snr, edm or edm-mid."),
     dim:int=typer.Option(32, help="Channels of the network's first level."),
     bs:int=typer.Option(64, help="Cells in a batch."),
     lr:float=typer.Option(1e-3, help="Highest learning rate."),
@@ -86,12 +86,13 @@ def race_(
     data:str=typer.Option('simulated', help="A folder of class folders, or a source."),
     out:Path=typer.Option(Path('runs/race'), help="Folder for the records; runs that have one are not made again."),
     minutes:float=typer.Option(5, help="Time to train, the same for each.", min=.01),
+    epochs:Optional[int]=typer.Option(None, help="Or passes over the training cells, fairer on a busy machine.", min=1),
     seeds:int=typer.Option(3, help="Runs of each objective."),
     n:int=typer.Option(500, help="Cells to paint for the score."),
 ):
     "Train every objective for the same time and compare the scores."
     from cell_diffusion.recipes import race
-    table = race(data, out, minutes, seeds, n=n)
+    table = race(data, out, minutes, epochs, seeds, n=n)
     table.to_csv(out/'race.csv', index=False)
     typer.echo(table.to_string(index=False))
 

@@ -56,7 +56,7 @@ def test_a_classifier_is_trained_once_for_a_split(tmp_path, monkeypatch):
 def test_race_makes_the_runs_that_have_no_record(tmp_path, monkeypatch):
     import cell_diffusion.recipes as recipes
     score, made = dict(recognised=[dict(share=.5)], generated=dict(fd=dict(mean=1.), kd=dict(mean=.1)), floor=dict(fd=dict(mean=.2))), []
-    def fake_train(*args, out, objective, seed, **kwargs):
+    def fake_train(data, size, classes, minutes, epochs, out, objective, seed, **kwargs):
         made.append((objective, seed)); write_json(out/'record.json', dict(objective=objective, seed=seed, seconds=1, cells_seen=2, score=score))
     monkeypatch.setattr(recipes, 'train', fake_train)
     write_json(tmp_path/'edm-0'/'record.json', dict(objective='edm', seed=0, seconds=1, cells_seen=2, score=score))
@@ -75,6 +75,12 @@ def test_bench_in_miniature():
     assert (table.parameters.max()/table.parameters.min() < 1.05) and (table['train img/s'] > 0).all() and 0 < ratios['share']
     best = table.groupby('network')['train img/s'].max()
     assert ratios['train_ratio'] == best['cell_diffusion']/best['diffusers']
+
+def test_bench_line_tells_the_record(tmp_path):
+    write_json(tmp_path/'b.json', dict(train_ratio=1.5, sample_ratio=.8, share=.25, size=64, bs=16, rounds=3, machine=dict(name='A', device='cpu', threads=1)))
+    line = bench_line(tmp_path/'b.json')
+    for said in ('1.50 times', '0.80 times', '25%', '64 × 64', '1 thread)'): assert said in line
+    assert bench_line()                                             # the one that ships
 
 def test_two_channels_are_painted_in_grey(tmp_path):
     Denoiser(dict(channels=2, dim=16, mults=[1, 2]), size=16).save_pretrained(tmp_path/'two')
