@@ -320,7 +320,7 @@ def longtail_study(
     for seed in range(seeds):
         for arm in ('plain', 'balanced'):
             dls = thin(load(balanced=arm == 'balanced'), rare, keep)
-            learn = diffusion_learner(dls, 'edm', classes=True, dim=dim, seed=seed)
+            learn = diffusion_learner(dls, 'edm-mid', classes=True, dim=dim, seed=seed)
             budget = fit_for(learn, None if epochs else minutes, epochs, progress=progress)
             rows.append(dict(arm=arm, seed=seed, cells_seen=budget.steps*bs, **_rare_scores(learn.ema.averaged, judge, dls, rare, n, steps, seed)))
     return pd.DataFrame(rows)
