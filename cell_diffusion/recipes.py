@@ -173,9 +173,8 @@ def save_grid(
     "Paint a grid of cells into a PNG; with classes each row is one class, in the order of their names"
     rows = len(model.classes) or rows
     x = sample(model, rows*cols, label=[i//cols for i in range(rows*cols)] if model.classes else None, seed=seed, steps=steps, progress=progress)
-    fig = show_cells(x, ncols=cols, zoom=.8)
-    if model.classes:
-        for k, name in enumerate(model.classes): fig.axes[k*cols].set_title(name, fontsize=8, loc='left', pad=2)
+    titles = [name if col == 0 else '' for name in model.classes for col in range(cols)] if model.classes else None
+    fig = show_cells(x, titles, ncols=cols, zoom=.8)
     fig.savefig(path, dpi=110); plt.close(fig)
     return x
 
