@@ -8,7 +8,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/ddpm.html.md"""
 __all__ = ['weights_folder', 'spacings', 'samplers', 'objectives', 'shipped', 'pretrained', 'Denoiser', 'uniform_t',
            'lognormal_t', 'unwrap', 'weighted_mse', 'image_mse', 'DiffusionCallback', 'EMA', 'fast_bfloat16',
            'ddpm_learner', 'ancestral', 'spaced_timesteps', 'timesteps', 'dpm_solver', 'label_tensor', 'sample',
-           'slowest', 'Budget', 'Checkpoint', 'fit_for', 'LossByLevel', 'SampleEachEpoch', 'snr_weight',
+           'slowest', 'Budget', 'Checkpoint', 'fit_for', 'LossByLevel', 'SampleEachEpoch', 'snr_weight', 'warm_start',
            'diffusion_learner']
 
 # %% ../nbs/06_ddpm.ipynb #c002
@@ -74,6 +74,9 @@ class Denoiser(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion', t
 
     @property
     def device(self): return next(self.parameters()).device
+
+    @property
+    def channels(self): return self.unet.channels                   # of an image
 
     def _apply(self, fn, *args, **kwargs):                          # what `to`, `cuda` and `half` call: the schedule moves along
         super()._apply(fn, *args, **kwargs)
@@ -226,13 +229,15 @@ def ddpm_learner(
     bfloat16:bool=None, # Compute in bfloat16; by default where that is faster, see `fast_bfloat16`
     seed:int=0, # Seed of the noise
     cbs=(), # More callbacks
+    pairs=DiffusionCallback, # What makes training pairs, called with levels, gamma, label_dropout and seed
+    loss_func=weighted_mse, # Called with what the network says and what the pairs' callback wants it to say
 )->Learner: # Ready for `fit_one_cycle` or `fit_for`
     "A fastai `Learner` that trains a denoiser; it stops when the loss is no number"
     device = dls.device or default_device()
     model = model.to(device)
     model.bfloat16 = fast_bfloat16(device) if bfloat16 is None else bfloat16
-    cbs = [DiffusionCallback(levels, gamma, label_dropout, seed), EMA(ema), GradientClip(clip), TerminateOnNaNCallback(), *cbs]
-    return Learner(dls, model, loss_func=weighted_mse, opt_func=partial(OptimWrapper, opt=torch.optim.AdamW), cbs=cbs)
+    cbs = [pairs(levels, gamma, label_dropout, seed), EMA(ema), GradientClip(clip), TerminateOnNaNCallback(), *cbs]
+    return Learner(dls, model, loss_func=loss_func, opt_func=partial(OptimWrapper, opt=torch.optim.AdamW), cbs=cbs)
 
 # %% ../nbs/06_ddpm.ipynb #c038
 def _x0(model, xt, t, label, bs=256):
@@ -329,7 +334,7 @@ def _start(model, n, label, seed):
     rng = generator(seed)
     label = label_tensor(model, label, n)
     n = n or (len(label) if label is not None else 16)
-    x = torch.randn(n, model.unet.channels, model.size, model.size, generator=rng)
+    x = torch.randn(n, model.channels, model.size, model.size, generator=rng)
     return x.to(model.device), None if label is None else label.to(model.device), rng
 
 samplers = dict(dpm_solver=dpm_solver, ancestral=ancestral)
@@ -526,7 +531,24 @@ objectives = {
     'edm': dict(schedule='log_snr', prediction='v', data_std=.5, levels=(-1.2, 1.2)),
     'edm-mid': dict(schedule='log_snr', prediction='v', data_std=.5, levels=(-.8, 1.))}
 
-# %% ../nbs/06_ddpm.ipynb #c082
+# %% ../nbs/06_ddpm.ipynb #c083
+def warm_start(
+    model:Denoiser, # A new network, whose weights are overwritten
+    trained:Denoiser, # A trained one of the same size, perhaps with fewer inputs or without classes
+)->Denoiser: # `model`
+    "Copy trained weights; what is new begins at zero and changes nothing. Raises `ValueError` where the networks do not fit."
+    for k in ('prediction', 'data_std', 'size'):
+        if getattr(model, k) != getattr(trained, k): raise ValueError(f"Cannot start from this network: its {k} is {getattr(trained, k)}, here it is {getattr(model, k)}.")
+    old, new = trained.state_dict(), model.state_dict()
+    for k, v in new.items():
+        w = old.get(k, v.new_zeros(0))
+        grown = k in ('unet.conv_in.weight', 'unet.embedding.label.weight') and w.shape != v.shape
+        if w.shape != v.shape and not (grown and (k not in old or v.shape[0] == w.shape[0])): raise ValueError(f"Cannot start from this network: {k} has shape {tuple(w.shape)}, here it is {tuple(v.shape)}.")
+        v.zero_() if grown else v.copy_(w)
+        if grown and k in old: v[:, :w.shape[1]] = w
+    return model
+
+# %% ../nbs/06_ddpm.ipynb #c085
 def diffusion_learner(
     dls, # From `cell_dls`
     objective:str='edm-mid', # One of `objectives`
@@ -535,6 +557,9 @@ def diffusion_learner(
     mults:tuple=(1, 2, 3), # Width of each level in units of `dim`
     patch:int=None, # Folding of pixels into channels; by default `size//32`, so that the network works at about 32 × 32
     seed:int=0, # Seed of the first weights and of the noise
+    start:Denoiser=None, # A trained network to begin with, see `warm_start`
+    kind:type=Denoiser, # What is built
+    unet:dict=None, # More arguments of `UNet`
     **kwargs, # More arguments of `ddpm_learner`
 ): # A fastai Learner
     "A denoiser and its learner, for these cells and this objective"
@@ -544,5 +569,6 @@ def diffusion_learner(
     _, channels, size, _ = dls.one_batch()[0].shape
     patch = patch or max(1, size//32)
     torch.manual_seed(seed)
-    model = Denoiser(dict(channels=channels, dim=dim, mults=list(mults), patch=patch), size=size, classes=list(dls.vocab) if classes else [], **settings)
+    model = kind({**dict(channels=channels, dim=dim, mults=list(mults), patch=patch), **(unet or {})}, size=size, classes=list(dls.vocab) if classes else [], **settings)
+    if start is not None: warm_start(model, start)
     return ddpm_learner(dls, model, seed=seed, **training, **kwargs)
