@@ -461,6 +461,7 @@ class Checkpoint(Callback):
         self.done = self.learn.diffusion.epochs_seen = state['epochs']
         budget.steps, budget.seconds, budget.losses = state['steps'], state['seconds'], list(state['losses'])
         ema.steps = state['steps']
+        if budget.progress: tqdm.write(f"{self.path}: {self.done} epochs and {budget.seconds/60:.1f} minutes of this run are done" + (', nothing is left to train.' if budget.used >= 1 else ', it goes on.'))
 
 # %% ../nbs/06_ddpm.ipynb #c062
 def fit_for(

@@ -9,7 +9,7 @@ __all__ = ['shapes', 'methods', 'box_mask', 'brush_mask', 'half_mask', 'whole_ma
            'InpaintingCallback', 'hole_mse', 'inpainting_learner', 'Filling', 'fill', 'jump_schedule', 'repaint_calls',
            'repaint', 'stained_masks', 'masked_view', 'mean_fill', 'biharmonic_fill', 'hole_error', 'seam_energy',
            'hole_scores', 'arm_calls', 'inpainting_study', 'study_table', 'study_arms', 'study_holes',
-           'write_inpainting_study', 'read_pixels', 'read_mask', 'find_window', 'cut', 'inpaint']
+           'write_inpainting_study', 'read_pixels', 'read_mask', 'find_window', 'cut', 'inpaint', 'load_network']
 
 # %% ../nbs/10_inpainting.ipynb #c002
 import json, time
@@ -91,7 +91,8 @@ class Inpainter(Denoiser):
     def channels(self): return (self.unet.channels - 1)//2
 
     def forward(self, xt, t, label=None, known=None, mask=None):
-        "The network's output, in units of `target`. `known` `(batch, channel, height, width)` is 0 and `mask` `(batch, 1, height, width)` is 1 where something is hidden"
+        "The network's output, in units of `target`. `known` `(batch, channel, height, width)` is 0 and `mask` `(batch, 1, height, width)` is 1 where something is hidden; without them everything is"
+        if mask is None: known, mask = torch.zeros_like(xt), torch.ones_like(xt[:, :1])
         with torch.autocast(xt.device.type, torch.bfloat16, enabled=self.bfloat16):
             return self.unet(torch.cat([xt/self.std(t, xt), known, mask], dim=1), t, label)
 
@@ -218,6 +219,7 @@ def repaint(
     repeats:int=5, # How often each stretch is walked
 )->torch.Tensor: # Pictures in -1..1, of the shape of `x`
     "RePaint: known pixels are noised afresh at every step, and jumps give the fill time to agree with them (Lugmayr et al. 2022, algorithm 1)"
+    if not hasattr(model, 'mask'): raise ValueError("RePaint fills holes: bind the network to a picture and a mask first, see `Filling` and `fill`.")
     ts = timesteps(model.schedule, steps, spacing).flip(0).tolist()
     a, s = ([end] + table[ts].tolist() for end, table in ((1., model.schedule.signal), (0., model.schedule.noise)))
     for here, there in pairwise(jump_schedule(len(ts), jump, repeats)):
@@ -514,8 +516,16 @@ def inpaint(
     fills = fill(net, x.repeat(n, 1, 1, 1), m, label, w, seed, progress=progress, **settings)
     return np.stack([_put_back(pixels, hole, place, f.permute(1, 2, 0).numpy(), top) for f in fills])
 
+def load_network(
+    name, # Name of shipped weights, or a folder
+)->Denoiser: # An `Inpainter` if it was trained to fill holes
+    "A trained network of the kind that its configuration describes"
+    config = (Path(name) if Path(name).is_dir() else shipped(name))/'config.json'
+    fills = config.exists() and 'out_channels' in (json.loads(config.read_text()).get('unet') or {})
+    return pretrained(Inpainter if fills else Denoiser, name)
+
 def _network(model, method):
-    if isinstance(model, (str, Path)): model = pretrained(Inpainter if method == 'trained' else Denoiser, model)
+    if isinstance(model, (str, Path)): model = load_network(model)
     if (method == 'trained') != isinstance(model, Inpainter): raise ValueError(f"Method {method!r} needs {'an `Inpainter`' if method == 'trained' else 'a network that was not trained for filling'}.")
     model.bfloat16 = fast_bfloat16(model.device)
     return model

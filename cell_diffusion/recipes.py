@@ -19,6 +19,7 @@ from .core import *
 from .data import *
 from .ddpm import *
 from .evaluation import *
+from .inpainting import *
 from .process import *
 from .schedules import *
 from .simulation import blood_classes
@@ -91,9 +92,10 @@ def train_and_save_classifier(
 # %% ../nbs/recipes.ipynb #c013
 def held_out(
     dls, # From `cell_dls`
+    side:str='test', # `test`, or `valid` where something is to be chosen by the score
 ): # Images `(n, channel, size, size)` in -1..1 and classes `(n,)`
-    "The real cells that no network has seen"
-    images, labels = dls.test.arrays
+    "Real cells that no network was trained on"
+    images, labels = getattr(dls, side).arrays
     return encode(images), torch.as_tensor(labels)
 
 def about(
@@ -120,23 +122,27 @@ def train(
     seed:int=0, # Seed of weights and noise; the split of the data stays the same
     steps:int=20, # Network calls of the sampler for pictures and scores
     scored:int=1000, # Cells to paint for the score; 0 for none
+    judged:str='test', # Beside which real cells: `test`, or `valid` where a recipe is to be chosen by the score
+    balanced:bool=False, # Draw the training classes equally often
+    inpaint:bool=False, # Train an `Inpainter`, which fills holes
+    start:str=None, # Shipped weights or a folder to begin with, see `warm_start`
     progress:bool=True, # Show progress bars
-    **kwargs, # More arguments of `diffusion_learner`
+    **kwargs, # More arguments of `diffusion_learner`, or of `inpainting_learner`
 )->dict: # The record, as it is written to `record.json`
     "Train on a folder of cells for some minutes; leaves weights, a record, a picture and a model card"
     out = Path(out)
-    dls = cell_dls(data, size=size, bs=bs, crop=crop, n=n)
-    learn = diffusion_learner(dls, objective, classes, dim, seed=seed, **kwargs)
-    budget = fit_for(learn, minutes=None if epochs else minutes, epochs=epochs, lr=lr, checkpoint=out/'checkpoint.pt', progress=progress,
-                     run=dict(objective=objective, fingerprint=fingerprint(dls), size=size, classes=classes, dim=dim, bs=bs, lr=lr, seed=seed))
+    dls = cell_dls(data, size=size, bs=bs, crop=crop, n=n, balanced=balanced)
+    learn = (inpainting_learner if inpaint else diffusion_learner)(dls, objective, classes, dim=dim, seed=seed, start=start and load_network(start), **kwargs)
+    what = dict(objective=objective, fingerprint=fingerprint(dls), size=size, classes=classes, dim=dim, bs=bs, lr=lr, seed=seed, balanced=balanced, inpaint=inpaint, start=start and Path(start).name,
+                **{k: v for k, v in kwargs.items() if isinstance(v, (bool, int, float, str, tuple, list, dict))})
+    budget = fit_for(learn, None if epochs else minutes, epochs, lr, out/'checkpoint.pt', what, progress)
     model = learn.ema.averaged
     save_weights(model, out)
     save_grid(model, out/'samples.png', steps=steps, progress=progress)
-    record = dict(_record(learn, budget, dls), objective=objective, conditional=classes, seed=seed, lr=lr)
+    record = dict(_record(learn, budget, dls), **{k: v for k, v in what.items() if k not in ('fingerprint', 'size', 'bs', 'dim', 'classes')}, conditional=classes)
     write_json(out/'record.json', record)
     if scored:
-        x, y = held_out(dls)
-        record['score'] = score(model, classifier_for(dls, progress), x, y, scored, steps, progress=progress)
+        record['score'] = dict(judged=judged, **score(model, classifier_for(dls, progress), *held_out(dls, judged), scored, steps, progress=progress))
         write_json(out/'record.json', record)
     (out/'README.md').write_text(model_card(record, out.name), encoding='utf-8')
     return record
@@ -182,8 +188,8 @@ def save_grid(
 def _score_lines(s):
     "The score of a record as Markdown"
     g, f = s['generated'], s['floor']
-    lines = ['', '## Score', '', f"{s['n']} cells, {s['steps']} network calls each, beside real test cells, in the features of a classifier trained on the training cells "
-              f"(accuracy on real test cells {s['classifier_accuracy'][-1]['share']:.3f}). In brackets the middle 95% over {g['draws']} draws of the real cells.", '',
+    lines = ['', '## Score', '', f"{s['n']} cells, {s['steps']} network calls each, beside real {dict(test='test', valid='validation')[s.get('judged', 'test')]} cells, in the features of a classifier trained on the training cells "
+              f"(accuracy on these real cells {s['classifier_accuracy'][-1]['share']:.3f}). In brackets the middle 95% over {g['draws']} draws of the real cells.", '',
               '| | generated | real against real |', '|---|---|---|']
     lines += [f"| {label} | {g[k]['mean']:.3g} ({g[k]['low']:.3g} to {g[k]['high']:.3g}) | {f[k]['mean']:.3g} ({f[k]['low']:.3g} to {f[k]['high']:.3g}) |"
               for k, label in (('fd', 'Fréchet distance'), ('kd', 'kernel distance'))]
@@ -199,13 +205,14 @@ def model_card(
 )->str: # Markdown
     "What a user of these weights should know, from the record of their run"
     c, m = record['cells'], record['machine']
-    lines = [f"# {name}", '',
+    lines = [f"# {name}", '', "Fills what a mask hides in a cell (`inpaint`); with everything hidden it paints whole cells, and so it was scored here." if record.get('inpaint') else '',
              f"Paints {record['size']} × {record['size']} cells with {record['channels']} channels, "
              + (f"of a chosen class: {', '.join(record['classes'])}." if record['conditional'] else 'of no chosen class.'), '',
              '## Training', '',
              f"- Data: source `{record['source']}`, {('crop `' + record['crop'] + '`') if record['crop'] else 'no crop'}, {c['train']} training cells ({c['valid']} for validation and {c['test']} for the score were kept out).",
              f"- Network: {record['parameters']/1e6:.2f} M parameters, {record['gflops']:.2f} GFLOPs an image; weights in half precision.",
-             f"- Objective `{record['objective']}`, learning rate {record['lr']}, batches of {record['bs']}, seed {record['seed']}.",
+             f"- Objective `{record['objective']}`, learning rate {record['lr']}, batches of {record['bs']}, seed {record['seed']}"
+             + (f", begun with the weights of `{record['start']}`" if record.get('start') else '') + (', classes drawn equally often' if record.get('balanced') else '') + '.',
              f"- {record['seconds']/60:.1f} minutes on {m['name']} ({m['device']}, {m['threads']} threads, PyTorch {m['torch']}): {record['steps']} steps, {record['cells_seen']} cells seen."]
     if 'score' in record: lines += _score_lines(record['score'])
     lines += ['', '## Licence and limits', '', licences.get(record['source'], 'The licence is that of the cells it was trained on.'), '',
@@ -239,7 +246,8 @@ def results()->str: # Markdown
         worst = min(s['recognised'], key=lambda d: d['share']) if seen else None
         share = (f"{seen['share']:.1%} ({seen['low']:.1%} to {seen['high']:.1%}); of real cells {judge['share']:.1%}. Least often: {worst['class']}, {worst['share']:.0%} of {worst['n']}"
                  if seen else 'no class is asked for')
-        lines.append(f"| `{name}`: {r['size']} × {r['size']} | {r['seconds']/60:.0f} minutes, {m['device']}, {m['threads']} thread{'s'*(m['threads'] > 1)} | {r['cells_seen']:,} | {share} | "
+        first = f" after `{r['start']}`" if r.get('start') else ''
+        lines.append(f"| `{name}`: {r['size']} × {r['size']} | {r['seconds']/60:.0f} minutes{first}, {m['device']}, {m['threads']} thread{'s'*(m['threads'] > 1)} | {r['cells_seen']:,} | {share} | "
                      f"{span(s['generated']['fd'])} ({span(s['floor']['fd'])}) | {span(s['generated']['kd'], 3)} ({span(s['floor']['kd'], 3)}) |")
     return '\n'.join(lines)
 
@@ -256,11 +264,11 @@ def race(
     dim:int=24, # Channels of the network's first level
     progress:bool=True, # Show progress bars
 )->pd.DataFrame: # One row a run, as `race_table` gives it
-    "Train every objective for the same time (or number of cells) with the same network and compare the scores"
+    "Train every objective for the same time (or number of cells) with the same network and compare the scores, beside validation cells: test cells are for the model that is chosen"
     for seed in range(seeds):
         for name in names:
             if (run := f'{name}-{seed}') not in scored_records(out):
-                train(data, size, True, minutes, epochs, Path(out)/run, objective=name, dim=dim, seed=seed, scored=n, progress=progress)
+                train(data, size, True, minutes, epochs, Path(out)/run, objective=name, dim=dim, seed=seed, scored=n, judged='valid', progress=progress)
     return race_table(out)
 
 def race_table(

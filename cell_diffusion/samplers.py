@@ -9,6 +9,7 @@ __all__ = ['contestants', 'Oracle', 'euler', 'ddim', 'heun', 'network_calls', 's
            'invert', 'slerp', 'quality_against_cost', 'plot_cost']
 
 # %% ../nbs/08_samplers.ipynb #c002
+import hashlib, json
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import matplotlib.pyplot as plt, seaborn as sns
@@ -186,6 +187,18 @@ def _trial(model, classifier, real, asked, n, draws, seed, **kwargs):
     return distances(real, fake, n*4//5, draws, seed).assign(steps=kwargs['steps'], recognised=hit)
 
 # %% ../nbs/08_samplers.ipynb #c066
+def _settings(model, **kwargs): # what a table of `quality_against_cost` depends on
+    digest = hashlib.sha256(b''.join(p.detach().float().cpu().numpy().tobytes() for p in model.parameters())).hexdigest()[:16]
+    return dict(weights=digest, bfloat16=model.bfloat16, **kwargs)
+
+def _resume(path, settings): # the rows that a file holds already, if it was made with the same settings
+    note = Path(path).with_suffix('.json')
+    if not Path(path).exists(): note.write_text(json.dumps(settings, indent=1) + '\n', encoding='utf-8'); return []
+    if not note.exists() or json.loads(note.read_text(encoding='utf-8')) != settings:
+        raise ValueError(f"{path} was made with another network or other settings (see {note.name}): give this table a file of its own, or delete that one.")
+    return [pd.read_csv(path)]
+
+# %% ../nbs/08_samplers.ipynb #c067
 def quality_against_cost(
     model:Denoiser, # A trained network
     classifier:CellClassifier, # Trained on the training cells of the same data
@@ -196,21 +209,23 @@ def quality_against_cost(
     n:int=500, # Cells to paint each time; a draw takes four fifths of them
     draws:int=10, # Random draws
     seed:int=0, # Of noise, orders and draws
-    path=None, # CSV file to which results are written as they come; what it holds already is not computed again
+    path=None, # CSV file to which results are written as they come; what it holds already is not computed again. Settings go into a JSON file beside it
 )->pd.DataFrame: # A row a draw: `sampler`, `calls`, `steps`, `draw`, `n`, `fd`, `kd`, `recognised`; real against real is the sampler `real cells`
-    "Fréchet and kernel distance against network calls, for every sampler from the same noise"
+    "Fréchet and kernel distance against network calls, for every sampler from the same noise. Raises `ValueError` for a file of another network or other settings."
     pick, (real, guess) = torch.from_numpy(np.random.default_rng(seed).permutation(len(x))[:n]), look(classifier, x)
-    rows = [pd.read_csv(path)] if path and Path(path).exists() else [distances(real, None, len(pick)*4//5, draws, seed).assign(
+    rows = _resume(path, _settings(model, n=n, draws=draws, seed=seed, real=len(x))) if path else []
+    rows = rows or [distances(real, None, len(pick)*4//5, draws, seed).assign(
         sampler='real cells', calls=0, steps=0, recognised=(guess == y).float().mean().item())]
     for name, kwargs in samplers.items():
         for steps in dict.fromkeys(steps_for(kwargs['sampler'], c, model.schedule.T) for c in calls):
-            cost = network_calls(kwargs['sampler'], steps, model.schedule.T)
+            visited = len(timesteps(model.schedule, steps, kwargs.get('spacing', 'log_snr')))      # a coarse table may hold fewer
+            cost = network_calls(kwargs['sampler'], visited, model.schedule.T)
             if any(((r.sampler == name) & (r.calls == cost)).any() for r in rows): continue
             rows.append(_trial(model, classifier, real, y[pick] if model.classes else None, len(pick), draws, seed, steps=steps, **kwargs).assign(sampler=name, calls=cost))
             if path: pd.concat(rows).to_csv(path, index=False)
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/08_samplers.ipynb #c071
+# %% ../nbs/08_samplers.ipynb #c072
 def plot_cost(
     table:pd.DataFrame, # From `quality_against_cost`
     key:str='fd', # Which column: `fd`, `kd` or `recognised`

@@ -29,8 +29,53 @@ def test_sample_from_a_folder(run, tmp_path):
     assert answer.exit_code == 0, answer.output
     assert Image.open(tmp_path/'a'/'cells.png').mode == 'RGB' and len(list((tmp_path/'each').glob('*.png'))) == 4
 
+def test_sample_sampler_guidance_and_zoom(run, tmp_path):
+    for i, more in enumerate((('--sampler', 'ddim'), ('--w', 2), ('--w', 0), ('--zoom', 1))):
+        answer = cli('sample', '--model', run[0], '--label', 'platelet', '-n', 1, '--steps', 2, '--out', tmp_path/f'{i}.png', *more)
+        assert answer.exit_code == 0, answer.output
+    assert [Image.open(tmp_path/f'{i}.png').width for i in range(4)] == [84, 84, 84, 28]
+    pixels = [np.array(Image.open(tmp_path/f'{i}.png')) for i in range(3)]
+    assert not any((a == b).all() for a, b in zip(pixels, pixels[1:]))
+
+@pytest.fixture(scope='module')
+def filler(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp('runs')/'filler'
+    return out, train('simulated', size=28, classes=True, epochs=1, dim=16, mults=(1, 2), out=out, n=160, bs=16, scored=20, steps=2, judged='valid',
+                      inpaint=True, start=run[0], balanced=True, outside=.5, progress=False)
+
+def test_train_a_network_that_fills(filler):
+    out, record = filler
+    assert record['inpaint'] and record['balanced'] and record['start'] == 'small' and record['outside'] == .5 and record['score']['judged'] == 'valid'
+    card = (out/'README.md').read_text()
+    assert 'Fills what a mask hides' in card and '`small`' in card and 'equally often' in card and 'validation cells' in card
+    assert cli('sample', '--model', out, '--label', 'platelet', '-n', 2, '--steps', 2, '--out', out/'cells.png').exit_code == 0
+
+def test_a_finished_run_says_so(filler, run, capsys):
+    again = train('simulated', size=28, classes=True, epochs=1, dim=16, mults=(1, 2), out=filler[0], n=160, bs=16, scored=0, inpaint=True, start=run[0], balanced=True, outside=.5)
+    assert 'nothing is left to train' in ''.join(capsys.readouterr()) and again['steps'] == filler[1]['steps']
+    with pytest.raises(ValueError, match='outside'):
+        train('simulated', size=28, classes=True, epochs=1, dim=16, mults=(1, 2), out=filler[0], n=160, bs=16, scored=0, inpaint=True, start=run[0], balanced=True, outside=.1, progress=False)
+
+def test_inpaint_from_the_shell(filler, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng, hole = np.random.default_rng(0), np.zeros((50, 40), np.uint8); hole[10:30, 5:25] = 255
+    pixels = rng.integers(0, 256, (50, 40, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save('cell.png'); Image.fromarray(hole).save('hole.png')
+    answer = cli('inpaint', 'cell.png', '--mask', 'hole.png', '--model', filler[0], '--label', 'monocyte', '-n', 2, '--steps', 2)
+    assert answer.exit_code == 0, answer.output
+    fills = [np.array(Image.open(f'cell_filled_{i}.png')) for i in (1, 2)]
+    assert all((f[hole == 0] == pixels[hole == 0]).all() for f in fills) and (fills[0] != fills[1]).any()
+    for args, says in ((('cell.png', '--mask', 'cell.txt'), 'cell.txt'), (('cell.png', '--mask', 'hole.png', '--out', 'a.jpg'), '.png'),
+                       (('hole.png', '--mask', 'hole.png', '--out', 'hole.png', '--steps', 1), 'replace'), (('cell.png', '--mask', 'hole.png', '--label', 'monocite'), 'monocyte')):
+        answer = cli('inpaint', *args, '--model', filler[0])
+        assert answer.exit_code == 1 and says in answer.output and 'Traceback' not in answer.output
+
+def test_train_is_one_process(monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert 'several GPUs' in (answer := cli('train')).output and answer.exit_code == 1
+
 @pytest.mark.parametrize('args,says', [
-    (('sample', '--model', 'blood31'), 'blood31'), (('sample', '--label', 'monocite'), 'monocyte'), (('sample', '--out', 'cells.gif'), '.png'),
+    (('sample', '--w', '2'), '--label'), (('sample', '--model', 'blood31'), 'blood31'), (('sample', '--label', 'monocite'), 'monocyte'), (('sample', '--out', 'cells.gif'), '.png'),
     (('train', '--data', 'no/such/folder'), 'no/such/folder'), (('train', '--objective', 'edn', '--n', '160'), 'edm'), (('sample', '--model', 'nbs'), 'nbs')])
 def test_a_mistake_is_answered_with_a_sentence(args, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path); (tmp_path/'nbs').mkdir()

@@ -179,4 +179,7 @@ def test_quality_against_cost(monkeypatch, tmp_path):
     assert t[t.sampler == 'heun'].steps.unique().tolist() == [3] and t.recognised.between(0, 1).all()
     monkeypatch.setattr(module, 'sample', lambda *a, **kw: pytest.fail('painted again what the file holds'))
     assert len(quality_against_cost(model, judge, x, y, some, calls=(5, 6), n=20, draws=2, path=tmp_path/'t.csv')) == len(t)
+    with pytest.raises(ValueError, match='t.json'): quality_against_cost(model, judge, x, y, some, calls=(5, 6), n=20, draws=3, path=tmp_path/'t.csv')
+    with torch.no_grad(): next(model.parameters()).add_(1)
+    with pytest.raises(ValueError, match='another network'): quality_against_cost(model, judge, x, y, some, calls=(5, 6), n=20, draws=2, path=tmp_path/'t.csv')
     plot_cost(t)
