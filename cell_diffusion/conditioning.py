@@ -7,7 +7,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/conditioning.html.md"""
 # %% auto #0
 __all__ = ['middle', 'features', 'Guided', 'precision_recall', 'spread', 'paint_arms', 'compare', 'guidance_study',
            'plot_guidance', 'optical_density', 'otsu', 'find_cells', 'find_nuclei', 'count_lobes', 'measure',
-           'morphology', 'morphology_study', 'morphology_gap', 'thin', 'longtail_study', 'write_studies']
+           'morphology', 'morphology_study', 'morphology_gap', 'thin', 'judge_for', 'longtail_study', 'write_studies']
 
 # %% ../nbs/09_conditioning.ipynb #c002
 import json, math, time
@@ -290,6 +290,16 @@ def thin(
     dls.train.idxs = dls.idxs['train'] = torch.as_tensor(idxs)[(~rare) | (rare.cumsum(0) <= keep)]
     return dls
 
+def judge_for(
+    dls, # From `cell_dls`
+    epochs:int=8, # Passes over the training cells, if one must be trained
+)->CellClassifier: # On the CPU
+    "The shipped classifier if it was trained on the same training cells, else a new one"
+    name = f'blood-classifier-{dls.one_batch()[0].shape[-1]}'
+    folder = weights_folder/name
+    same = (folder/'record.json').exists() and json.loads((folder/'record.json').read_text())['fingerprint'] == fingerprint(dls)
+    return pretrained(CellClassifier, name) if same else train_classifier(dls, epochs).cpu()
+
 def _rare_scores(model, judge, dls, name, n, steps, seed): # what a network makes of the rare class and of the others
     y = torch.cat([torch.full((n,), dls.vocab.index(name)), torch.tensor([k for k in range(len(dls.vocab)) if k != dls.vocab.index(name)]).repeat(n)[:n]])
     f, p = look(judge, sample(model, label=y.tolist(), seed=seed, steps=steps, progress=False))
@@ -311,18 +321,21 @@ def longtail_study(
     dim:int=32, # Channels of the network's first level
     bs:int=64, # Cells in a batch
     steps:int=12, # Network calls of the sampler
+    path=None, # CSV file to which rows are written as they come; what it holds already is not trained again
     progress:bool=True, # Show progress bars
 )->pd.DataFrame: # A row a network: `arm`, `seed`, recognised share of the `rare` class and of the `others`, and of the rare class the kernel distance `kd`, `spread` / real and `nearest`: distance to the nearest training cell relative to held-out cells'; far below 1 means copies
     "Train with a thinned class, plain and class-balanced, and compare what they paint"
     load = lambda **kw: cell_dls(data, size=size, bs=bs, n=n_cells, **kw)
-    whole, rows = load(), []
-    judge = train_classifier(whole, epochs or 8)                          # it has seen all cells: it has to know the rare class
+    rows = pd.read_csv(path).to_dict('records') if path and Path(path).exists() else []
+    judge = judge_for(load(), epochs or 8)                                # it has seen all cells: it has to know the rare class
     for seed in range(seeds):
         for arm in ('plain', 'balanced'):
+            if any((r['arm'], r['seed']) == (arm, seed) for r in rows): continue
             dls = thin(load(balanced=arm == 'balanced'), rare, keep)
             learn = diffusion_learner(dls, 'edm-mid', classes=True, dim=dim, seed=seed)
             budget = fit_for(learn, None if epochs else minutes, epochs, progress=progress)
-            rows.append(dict(arm=arm, seed=seed, cells_seen=budget.steps*bs, **_rare_scores(learn.ema.averaged, judge, dls, rare, n, steps, seed)))
+            rows.append(dict(arm=arm, seed=seed, keep=keep, cells_seen=budget.steps*bs, **_rare_scores(learn.ema.averaged, judge, dls, rare, n, steps, seed)))
+            if path: pd.DataFrame(rows).round(4).to_csv(path, index=False)
     return pd.DataFrame(rows)
 
 # %% ../nbs/09_conditioning.ipynb #c078
@@ -341,16 +354,14 @@ def write_studies(
     started, out, model = time.perf_counter(), Path(out), pretrained(Denoiser, name)
     model.bfloat16 = fast_bfloat16('cpu')
     dls = cell_dls(data, size=model.size, device='cpu')
-    shipped_judge = f'blood-classifier-{model.size}'
-    same = json.loads((shipped(shipped_judge)/'record.json').read_text())['fingerprint'] == fingerprint(dls)
-    judge = pretrained(CellClassifier, shipped_judge) if same else train_classifier(dls).cpu()
+    judge = judge_for(dls)
     asked, arms = painted or paint_arms(model, n=n, steps=steps, seed=seed, progress=progress)
     real, labels = encode(dls.test.arrays[0]), torch.as_tensor(dls.test.arrays[1])
     n_each = len(asked)//len(model.classes)
     study = guidance_study(arms, asked, judge, real, labels, n=3*n_each//4)
     cells = morphology_study(arms, asked, model.classes, real, labels, n=min(measured, n_each))
     counts = dict(zip(dls.vocab, dls.train.labels[dls.idxs['train']].bincount().tolist()))
-    settings = dict(weights=Path(name).name, judge=shipped_judge if same else 'trained on these cells', fingerprint=fingerprint(dls), painted_per_class=n_each, measured_per_class=min(measured, n_each), steps=steps, seed=seed,
+    settings = dict(weights=Path(name).name, fingerprint=fingerprint(dls), painted_per_class=n_each, measured_per_class=min(measured, n_each), steps=steps, seed=seed,
                     interval=middle, draws=10, bfloat16=model.bfloat16, training_cells=counts, test_cells=len(real), seconds=round(time.perf_counter() - started, 1))
     out.mkdir(parents=True, exist_ok=True)
     study.round(4).to_csv(out/'guidance.csv', index=False); cells.round(3).astype(dict(lobes='Int64')).to_csv(out/'morphology.csv', index=False)

@@ -540,11 +540,12 @@ def warm_start(
     "Copy trained weights; what is new begins at zero and changes nothing. Raises `ValueError` where the networks do not fit."
     for k in ('prediction', 'data_std', 'size'):
         if getattr(model, k) != getattr(trained, k): raise ValueError(f"Cannot start from this network: its {k} is {getattr(trained, k)}, here it is {getattr(model, k)}.")
+    if trained.classes and model.classes != trained.classes: raise ValueError(f"Cannot start from this network: its classes are {', '.join(trained.classes)}, here they are {', '.join(model.classes) or 'none'}.")
     old, new = trained.state_dict(), model.state_dict()
     for k, v in new.items():
         w = old.get(k, v.new_zeros(0))
         grown = k in ('unet.conv_in.weight', 'unet.embedding.label.weight') and w.shape != v.shape
-        if w.shape != v.shape and not (grown and (k not in old or v.shape[0] == w.shape[0])): raise ValueError(f"Cannot start from this network: {k} has shape {tuple(w.shape)}, here it is {tuple(v.shape)}.")
+        if w.shape != v.shape and not (grown and (k not in old or v.shape[0] == w.shape[0] and v.shape[1] > w.shape[1])): raise ValueError(f"Cannot start from this network: {k} has shape {tuple(w.shape)}, here it is {tuple(v.shape)}.")
         v.zero_() if grown else v.copy_(w)
         if grown and k in old: v[:, :w.shape[1]] = w
     return model

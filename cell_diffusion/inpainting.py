@@ -12,7 +12,7 @@ __all__ = ['shapes', 'methods', 'box_mask', 'brush_mask', 'half_mask', 'whole_ma
            'write_inpainting_study', 'read_pixels', 'read_mask', 'find_window', 'cut', 'inpaint', 'load_network']
 
 # %% ../nbs/10_inpainting.ipynb #c002
-import json, time
+import json, re, time
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -79,7 +79,8 @@ def random_masks(
     shares:dict=dict(box=.3, brush=.4, half=.15, everything=.15), # How often each of `shapes` comes
     seed:int=0, # The same seed gives the same masks
 )->torch.Tensor: # bool `(n, 1, size, size)`; True, or 1, is what is to be filled
-    "Masks drawn without a look at the cells, so that their outline gives nothing away"
+    "Masks drawn without a look at the cells, so that their outline gives nothing away. Raises `ValueError` for an unknown shape."
+    if unknown := set(shares) - set(shapes): raise ValueError(f"Unknown shape {unknown.pop()!r}: use some of {', '.join(shapes)}.")
     rng = np.random.default_rng(seed)
     kinds = rng.choice(list(shares), n, p=np.array(list(shares.values()))/sum(shares.values()))
     return torch.from_numpy(np.stack([shapes[k](size, rng) for k in kinds]))[:, None]
@@ -92,6 +93,7 @@ class Inpainter(Denoiser):
 
     def forward(self, xt, t, label=None, known=None, mask=None):
         "The network's output, in units of `target`. `known` `(batch, channel, height, width)` is 0 and `mask` `(batch, 1, height, width)` is 1 where something is hidden; without them everything is"
+        if (known is None) != (mask is None): raise ValueError("An `Inpainter` is told both the known pixels and the mask, or neither.")
         if mask is None: known, mask = torch.zeros_like(xt), torch.ones_like(xt[:, :1])
         with torch.autocast(xt.device.type, torch.bfloat16, enabled=self.bfloat16):
             return self.unet(torch.cat([xt/self.std(t, xt), known, mask], dim=1), t, label)
@@ -156,16 +158,18 @@ class Filling(GetAttr):
     ):
         if image.ndim != 4 or mask.ndim != 4 or mask.shape[2:] != image.shape[2:] or mask.shape[1] != 1:
             raise ValueError(f"A filling takes images (n, channel, height, width) and masks (n, 1, height, width) of the same size, got {tuple(image.shape)} and {tuple(mask.shape)}.")
+        if 1 not in (len(image), len(mask)) and len(image) != len(mask): raise ValueError(f"{len(image)} images and {len(mask)} masks: give one mask for each image, or one for all.")
         self.model, self.image, self.mask = model, image.to(model.device), mask.to(model.device).bool()
 
     def repeat_to(self, a, n): # `Guided` asks about every picture twice
-        "One picture for each of `n`, in their order"
+        "One picture for each of `n`, in their order. Raises `ValueError` where `n` is no multiple of them."
+        if n % len(a): raise ValueError(f"A filling of {len(a)} pictures was asked for {n}: ask for as many (`fill` takes any number).")
         return a.expand(n, *a.shape[1:]) if len(a) == 1 else a.repeat(n//len(a), 1, 1, 1)
 
     def x0(self, xt, t, label=None, clip=True): # Of the shape of `xt`
         "Estimate of the clean cells; where they are known it is no estimate"
         image, mask = self.repeat_to(self.image, len(xt)), self.repeat_to(self.mask, len(xt))
-        told = dict(known=image*~mask, mask=mask.float()) if isinstance(self.model, Inpainter) else {}
+        told = dict(known=image.masked_fill(mask, 0), mask=mask.float()) if isinstance(self.model, Inpainter) else {}
         return torch.where(mask, self.model.x0(xt, t, label, clip, **told), image)
 
 # %% ../nbs/10_inpainting.ipynb #c010
@@ -176,15 +180,18 @@ def fill(
     label=None, # A class name or number for all, or one for each; None asks for no class
     w:float=1., # Guidance towards the class, see `Guided`
     seed:int=0, # The same seed gives the same fills
-    bs:int=128, # Images at a time
+    bs:int=128, # Images at a time, 256 at most
     **kwargs, # More arguments of `sample`, such as `steps` and `sampler`
 )->torch.Tensor: # Filled images, of the shape of `images`, on the CPU; known pixels are unchanged
     "Fill the hole of each image. Raises `ValueError` for shapes that do not fit and for unknown classes."
-    masks, label, parts = masks.expand(len(images), *masks.shape[1:]), label_tensor(model, label, len(images)), []
+    Filling(model, images, masks)                                   # says what does not fit
+    if images.shape[1:] != (model.channels, model.size, model.size) or len(masks) > len(images):
+        raise ValueError(f"This network fills images (n, {model.channels}, {model.size}, {model.size}) with a mask for each or one for all, got {tuple(images.shape)} and {tuple(masks.shape)}.")
+    masks, label, parts, bs = masks.expand(len(images), *masks.shape[1:]), label_tensor(model, label, len(images)), [], min(bs, 256)
     for i in range(0, len(images), bs):
         part = Filling(model, images[i:i + bs], masks[i:i + bs])
         parts.append(sample(part if w == 1 else Guided(part, w), len(part.image), label=None if label is None else label[i:i + bs].tolist(), seed=seed + i, **kwargs))
-    return torch.cat(parts)
+    return torch.where(masks.cpu().bool(), torch.cat(parts), images.cpu())   # some samplers round in their last step
 
 # %% ../nbs/10_inpainting.ipynb #c011
 def jump_schedule(
@@ -220,6 +227,7 @@ def repaint(
 )->torch.Tensor: # Pictures in -1..1, of the shape of `x`
     "RePaint: known pixels are noised afresh at every step, and jumps give the fill time to agree with them (Lugmayr et al. 2022, algorithm 1)"
     if not hasattr(model, 'mask'): raise ValueError("RePaint fills holes: bind the network to a picture and a mask first, see `Filling` and `fill`.")
+    if not hasattr(model, 'mask'): raise ValueError("RePaint fills pictures: bind the network to them with `Filling`, or use `fill`.")
     ts = timesteps(model.schedule, steps, spacing).flip(0).tolist()
     a, s = ([end] + table[ts].tolist() for end, table in ((1., model.schedule.signal), (0., model.schedule.noise)))
     for here, there in pairwise(jump_schedule(len(ts), jump, repeats)):
@@ -228,7 +236,7 @@ def repaint(
         x0 = _x0(model, x, ts[here - 1], label)
         if callback: callback(ts[here - 1], x, x0)
         fresh = s[there]/s[here]*(1 - (a[here]/a[there])**2)**.5
-        unknown = a[there]*x0 + (s[there]**2 - fresh**2)**.5*(x - a[here]*x0)/s[here] + fresh*z
+        unknown = a[there]*x0 + max(0., s[there]**2 - fresh**2)**.5*(x - a[here]*x0)/s[here] + fresh*z
         x = torch.where(model.repeat_to(model.mask, len(x)), unknown, a[there]*model.repeat_to(model.image, len(x)) + s[there]*z)
     return x
 
@@ -266,7 +274,7 @@ def mean_fill(images:torch.Tensor, masks:torch.Tensor)->torch.Tensor: # Of the s
 
 def biharmonic_fill(images:torch.Tensor, masks:torch.Tensor)->torch.Tensor: # Of the shape of `images`
     "A floor: the smoothest surface over the hole, by scikit-image (Damelin and Hoang 2018)"
-    filled = [inpaint_biharmonic(x.permute(1, 2, 0).numpy(), m[0].numpy(), channel_axis=-1) for x, m in zip(images.double(), masks)]
+    filled = [inpaint_biharmonic(x.permute(1, 2, 0).numpy(), m[0].numpy(), channel_axis=-1) for x, m in zip(images.double(), masks.expand(len(images), -1, -1, -1))]
     return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).float().clamp(-1, 1)
 
 # %% ../nbs/10_inpainting.ipynb #c016
@@ -331,6 +339,7 @@ def inpainting_study(
     for name, arm in arms.items():
         for hole, mask in holes.items():
             there = mask.flatten(1).any(1).nonzero().flatten()                       # by colour not every nucleus is found
+            if not len(there): continue
             started, k = time.perf_counter(), 1 if callable(arm) else fills
             x = torch.stack([_fill_arm(arm, real[there], mask[there], labels[there], seed + 10_007*i, progress) for i in range(k)])
             seconds = (time.perf_counter() - started)/k/max(1, len(there))
@@ -387,12 +396,11 @@ def write_inpainting_study(
     nets = [pretrained(cls, name) for cls, name in ((Inpainter, trained), (Denoiser, free))]
     for net in nets: net.bfloat16 = fast_bfloat16(net.device)
     dls = cell_dls(data, size=nets[0].size, device='cpu')
-    judge_name, mark = f'blood-classifier-{nets[0].size}', fingerprint(dls)
-    judge = pretrained(CellClassifier, judge_name) if json.loads((shipped(judge_name)/'record.json').read_text())['fingerprint'] == mark else train_classifier(dls).cpu()
+    judge, mark = judge_for(dls), fingerprint(dls)
     images, labels = dls.test.arrays
     pick = np.concatenate([np.random.default_rng(seed).permutation(np.flatnonzero(labels == k))[:n] for k in range(len(dls.vocab))])
     real, labels = encode(images[pick]), torch.as_tensor(labels[pick])
-    settings = dict(trained=Path(trained).name, free=Path(free).name, judge=judge_name, fingerprint=mark, classes=list(dls.vocab), cells_per_class=n, fills=fills, seed=seed)
+    settings = dict(trained=Path(trained).name, free=Path(free).name, fingerprint=mark, classes=list(dls.vocab), cells_per_class=n, fills=fills, seed=seed)
     table, note = out/'inpainting.csv', out/'inpainting.json'
     done, before = [], json.loads(note.read_text()) if note.exists() and table.exists() else {}
     if all(before.get(k) == v for k, v in settings.items()): done = [pd.read_csv(table)]
@@ -409,15 +417,8 @@ def read_pixels(
     image, # File name, PIL image, or array `(height, width)`, `(height, width, 1 to 4)` of uint8 or uint16
 )->np.ndarray: # The pixels as they are
     "Pixels of any picture that can be filled. Raises `FileNotFoundError`, `ValueError` or `TypeError` with a reason for others."
-    if isinstance(image, (str, Path)):
-        if not Path(image).exists(): raise FileNotFoundError(f"{image} does not exist.")
-        try:
-            im = Image.open(image)
-            deep = any('16' in str(part[-1]) for part in im.tile); im.load()
-        except Exception as e: raise ValueError(f"{image} cannot be read as an image ({type(e).__name__}: {e}).") from e
-        if deep and im.mode in ('RGB', 'RGBA', 'LA'): raise ValueError(f"{image} has 16 bits a colour, which Pillow would cut to 8: read it with another library and pass the array.")
-        return _pil_pixels(im)
-    if isinstance(image, Image.Image): return _pil_pixels(image)
+    if isinstance(image, (str, Path)) and not Path(image).exists(): raise FileNotFoundError(f"{image} does not exist.")
+    if isinstance(image, (str, Path, Image.Image)): return _pil_pixels(image)
     if torch.is_tensor(image): raise TypeError(f"A tensor of shape {tuple(image.shape)}: use `fill` for tensors, or pass an array (height, width, channel) of uint8 or uint16.")
     pixels = np.asarray(image)
     if pixels.dtype not in (np.uint8, np.uint16): raise TypeError(f"Pixels must be uint8 or uint16, got {pixels.dtype}: scale them to 0..255 and convert.")
@@ -425,7 +426,13 @@ def read_pixels(
         raise ValueError(f"An image is (height, width) or (height, width, 1 to 4 channels), got shape {pixels.shape}.")
     return pixels
 
-def _pil_pixels(im):
+def _pil_pixels(image):
+    name = image if isinstance(image, (str, Path)) else 'The picture'
+    try:
+        im = image if isinstance(image, Image.Image) else Image.open(image)
+        deep = any(re.search(';16[BLN]', str(part[-1])) or part[0].startswith('ppm') and part[-1][1] > 255 for part in getattr(im, 'tile', ())); im.load()
+    except Exception as e: raise ValueError(f"{name} cannot be read as an image ({type(e).__name__}: {e}).") from e
+    if deep and im.mode in ('RGB', 'RGBA', 'LA'): raise ValueError(f"{name} has 16 bits a colour, which Pillow cuts to 8: read it with another library and pass the array.")
     if im.mode == 'P': im = im.convert('RGBA' if 'transparency' in im.info else 'RGB')
     if im.mode == '1': im = im.convert('L')
     if im.mode.startswith('I'):
@@ -442,7 +449,8 @@ def read_mask(
     "A mask from anything like a picture. Raises `ValueError` where it has another size, or where nothing is to be filled."
     named = mask if isinstance(mask, (str, Path)) else 'The mask'
     if isinstance(mask, (str, Path, Image.Image)): mask = read_pixels(mask)
-    a = np.squeeze(np.asarray(mask))
+    a = np.asarray(mask)
+    if a.shape[:2] != tuple(shape): a = np.squeeze(a)
     if a.ndim == 3: a = a[..., :3].mean(-1) if a.shape[2] > 2 else a[..., 0]
     if a.shape != tuple(shape): raise ValueError(f"{named} has {a.shape[-1]} × {a.shape[0]} pixels and the image {shape[1]} × {shape[0]}: they must be the same." if a.ndim == 2 else f"{named} has shape {a.shape}: a mask is (height, width).")
     hole = a > (0 if a.dtype == bool or a.max() <= 1 else 32767 if a.max() > 255 else 127)
@@ -452,12 +460,12 @@ def read_mask(
 # %% ../nbs/10_inpainting.ipynb #c021
 def find_window(
     hole:np.ndarray, # bool `(height, width)`
-    side:int=None, # Height and width of the window in pixels; by default all of a picture of up to 256 pixels, else 200 pixels as the cells were cut for training, or more for a large hole
+    side:int=None, # Height and width of the window in pixels, at most twice the picture's longer side; by default all of a picture of up to 256 pixels, else 200 pixels as the cells were cut for training, or more for a large hole
 )->tuple: # Top, left and side; parts may lie outside of the picture
-    "The square around a hole that the network gets to see. Raises `ValueError` for one smaller than the hole."
+    "The square around a hole that the network gets to see. Raises `ValueError` for one smaller than the hole or far larger than the picture."
     (h, w), (ys, xs) = hole.shape, np.nonzero(hole)
     extent = max(np.ptp(ys), np.ptp(xs)) + 1
-    if side is not None and side < extent: raise ValueError(f"The hole is {extent} pixels long and the window only {side}: choose a larger one.")
+    if side is not None and not extent <= side <= 2*max(h, w): raise ValueError(f"The hole is {extent} pixels long and the picture {max(h, w)}: choose a window in {extent}..{2*max(h, w)}, not {side}.")
     side = side or max(min(h, w) if min(h, w) <= 256 else 200, min(max(h, w), 5*extent//4), extent)
     return *((length - side)//2 if side > length else int(np.clip((at.min() + at.max() + 1 - side)//2, 0, length - side)) for at, length in ((ys, h), (xs, w))), side
 
@@ -471,7 +479,8 @@ def cut(
     return pixels[ys][:, xs]
 
 # %% ../nbs/10_inpainting.ipynb #c022
-def _levels(pixels): return 255 if pixels.dtype == np.uint8 else max(255, 2**int(pixels.max()).bit_length() - 1)    # 4,095 for a camera of 12 bits
+def _levels(known): # white: 255, or for 16 bits what the known pixels suggest, such as 4,095 for a camera of 12 bits; hidden ones are not looked at
+    return 255 if known.dtype == np.uint8 else max(255, 2**int(known.max()).bit_length() - 1) if known.size else 65535
 
 def _resize(a, size): # float `(height, width, channel)` -> `(size, size, channel)`
     planes = [Image.fromarray(a[..., i].astype(np.float32)).resize((size, size), Image.Resampling.BICUBIC) for i in range(a.shape[2])]
@@ -511,7 +520,7 @@ def inpaint(
     colours = colours[..., :1] if colours.shape[2] < 3 else colours[..., :3]       # alpha is left alone
     settings = {**methods[method], **kwargs, **({} if steps is None else dict(steps=steps))}
     net = _network(model or settings.pop('model'), method); settings.pop('model', None)
-    place, top = find_window(hole, window), _levels(pixels)
+    place, top = find_window(hole, window), _levels(colours[~hole])
     x, m = _close_up(cut(colours, place)/top*2 - 1, cut(hole, place), net.size)
     fills = fill(net, x.repeat(n, 1, 1, 1), m, label, w, seed, progress=progress, **settings)
     return np.stack([_put_back(pixels, hole, place, f.permute(1, 2, 0).numpy(), top) for f in fills])
@@ -525,9 +534,10 @@ def load_network(
     return pretrained(Inpainter if fills else Denoiser, name)
 
 def _network(model, method):
-    if isinstance(model, (str, Path)): model = load_network(model)
+    if isinstance(model, (str, Path)):
+        model = load_network(model).to(default_device())
+        model.bfloat16 = fast_bfloat16(model.device)
     if (method == 'trained') != isinstance(model, Inpainter): raise ValueError(f"Method {method!r} needs {'an `Inpainter`' if method == 'trained' else 'a network that was not trained for filling'}.")
-    model.bfloat16 = fast_bfloat16(model.device)
     return model
 
 def _put_back(pixels, hole, place, fill, top):

@@ -78,7 +78,7 @@ def ddim(
         if callback: callback(t, x, x0)
         eps = (x - a[i]*x0)/s[i]
         fresh = eta*s[i + 1]/s[i]*(1 - (a[i]/a[i + 1])**2)**.5
-        x = a[i + 1]*x0 + (s[i + 1]**2 - fresh**2)**.5*eps
+        x = a[i + 1]*x0 + max(0., s[i + 1]**2 - fresh**2)**.5*eps
         if fresh: x = x + fresh*noise_like(x, rng)
     return x
 
