@@ -530,7 +530,8 @@ objectives = {
     'v': dict(schedule='cosine', prediction='v'),
     'min-snr': dict(schedule='cosine', prediction='v', gamma=5.),
     'edm': dict(schedule='log_snr', prediction='v', data_std=.5, levels=(-1.2, 1.2)),
-    'edm-mid': dict(schedule='log_snr', prediction='v', data_std=.5, levels=(-.8, 1.))}
+    'edm-mid': dict(schedule='log_snr', prediction='v', data_std=.5, levels=(-.8, 1.)),
+    'eps-mid': dict(schedule='log_snr', prediction='eps', data_std=.5, levels=(-.8, 1.))}
 
 # %% ../nbs/06_ddpm.ipynb #c083
 def warm_start(

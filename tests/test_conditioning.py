@@ -63,7 +63,7 @@ def test_interval():
     inside = (level >= low) & (level <= high)
     assert torch.equal(g.weight(edge) == 4, inside) and 0 < inside.sum() < len(edge)
 
-@pytest.mark.parametrize('sampler', sorted(samplers))
+@pytest.mark.parametrize('sampler', sorted({*samplers} - {'repaint'}))                         # which fills holes
 def test_every_sampler_takes_it(sampler):
     model = network()
     model.schedule = Denoiser(dict(dim=16, mults=[1, 2]), schedule='cosine', T=12, size=16).schedule        # so that the ancestral one is short

@@ -47,7 +47,7 @@ blocked = '''
 import sys, importlib
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {'nbdev', 'nbclient', 'nbconvert', 'nbformat', 'ipykernel', 'jupyter_client', 'diffusers', 'pytest', 'skimage'}: raise ImportError(f'{name} is not part of the package')
+        if name.split('.')[0] in {'nbdev', 'nbclient', 'nbconvert', 'nbformat', 'ipykernel', 'jupyter_client', 'diffusers', 'pytest'}: raise ImportError(f'{name} is not part of the package')
 sys.meta_path.insert(0, Block())
 sys.path.insert(0, sys.argv[1])
 for m in sys.argv[2:]:

@@ -140,7 +140,7 @@ def test_a_wrong_spacing_is_refused():
 
 def test_calls_are_counted_right():
     z = torch.zeros(1)
-    for name in samplers:
+    for name in (*short, 'ancestral'):
         oracle = Oracle(Toy(), log_snr_schedule(50)); samplers[name](oracle, z, steps=7)
         assert oracle.calls == network_calls(name, 7, 50)
         for calls in (1, 2, 9, 10): assert name == 'ancestral' or calls - 1 <= network_calls(name, steps_for(name, calls)) <= calls
