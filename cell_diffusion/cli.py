@@ -99,7 +99,7 @@ def train_(
     minutes:float=typer.Option(10, help="Time to train; picture and score take some more.", min=.01),
     epochs:Optional[int]=typer.Option(None, help="Or passes over the training cells, in place of minutes.", min=1),
     out:Path=typer.Option(Path('runs/cells'), help="Folder for weights, record, picture, checkpoint. A killed run goes on from there."),
-    objective:str=typer.Option('edm-mid', help="ddpm, cosine, v, min-snr, edm or edm-mid."),
+    objective:str=typer.Option('edm-mid', help="ddpm, cosine, v, min-snr, edm, edm-mid or eps-mid."),
     balanced:bool=typer.Option(False, '--balanced', help="Draw the training classes equally often."),
     inpaint:bool=typer.Option(False, '--inpaint', help="Train a network that fills holes."),
     start:Optional[str]=typer.Option(None, help="Weights to begin with: shipped ones or a folder from `train`."),

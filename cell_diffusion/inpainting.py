@@ -9,7 +9,7 @@ __all__ = ['shapes', 'ablation_arms', 'methods', 'box_mask', 'brush_mask', 'half
            'stained_masks', 'masked_view', 'Inpainter', 'Filling', 'fill', 'jump_schedule', 'repaint_calls', 'repaint',
            'hole_error', 'seam_energy', 'InpaintingCallback', 'hole_mse', 'inpainting_learner', 'hole_means',
            'ablation_study', 'mean_fill', 'biharmonic_fill', 'hole_scores', 'arm_calls', 'inpainting_study',
-           'study_table', 'study_arms', 'study_holes', 'write_inpainting_study', 'read_pixels', 'read_mask',
+           'study_table', 'Untold', 'study_arms', 'study_holes', 'write_inpainting_study', 'read_pixels', 'read_mask',
            'find_window', 'cut', 'inpaint', 'load_network']
 
 # %% ../nbs/10_inpainting.ipynb #c002
@@ -404,6 +404,18 @@ def study_table(
     return pd.DataFrame(rows)
 
 # %% ../nbs/10_inpainting.ipynb #c084
+class Untold(GetAttr):
+    "An `Inpainter` that is told nothing about its picture: the same weights as a plain painter, so that methods can be compared with equal training"
+    _default = 'model'
+    def __init__(self,
+        model:Inpainter, # A trained network
+    ): self.model = model
+
+    def x0(self, xt, t, label=None, clip=True):
+        "As in `Denoiser`"
+        return self.model.x0(xt, t, label, clip)
+
+# %% ../nbs/10_inpainting.ipynb #c085
 def study_arms(
     trained:Inpainter, # Knows classes
     free:Denoiser, # A network that was not trained for filling
@@ -412,7 +424,9 @@ def study_arms(
     return {'mean fill': mean_fill, 'biharmonic': biharmonic_fill,
             **{f'trained, {k} calls': dict(model=trained, steps=k) for k in (5, 10, 20, 50)}, 'trained, class told': dict(model=trained, label=True),
             **{f'clamp, {k} calls': dict(model=free, steps=k) for k in (20, 100)},
-            'RePaint, 105 calls': dict(model=free, sampler='repaint', steps=25), 'RePaint, 460 calls': dict(model=free, sampler='repaint', steps=100, jump=10, repeats=5)}
+            'RePaint, 105 calls': dict(model=free, sampler='repaint', steps=25), 'RePaint, 460 calls': dict(model=free, sampler='repaint', steps=100, jump=10, repeats=5),
+            'clamp, same network': dict(model=Untold(trained), steps=20), 'RePaint, same network': dict(model=Untold(trained), sampler='repaint', steps=25),
+            'RePaint, same, class told': dict(model=Untold(trained), sampler='repaint', steps=25, label=True)}
 
 def study_holes(
     x:torch.Tensor, # Stained cells `(n, 3, size, size)` in -1..1
@@ -421,7 +435,7 @@ def study_holes(
     "Three shapes that do not look at the cell, and two that do"
     return {**{k: random_masks(len(x), x.shape[-1], {k: 1}, seed) for k in ('box', 'brush', 'half')}, **{k: stained_masks(x, k) for k in ('nucleus', 'cell')}}
 
-# %% ../nbs/10_inpainting.ipynb #c086
+# %% ../nbs/10_inpainting.ipynb #c087
 def write_inpainting_study(
     out, # Folder for `inpainting.csv` and `inpainting.json`; arms that a table with the same settings has already are not filled again
     data='pbc', # A source or folder with real cells
@@ -454,7 +468,7 @@ def write_inpainting_study(
         note.write_text(json.dumps({**settings, 'seconds': round(before.get('seconds', 0) + time.perf_counter() - started, 1)}, indent=1) + '\n', encoding='utf-8')
     return pd.concat(done, ignore_index=True)
 
-# %% ../nbs/10_inpainting.ipynb #c094
+# %% ../nbs/10_inpainting.ipynb #c095
 def read_pixels(
     image, # File name, PIL image, or array `(height, width)`, `(height, width, 1 to 4)` of uint8 or uint16
 )->np.ndarray: # The pixels as they are
@@ -484,7 +498,7 @@ def _pil_pixels(image):
     if im.mode not in ('L', 'LA', 'RGB', 'RGBA'): raise ValueError(f"Images of mode {im.mode} cannot be filled: convert to grey, RGB or RGBA.")
     return np.array(im)
 
-# %% ../nbs/10_inpainting.ipynb #c095
+# %% ../nbs/10_inpainting.ipynb #c096
 def read_mask(
     mask, # File name, PIL image or array; True, 1 or white is to be filled
     shape:tuple, # Height and width of the image
@@ -500,7 +514,7 @@ def read_mask(
     if not hole.any(): raise ValueError(f"{named} is empty: nothing is to be filled. Paint white (or 1) what is to be filled.")
     return hole
 
-# %% ../nbs/10_inpainting.ipynb #c097
+# %% ../nbs/10_inpainting.ipynb #c098
 def find_window(
     hole:np.ndarray, # bool `(height, width)`
     side:int=None, # Height and width of the window in pixels, at most twice the picture's longer side; by default all of a picture of up to 256 pixels, else 200 pixels as the cells were cut for training, or more for a large hole
@@ -521,7 +535,7 @@ def cut(
     ys, xs = (np.clip(np.arange(at, at + side), 0, length - 1) for at, length in zip((top, left), pixels.shape))
     return pixels[ys][:, xs]
 
-# %% ../nbs/10_inpainting.ipynb #c099
+# %% ../nbs/10_inpainting.ipynb #c100
 def _levels(known): # white: 255, or for 16 bits what the known pixels suggest, such as 4,095 for a camera of 12 bits; hidden ones are not looked at
     return 255 if known.dtype == np.uint8 else max(255, 2**int(known.max()).bit_length() - 1) if known.size else 65535
 
@@ -537,7 +551,7 @@ def _close_up(pixels, hole, size): # colours in -1..1 `(1, 3, size, size)` and h
     m = F.adaptive_max_pool2d(torch.from_numpy(hole)[None, None].float(), size) > 0
     return x.float().clamp(-1, 1).expand(-1, 3, -1, -1), m
 
-# %% ../nbs/10_inpainting.ipynb #c101
+# %% ../nbs/10_inpainting.ipynb #c102
 methods = dict(trained=dict(model='blood64-inpaint', steps=20), clamp=dict(model='blood64', steps=50), repaint=dict(model='blood64', sampler='repaint', steps=25))
 
 def inpaint(
@@ -568,7 +582,7 @@ def inpaint(
     fills = fill(net, x.repeat(n, 1, 1, 1), m, label, w, seed, progress=progress, **settings)
     return np.stack([_put_back(pixels, hole, place, f.permute(1, 2, 0).numpy(), top) for f in fills])
 
-# %% ../nbs/10_inpainting.ipynb #c102
+# %% ../nbs/10_inpainting.ipynb #c103
 def load_network(
     name, # Name of shipped weights, or a folder
 )->Denoiser: # An `Inpainter` if it was trained to fill holes
