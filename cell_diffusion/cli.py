@@ -83,9 +83,10 @@ def inpaint_(
     from cell_diffusion.inpainting import inpaint
     out = out or Path(f'{image.stem}_filled.png')
     if out.suffix.lower() not in ('.png', '.tif', '.tiff'): raise ValueError(f"--out {out}: name a picture that ends in .png or .tif; others would change pixels that are known.")
-    fills = inpaint(image, mask, label, method, n, seed, steps, w, window, model)
     paths = [out] if n == 1 else [out.with_stem(f'{out.stem}_{i + 1}') for i in range(n)]
-    if image.resolve() in [p.resolve() for p in paths]: raise ValueError(f"--out {out} would replace the picture itself: name another file.")
+    for name, taken in dict(picture=image, mask=mask).items():
+        if taken.resolve() in [p.resolve() for p in paths]: raise ValueError(f"--out {out} would replace the {name} itself: name another file.")
+    fills = inpaint(image, mask, label, method, n, seed, steps, w, window, model)
     out.parent.mkdir(parents=True, exist_ok=True)
     for path, pixels in zip(paths, fills): Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(path); typer.echo(path)
 

@@ -22,6 +22,7 @@ from .core import *
 from .data import *
 from .ddpm import *
 from .evaluation import *
+from .samplers import _resume
 
 # %% ../nbs/09_conditioning.ipynb #c016
 class Guided(GetAttr):
@@ -324,10 +325,12 @@ def longtail_study(
     path=None, # CSV file to which rows are written as they come; what it holds already is not trained again
     progress:bool=True, # Show progress bars
 )->pd.DataFrame: # A row a network: `arm`, `seed`, recognised share of the `rare` class and of the `others`, and of the rare class the kernel distance `kd`, `spread` / real and `nearest`: distance to the nearest training cell relative to held-out cells'; far below 1 means copies
-    "Train with a thinned class, plain and class-balanced, and compare what they paint"
+    "Train with a thinned class, plain and class-balanced, and compare what they paint. Raises `ValueError` for a file of other settings."
     load = lambda **kw: cell_dls(data, size=size, bs=bs, n=n_cells, **kw)
-    rows = pd.read_csv(path).to_dict('records') if path and Path(path).exists() else []
-    judge = judge_for(load(), epochs or 8)                                # it has seen all cells: it has to know the rare class
+    whole = load()
+    settings = dict(fingerprint=fingerprint(whole), rare=rare, keep=keep, minutes=None if epochs else minutes, epochs=epochs, n=n, size=size, dim=dim, bs=bs, steps=steps)
+    rows = [row for table in (_resume(path, settings) if path else []) for row in table.to_dict('records')]
+    judge = judge_for(whole, epochs or 8)                                # it has seen all cells: it has to know the rare class
     for seed in range(seeds):
         for arm in ('plain', 'balanced'):
             if any((r['arm'], r['seed']) == (arm, seed) for r in rows): continue
@@ -338,7 +341,7 @@ def longtail_study(
             if path: pd.DataFrame(rows).round(4).to_csv(path, index=False)
     return pd.DataFrame(rows)
 
-# %% ../nbs/09_conditioning.ipynb #c078
+# %% ../nbs/09_conditioning.ipynb #c080
 def write_studies(
     out, # Folder for `guidance.csv`, `morphology.csv` and `guidance.json`
     data='pbc', # A source or folder with real cells

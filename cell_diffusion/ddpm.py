@@ -356,7 +356,8 @@ def sample(
     was_training = model.training
     model.eval()
     x, label, rng = _start(model, n, label, seed)
-    calls, path = (model.schedule.T if sampler == 'ancestral' else steps), []
+    calls, path = getattr(samplers[sampler], 'calls', lambda steps, **kw: steps)(steps, **kwargs), []
+    if sampler == 'ancestral': calls = model.schedule.T
     with tqdm(total=calls, disable=not progress, desc='sampling') as bar:
         def watch(t, xt, x0):
             bar.update()

@@ -30,6 +30,7 @@ from .schedules import *
 from .ddpm import *
 from .ddpm import _x0
 from .samplers import *
+from .samplers import _resume, _settings
 from .evaluation import *
 from .conditioning import *
 
@@ -162,9 +163,10 @@ def fill(
     w:float=1., # Guidance towards the class, see `Guided`
     seed:int=0, # The same seed gives the same fills
     bs:int=128, # Images at a time, 256 at most
-    **kwargs, # More arguments of `sample`, such as `steps` and `sampler`
+    **kwargs, # More arguments of `sample`, such as `steps` and `sampler`, but not `trajectory`
 )->torch.Tensor: # Filled images, of the shape of `images`, on the CPU; known pixels are unchanged
     "Fill the hole of each image. Raises `ValueError` for shapes that do not fit and for unknown classes."
+    if w != 1 and label is None: raise ValueError(f"w={w} is guidance towards a class: name one with label.")
     Filling(model, images, masks)                                   # says what does not fit
     if images.shape[1:] != (model.channels, model.size, model.size) or len(masks) > len(images):
         raise ValueError(f"This network fills images (n, {model.channels}, {model.size}, {model.size}) with a mask for each or one for all, got {tuple(images.shape)} and {tuple(masks.shape)}.")
@@ -220,7 +222,7 @@ def repaint(
         x = torch.where(model.repeat_to(model.mask, len(x)), unknown, a[there]*model.repeat_to(model.image, len(x)) + s[there]*z)
     return x
 
-samplers['repaint'] = repaint
+samplers['repaint'], repaint.calls = repaint, lambda steps, jump=5, repeats=5, **kw: repaint_calls(steps, jump, repeats)
 
 # %% ../nbs/10_inpainting.ipynb #c048
 def hole_error(real, filled, mask): # `(n,)`, grey levels of 0..255
@@ -305,9 +307,9 @@ def ablation_study(
     size:int=32, # Height and width, in pixels
     dim:int=24, # Channels of the first level
 )->pd.DataFrame: # A row a network: `arm`, `seed`, `objective`, `outside`, `cells_seen`, `seconds` and `hole_means`
-    "Train inpainting networks that differ in one thing and fill validation cells with each"
-    rows = pd.read_csv(path).to_dict('records') if Path(path).exists() else []
+    "Train inpainting networks that differ in one thing and fill validation cells with each, their classes named. Raises `ValueError` for a file of other settings."
     dls = cell_dls(data, size=size, device='cpu')
+    rows = [row for table in _resume(path, dict(fingerprint=fingerprint(dls), epochs=epochs, n=n, size=size, dim=dim)) for row in table.to_dict('records')]
     judge, (images, labels) = judge_for(dls), dls.valid.arrays
     pick = np.concatenate([np.flatnonzero(labels == k)[:n] for k in range(len(dls.vocab))])
     for seed in range(seeds):
@@ -349,6 +351,7 @@ def hole_scores(
     error, features, seam, hit = torch.stack(rows).nanmean(0) if len(rows) > 1 else rows[0]
     area = (mask.sum((1, 2, 3))*real.shape[1]).clamp(min=1)
     deviation = ((fills*127.5).var(0, correction=1).mul(mask).sum((1, 2, 3))/area).sqrt() if len(fills) > 1 else torch.full((len(real),), np.nan)
+    error, features, seam, hit, deviation = (o.double() for o in (error, features, seam, hit, deviation))
     return pd.DataFrame(dict(error=error, features=features, seam=seam, recognised=hit, spread=deviation, recognised_real=(guess == labels).float()))
 
 # %% ../nbs/10_inpainting.ipynb #c079
@@ -423,9 +426,10 @@ def study_arms(
     "Two floors and three methods, with few calls and with many"
     return {'mean fill': mean_fill, 'biharmonic': biharmonic_fill,
             **{f'trained, {k} calls': dict(model=trained, steps=k) for k in (5, 10, 20, 50)}, 'trained, class told': dict(model=trained, label=True),
-            **{f'clamp, {k} calls': dict(model=free, steps=k) for k in (20, 100)},
+            **{f'clamp, {k} calls': dict(model=free, steps=k) for k in (20, 100)}, 'clamp with dice, 25 calls': dict(model=free, sampler='repaint', steps=25, repeats=1),
             'RePaint, 105 calls': dict(model=free, sampler='repaint', steps=25), 'RePaint, 460 calls': dict(model=free, sampler='repaint', steps=100, jump=10, repeats=5),
-            'clamp, same network': dict(model=Untold(trained), steps=20), 'RePaint, same network': dict(model=Untold(trained), sampler='repaint', steps=25),
+            'clamp, same network': dict(model=Untold(trained), steps=20), 'clamp with dice, same': dict(model=Untold(trained), sampler='repaint', steps=25, repeats=1),
+            'RePaint, same network': dict(model=Untold(trained), sampler='repaint', steps=25),
             'RePaint, same, class told': dict(model=Untold(trained), sampler='repaint', steps=25, label=True)}
 
 def study_holes(
@@ -447,8 +451,8 @@ def write_inpainting_study(
     arms:tuple=None, # Names of arms; by default all
     progress:bool=True, # Show progress bars
 )->pd.DataFrame: # The study
-    "Fill held-out cells with every method, measure, and write the table and its settings"
-    out, started = Path(out), time.perf_counter()
+    "Fill held-out cells with every method, measure, and write the table and its settings. Raises `ValueError` for a table of other networks or settings."
+    out = Path(out)
     nets = [pretrained(cls, name) for cls, name in ((Inpainter, trained), (Denoiser, free))]
     for net in nets: net.bfloat16 = fast_bfloat16(net.device)
     dls = cell_dls(data, size=nets[0].size, device='cpu')
@@ -456,16 +460,13 @@ def write_inpainting_study(
     images, labels = dls.test.arrays
     pick = np.concatenate([np.random.default_rng(seed).permutation(np.flatnonzero(labels == k))[:n] for k in range(len(dls.vocab))])
     real, labels = encode(images[pick]), torch.as_tensor(labels[pick])
-    settings = dict(trained=Path(trained).name, free=Path(free).name, fingerprint=mark, classes=list(dls.vocab), cells_per_class=n, fills=fills, seed=seed)
-    table, note = out/'inpainting.csv', out/'inpainting.json'
-    done, before = [], json.loads(note.read_text()) if note.exists() and table.exists() else {}
-    if all(before.get(k) == v for k, v in settings.items()): done = [pd.read_csv(table)]
+    settings = dict(trained=Path(trained).name, free=Path(free).name, weights=[_settings(net)['weights'] for net in nets], fingerprint=mark, classes=list(dls.vocab), cells_per_class=n, fills=fills, seed=seed)
     out.mkdir(parents=True, exist_ok=True)
+    done = _resume(out/'inpainting.csv', settings)
     for name, arm in study_arms(*nets).items():
         if arms and name not in arms or any((d.arm == name).any() for d in done): continue
         done.append(inpainting_study({name: arm}, real, labels, study_holes(real, seed), judge, fills, seed, progress).assign(cell=lambda d: pick[d.cell]).round(4))
-        pd.concat(done).to_csv(table, index=False)
-        note.write_text(json.dumps({**settings, 'seconds': round(before.get('seconds', 0) + time.perf_counter() - started, 1)}, indent=1) + '\n', encoding='utf-8')
+        pd.concat(done).to_csv(out/'inpainting.csv', index=False)
     return pd.concat(done, ignore_index=True)
 
 # %% ../nbs/10_inpainting.ipynb #c095
@@ -595,8 +596,8 @@ def _network(model, method):
     if isinstance(model, (str, Path)):
         model = load_network(model).to(default_device())
         model.bfloat16 = fast_bfloat16(model.device)
-    if (method == 'trained') != isinstance(model, Inpainter): raise ValueError(f"Method {method!r} needs {'an `Inpainter`' if method == 'trained' else 'a network that was not trained for filling'}.")
-    return model
+    if method == 'trained' and not isinstance(model, Inpainter): raise ValueError("Method 'trained' needs an `Inpainter`: this network was not trained to fill holes. Choose 'clamp' or 'repaint'.")
+    return Untold(model) if method != 'trained' and isinstance(model, Inpainter) else model      # an `Inpainter` can paint without being told
 
 def _put_back(pixels, hole, place, fill, top):
     "Compose a fill `(size, size, 3)` in -1..1 into the hole of the picture it belongs to"

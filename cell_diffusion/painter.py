@@ -245,9 +245,10 @@ def _press(p):
     def tick(trace):
         ui.bar.value, ui.result.layout.display = len(trace), 'block'
         ui.result.value = _png(_sheet([p._in_hole(trace[-1][0])], side=320))
-    ui.bar.max = arm_calls({**methods[p.kwargs.get('method', 'trained')], **p.kwargs, 'steps': p.steps})
     ui.fill.disabled, ui.bar.value, ui.message.value, p.tick = True, 0, 'Filling …', tick
-    try: p.fill(); _show(p)
+    try:
+        ui.bar.max = arm_calls({**methods.get(p.kwargs.get('method', 'trained'), {}), **p.kwargs, 'steps': p.steps})
+        p.fill(); _show(p)
     except Exception as e:
         ui.message.value = f'<span role="alert">{html.escape(str(e) if isinstance(e, (ValueError, TypeError, FileNotFoundError)) else repr(e))}</span>'
     finally: ui.fill.disabled, p.tick = False, None

@@ -264,7 +264,7 @@ def test_fill_in_portions():
     (dict(images=pictures()[0]), 'A filling takes'), (dict(masks=holes()[:, 0]), 'A filling takes'), (dict(masks=holes().expand(3, 3, 16, 16)), 'A filling takes'), (dict(masks=holes(size=32)), 'of the same size'),
     (dict(masks=holes(2)), '3 images and 2 masks'), (dict(images=pictures(1)), 'a mask for each'), (dict(images=pictures(channels=1)), r'fills images \(n, 3, 16, 16\)'),
     (dict(images=pictures(size=32), masks=holes(size=32)), r'fills images \(n, 3, 16, 16\)'), (dict(label='z'), "Unknown class 'z'"), (dict(label=[0, 1]), '2 labels for 3'),
-    (dict(model=network(classes=()), label='a'), 'without classes'), (dict(model=network(classes=()), w=2.), 'without classes'), (dict(sampler='dimm'), 'Unknown sampler'), (dict(steps=0), 'steps')])
+    (dict(model=network(classes=()), label='a'), 'without classes'), (dict(model=network(classes=()), w=2.), 'guidance towards a class'), (dict(sampler='dimm'), 'Unknown sampler'), (dict(steps=0), 'steps')])
 def test_fill_says_what_is_wrong(change, says):
     with pytest.raises(ValueError, match=says): fill(**(dict(model=network(), images=pictures(), masks=holes(), progress=False) | change))
 
@@ -606,10 +606,26 @@ good = dict(image=pixels(40, 50, 3), mask=spot(40, 50))
     (dict(mask=np.zeros((40, 50), bool)), 'empty'), (dict(mask=np.full((40, 50), 100, np.uint8)), 'Paint white'), (dict(mask=spot(50, 40)), '40 × 50 pixels and the image 50 × 40'), (dict(mask=None), r'\(\)'),
     (dict(mask=np.zeros((2, 2, 2, 2))), 'a mask is'), (dict(mask=np.ones(40)), 'a mask is'), (dict(window=5), '16 pixels long.*16..100, not 5'), (dict(window=0), 'not 0'), (dict(window=-3), 'not -3'), (dict(window=10**6), 'not 1000000'),
     (dict(method='magic'), "'magic'.*trained, clamp"), (dict(n=0), 'n must be 1'), (dict(steps=0), 'steps'), (dict(steps=-1), 'steps'), (dict(steps=0, method='repaint', model=plain), 'steps'), (dict(label='z'), "Unknown class 'z'"),
-    (dict(label='a', model=network(classes=())), 'without classes'), (dict(method='clamp'), 'not trained for filling'), (dict(model=plain), 'an `Inpainter`'), (dict(model='blood31'), 'blood31'),
+    (dict(label='a', model=network(classes=())), 'without classes'), (dict(model=plain), 'an `Inpainter`'), (dict(model='blood31'), 'blood31'),
     (dict(model=network(channels=1)), r'fills images \(n, 1, 16, 16\)'), (dict(sampler='dimm'), 'Unknown sampler'), (dict(w=float('nan'), label='a'), 'finite')])
 def test_inpaint_says_what_is_wrong(change, says):
     with pytest.raises(ValueError, match=says): filled(**(good | change))
+
+@torch.no_grad()
+def test_an_inpainter_that_is_told_nothing():
+    model = network()
+    xt, t, label = torch.randn(2, 3, 16, 16, generator=generator(0)), torch.tensor([3, 12]), torch.tensor([0, 1])
+    nothing = dict(known=torch.zeros_like(xt), mask=torch.ones(2, 1, 16, 16))
+    assert torch.equal(Untold(model).x0(xt, t, label), model.x0(xt, t, label, **nothing))
+    image, hole = good['image'], good['mask']
+    for method in ('clamp', 'repaint'):                                                  # the same network, the surroundings seen through the clamp alone
+        out = filled(image, hole, method=method, model=model, label='a', steps=3)
+        assert (out[0][~np.asarray(hole).astype(bool)] == np.asarray(image)[~np.asarray(hole).astype(bool)]).all()
+
+def test_the_bar_of_repaint_counts_its_calls(capsys):
+    sample(Filling(network(), pictures(1), holes(1)), 1, sampler='repaint', steps=6, jump=2, repeats=2)
+    calls = repaint_calls(6, 2, 2)
+    assert f'{calls}/{calls}' in capsys.readouterr().err
 
 def test_masks_that_cannot_be_read(tmp_path):
     with pytest.raises(FileNotFoundError, match='nothing.png'): filled(good['image'], tmp_path/'nothing.png')
