@@ -63,13 +63,19 @@ def brush_mask(
     return np.array(picture)
 
 # %% ../nbs/10_inpainting.ipynb #c015
-def half_mask(size:int, rng:np.random.Generator)->np.ndarray: # bool `(size, size)`
+def half_mask(
+    size:int, # Height and width, in pixels
+    rng:np.random.Generator, # Source of randomness
+)->np.ndarray: # bool `(size, size)`
     "The left, right, upper or lower half"
     mask = np.zeros((size, size), bool)
     mask[:size//2] = True
     return np.rot90(mask, rng.integers(4)).copy()
 
-def whole_mask(size:int, rng:np.random.Generator=None)->np.ndarray: # bool `(size, size)`
+def whole_mask(
+    size:int, # Height and width, in pixels
+    rng:np.random.Generator=None, # Not used
+)->np.ndarray: # bool `(size, size)`
     "Everything: then filling is the same as painting from nothing"
     return np.ones((size, size), bool)
 
@@ -192,7 +198,11 @@ def jump_schedule(
             walk += range(walk[-1] + 1, walk[-1] + jump + 1)
     return walk
 
-def repaint_calls(steps:int, jump:int=5, repeats:int=5)->int: # How often the network is asked
+def repaint_calls(
+    steps:int, # Steps from noise to a clean picture, without the jumps
+    jump:int=5, # How many steps a jump goes back
+    repeats:int=5, # How often each stretch is walked
+)->int: # How often the network is asked
     "What RePaint costs: a call for every step down its walk"
     return sum(b < a for a, b in pairwise(jump_schedule(steps, jump, repeats)))
 
@@ -225,12 +235,19 @@ def repaint(
 samplers['repaint'], repaint.calls = repaint, lambda steps, jump=5, repeats=5, **kw: repaint_calls(steps, jump, repeats)
 
 # %% ../nbs/10_inpainting.ipynb #c048
-def hole_error(real, filled, mask): # `(n,)`, grey levels of 0..255
+def hole_error(
+    real:torch.Tensor, # Images in -1..1, `(n, channel, height, width)`
+    filled:torch.Tensor, # Of the same shape
+    mask:torch.Tensor, # bool `(n, 1, height, width)`
+)->torch.Tensor: # `(n,)`, grey levels of 0..255; 0 where the mask is empty
     "Root mean squared error inside the hole of each image `(n, channel, height, width)` in -1..1; `mask` is bool `(n, 1, height, width)`"
     square = ((filled - real)*127.5)**2*mask
     return (square.sum((1, 2, 3))/(mask.sum((1, 2, 3))*real.shape[1]).clamp(min=1)).sqrt()
 
-def seam_energy(x, mask): # `(n,)`, grey levels squared
+def seam_energy(
+    x:torch.Tensor, # Images in -1..1, `(n, channel, height, width)`
+    mask:torch.Tensor, # bool `(n, 1, height, width)`
+)->torch.Tensor: # `(n,)`, grey levels squared; 0 where there is no border
     "Mean squared difference of neighbours of which one is known and the other is not, in images `(n, channel, height, width)` in -1..1; `mask` is bool `(n, 1, height, width)`"
     total, pairs = 0, 0
     for dim in (2, 3):
@@ -323,12 +340,18 @@ def ablation_study(
     return pd.DataFrame(rows)
 
 # %% ../nbs/10_inpainting.ipynb #c075
-def mean_fill(images:torch.Tensor, masks:torch.Tensor)->torch.Tensor: # Of the shape of `images`
+def mean_fill(
+    images:torch.Tensor, # In -1..1, `(n, channel, height, width)`
+    masks:torch.Tensor, # bool `(n, 1, height, width)`, or one for all
+)->torch.Tensor: # Of the shape of `images`
     "A floor: the hole gets the mean colour of the known pixels; `masks` are bool `(n, 1, height, width)`, or one for all"
     known = (~masks).float()
     return torch.where(masks, (images*known).sum((2, 3), keepdim=True)/known.sum((2, 3), keepdim=True).clamp(min=1), images)
 
-def biharmonic_fill(images:torch.Tensor, masks:torch.Tensor)->torch.Tensor: # Of the shape of `images`
+def biharmonic_fill(
+    images:torch.Tensor, # In -1..1, `(n, channel, height, width)`
+    masks:torch.Tensor, # bool `(n, 1, height, width)`, or one for all
+)->torch.Tensor: # Of the shape of `images`
     "A floor: the smoothest surface over the hole, by scikit-image (Damelin and Hoang 2018)"
     filled = [inpaint_biharmonic(x.permute(1, 2, 0).numpy(), m[0].numpy(), channel_axis=-1) for x, m in zip(images.double(), masks.expand(len(images), -1, -1, -1))]
     return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).float().clamp(-1, 1)
@@ -361,7 +384,9 @@ def _fill_arm(arm, real, mask, label, seed, progress): # one fill of every cell 
     model, labelled = kwargs.pop('model'), kwargs.pop('label', False)
     return fill(model, real, mask, label=label if labelled else None, seed=seed, progress=progress, **kwargs)
 
-def arm_calls(arm)->int: # Network calls for a cell
+def arm_calls(
+    arm, # A function, or arguments of `fill`
+)->int: # Network calls for a cell
     "What an arm of the study costs"
     if callable(arm): return 0
     steps, sampler = arm.get('steps', 20), arm.get('sampler', 'dpm_solver')

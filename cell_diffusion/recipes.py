@@ -130,16 +130,15 @@ def train(
     **kwargs, # More arguments of `diffusion_learner`, or of `inpainting_learner`
 )->dict: # The record, as it is written to `record.json`
     "Train on a folder of cells for some minutes; leaves weights, a record, a picture and a model card"
-    out = Path(out)
+    out, seen = Path(out), (bool, int, float, str, tuple, list, dict)
     dls = cell_dls(data, size=size, bs=bs, crop=crop, n=n, balanced=balanced)
     learn = (inpainting_learner if inpaint else diffusion_learner)(dls, objective, classes, dim=dim, seed=seed, start=start and load_network(start), **kwargs)
-    what = dict(objective=objective, fingerprint=fingerprint(dls), size=size, classes=classes, dim=dim, bs=bs, lr=lr, seed=seed, balanced=balanced, inpaint=inpaint, start=start and Path(start).name,
-                **{k: v for k, v in kwargs.items() if isinstance(v, (bool, int, float, str, tuple, list, dict))})
-    budget = fit_for(learn, None if epochs else minutes, epochs, lr, out/'checkpoint.pt', what, progress)
+    what = dict(objective=objective, lr=lr, seed=seed, balanced=balanced, inpaint=inpaint, start=start and Path(start).name, **{k: v for k, v in kwargs.items() if isinstance(v, seen)})
+    budget = fit_for(learn, None if epochs else minutes, epochs, lr, out/'checkpoint.pt', dict(what, fingerprint=fingerprint(dls), size=size, classes=classes, dim=dim, bs=bs), progress)
     model = learn.ema.averaged
     save_weights(model, out)
     save_grid(model, out/'samples.png', steps=steps, progress=progress)
-    record = dict(_record(learn, budget, dls), **{k: v for k, v in what.items() if k not in ('fingerprint', 'size', 'bs', 'dim', 'classes')}, conditional=classes)
+    record = dict(_record(learn, budget, dls), **what, conditional=classes)
     write_json(out/'record.json', record)
     if scored:
         record['score'] = dict(judged=judged, **score(model, classifier_for(dls, progress), *held_out(dls, judged), scored, steps, progress=progress))
