@@ -9,7 +9,7 @@ __all__ = ['weights_folder', 'spacings', 'samplers', 'objectives', 'shipped', 'p
            'lognormal_t', 'unwrap', 'weighted_mse', 'image_mse', 'DiffusionCallback', 'EMA', 'fast_bfloat16',
            'ddpm_learner', 'ancestral', 'spaced_timesteps', 'timesteps', 'dpm_solver', 'label_tensor', 'sample',
            'slowest', 'Budget', 'Checkpoint', 'fit_for', 'LossByLevel', 'SampleEachEpoch', 'snr_weight', 'warm_start',
-           'diffusion_learner']
+           'pixel_statistics', 'diffusion_learner']
 
 # %% ../nbs/06_ddpm.ipynb #c002
 import io, math, os, time, warnings
@@ -63,12 +63,13 @@ class Denoiser(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion', t
         T:int=1000, # Number of timesteps
         prediction:str='eps', # What the network predicts: `eps`, `x0` or `v`
         data_std:float=1., # Standard deviation of the cells' pixel values that the network should assume, in -1..1 units; EDM uses 0.5
+        data_mean:tuple=(0.,), # Mean of each channel's pixel values, or one for all, in -1..1 units: taken off before the U-Net sees an image
         size:int=32, # Height and width of the images it was trained on, in pixels
         classes:tuple=(), # Names of the classes, in the order of their numbers
     ):
         super().__init__()
         if prediction not in predictions: raise ValueError(f"Unknown prediction {prediction!r}: use one of {', '.join(predictions)}.")
-        self.classes, self.size, self.prediction, self.data_std = tuple(classes or ()), size, prediction, data_std
+        self.classes, self.size, self.prediction, self.data_std, self.data_mean = tuple(classes or ()), size, prediction, data_std, tuple(data_mean)
         self.unet = UNet(**{**(unet or {}), 'n_classes': len(self.classes)}).to(memory_format=torch.channels_last)
         self.schedule, self.bfloat16 = get_schedule(schedule, T), False
 
@@ -84,16 +85,16 @@ class Denoiser(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion', t
         return self
 
     def target(self, x0, eps, t):
-        "What the output should be. With `data_std` other than 1 a v is measured in units of the data (Karras et al. 2022, table 1)"
+        "What the output should be. A v is measured from `data_mean` and in units of `data_std` (Karras et al. 2022, table 1)"
         if self.prediction != 'v': return target(x0, eps, t, self.schedule, self.prediction)
         a, s = self.schedule.at('signal', t, x0), self.schedule.at('noise', t, x0)
-        return (a*self.data_std*eps - s*x0/self.data_std)/self.std(t, x0)
+        return (a*self.data_std*eps - s*(x0 - self.mean(x0))/self.data_std)/self.std(t, x0)
 
     def out_to_x0(self, out, xt, t):
         "From the network's output to its estimate of the clean cell; the inverse of `target`"
         if self.prediction != 'v': return to_x0(out, xt, t, self.schedule, self.prediction)
         a, s, r = self.schedule.at('signal', t, xt), self.schedule.at('noise', t, xt), self.std(t, xt)
-        return self.data_std*(a*self.data_std*xt/r**2 - s*out/r)
+        return self.mean(xt) + self.data_std*(a*self.data_std*(xt - a*self.mean(xt))/r**2 - s*out/r)
 
     def x0(self, xt, t, label=None, clip=True):
         "Estimate of the clean cell from noisy images, clipped to -1..1 unless `clip` is False"
@@ -107,10 +108,20 @@ def std(self:Denoiser, t, x):
     return ((self.schedule.at('signal', t, x)*self.data_std)**2 + self.schedule.at('noise', t, x)**2).sqrt()
 
 @patch
+def mean(self:Denoiser, x):
+    "`data_mean` in the shape that meets images, `(1, channel or 1, 1, 1)`"
+    return torch.tensor(self.data_mean, dtype=x.dtype, device=x.device).view(1, -1, 1, 1)
+
+@patch
+def seen(self:Denoiser, xt, t):
+    "What the U-Net sees of noisy images: mean 0, standard deviation 1"
+    return (xt - self.schedule.at('signal', t, xt)*self.mean(xt))/self.std(t, xt)
+
+@patch
 def forward(self:Denoiser, xt, t, label=None):
     "The network's output, in units of `target`; its input is scaled to unit variance"
     with torch.autocast(xt.device.type, torch.bfloat16, enabled=self.bfloat16):
-        return self.unet(xt/self.std(t, xt), t, label)
+        return self.unet(self.seen(xt, t), t, label)
 
 # %% ../nbs/06_ddpm.ipynb #c022
 def uniform_t(
@@ -540,7 +551,7 @@ def warm_start(
     trained:Denoiser, # A trained one of the same size, perhaps with fewer inputs or without classes
 )->Denoiser: # `model`
     "Copy trained weights; what is new begins at zero and changes nothing. Raises `ValueError` where the networks do not fit."
-    for k in ('prediction', 'data_std', 'size'):
+    for k in ('prediction', 'data_std', 'data_mean', 'size'):
         if getattr(model, k) != getattr(trained, k): raise ValueError(f"Cannot start from this network: its {k} is {getattr(trained, k)}, here it is {getattr(model, k)}.")
     if trained.classes and model.classes != trained.classes: raise ValueError(f"Cannot start from this network: its classes are {', '.join(trained.classes)}, here they are {', '.join(model.classes) or 'none'}.")
     old, new = trained.state_dict(), model.state_dict()
@@ -553,6 +564,20 @@ def warm_start(
     return model
 
 # %% ../nbs/06_ddpm.ipynb #c085
+def pixel_statistics(
+    dls, # From `cell_dls`
+): # Mean of each channel, a list; and one standard deviation about these means. In -1..1 units
+    "What the training cells' pixels are like"
+    x = encode(dls.train.arrays[0])
+    mean = x.mean((0, 2, 3), keepdim=True)
+    return mean.flatten().tolist(), (x - mean).square().mean().sqrt().item()
+
+def _normalize(settings, training, dls): # the network's idea of its data, and the noise levels in proportion
+    old = settings.get('data_std', 1.)
+    settings['data_mean'], settings['data_std'] = pixel_statistics(dls)
+    if 'levels' in training: training['levels'] = (training['levels'][0] + math.log(settings['data_std']/old), training['levels'][1])
+
+# %% ../nbs/06_ddpm.ipynb #c086
 def diffusion_learner(
     dls, # From `cell_dls`
     objective:str='edm-mid', # One of `objectives`
@@ -564,6 +589,7 @@ def diffusion_learner(
     start:Denoiser=None, # A trained network to begin with, see `warm_start`
     kind:type=Denoiser, # What is built
     unet:dict=None, # More arguments of `UNet`
+    normalize:bool=False, # Measure the pixels' mean and standard deviation on the training cells, and move the noise levels by as much; for dark or flat images
     **kwargs, # More arguments of `ddpm_learner`
 ): # A fastai Learner
     "A denoiser and its learner, for these cells and this objective"
@@ -572,6 +598,7 @@ def diffusion_learner(
     training = {k: settings.pop(k) for k in ('gamma', 'levels') if k in settings}
     _, channels, size, _ = dls.one_batch()[0].shape
     patch = patch or max(1, size//32)
+    if normalize: _normalize(settings, training, dls)
     torch.manual_seed(seed)
     model = kind({**dict(channels=channels, dim=dim, mults=list(mults), patch=patch), **(unet or {})}, size=size, classes=list(dls.vocab) if classes else [], **settings)
     if start is not None: warm_start(model, start)

@@ -128,7 +128,7 @@ class Inpainter(Denoiser):
         if (known is None) != (mask is None): raise ValueError("An `Inpainter` is told both the known pixels and the mask, or neither.")
         if mask is None: known, mask = torch.zeros_like(xt), torch.ones_like(xt[:, :1])
         with torch.autocast(xt.device.type, torch.bfloat16, enabled=self.bfloat16):
-            return self.unet(torch.cat([xt/self.std(t, xt), known, mask], dim=1), t, label)
+            return self.unet(torch.cat([self.seen(xt, t), known - self.mean(xt)*(1 - mask.to(xt)), mask], dim=1), t, label)
 
     def x0(self, xt, t, label=None, clip=True, known=None, mask=None):
         "Estimate of the clean cell, as in `Denoiser`"

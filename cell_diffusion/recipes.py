@@ -17,12 +17,12 @@ import numpy as np, pandas as pd, torch, torch.nn as nn, matplotlib.pyplot as pl
 from . import __version__
 from .core import *
 from .data import *
+from .data import _channel_names
 from .ddpm import *
 from .evaluation import *
 from .inpainting import *
 from .process import *
 from .schedules import *
-from .simulation import blood_classes
 from .unet import *
 
 # %% ../nbs/recipes.ipynb #c008
@@ -62,28 +62,29 @@ def classifier_for(
     dls, # From `cell_dls`
     progress:bool=False, # Show fastai's progress while one is trained
     epochs:int=12, # Passes over the training cells, if one must be trained
-)->CellClassifier: # Trained on exactly the training cells of `dls`
+)->CellClassifier: # Trained on exactly the training cells of `dls`, on the CPU
     "The classifier that scores cells like these: shipped or cached if it was trained on the same training cells, else trained now and kept"
-    size, mark = dls.one_batch()[0].shape[-1], fingerprint(dls)
-    for folder in (weights_folder/f'blood-classifier-{size}', cache_folder()/'classifiers'/f'{mark}-{size}'):
-        if (folder/'record.json').exists() and json.loads((folder/'record.json').read_text())['fingerprint'] == mark:
-            return pretrained(CellClassifier, folder)
-    if progress: print(f'No classifier was trained on these cells yet: {epochs} epochs now, once; it is kept in the cache folder.')
-    return train_and_save_classifier(dls, folder, epochs, progress)
+    def make(dls, epochs):
+        if progress: print(f'No classifier was trained on these cells yet: {epochs} epochs now, once; it is kept in the cache folder.')
+        return train_and_save_classifier(dls, classifier_folder(dls), epochs, progress)
+    return judge_for(dls, epochs, make)
 
 def train_and_save_classifier(
     dls, # From `cell_dls`
-    folder, # Gets the weights and the record
+    folder, # Gets the weights, the record and the card
     epochs:int=12, # Passes over the training cells
     progress:bool=False, # Show fastai's progress
+    channels=None, # What `cell_dls` was given, for the record
+    seed:int=0, # Seed of the first weights
+    **kwargs, # More arguments of `train_classifier`
 )->CellClassifier: # Trained
-    "Train a classifier and save it with the record of its run"
+    "Train a classifier on the training cells and save it with the record of its run"
     started = time.perf_counter()
-    model = train_classifier(dls, epochs, progress=progress)
-    seconds = time.perf_counter() - started
-    x, y = held_out(dls)
-    record = dict(kind='classifier', fingerprint=fingerprint(dls), seconds=seconds, epochs=epochs, **about(dls), parameters=n_params(model),
-                  accuracy=recognised(look(model, x)[1], y, dls.vocab).to_dict('records'), machine=machine())
+    model = train_classifier(dls, epochs, progress=progress, seed=seed, **kwargs)
+    seconds, (x, y) = time.perf_counter() - started, held_out(dls)
+    table = recognised(look(model, x)[1], y, dls.vocab)
+    record = dict(kind='classifier', fingerprint=fingerprint(dls), seconds=seconds, epochs=epochs, seed=seed, balanced=dls.train.balanced, **about(dls, channels), parameters=n_params(model),
+                  accuracy=table.to_dict('records'), balanced_accuracy=dict(zip(('value', 'low', 'high'), balanced_accuracy(table))), machine=machine())
     save_weights(model, folder)
     write_json(Path(folder)/'record.json', record)
     (Path(folder)/'README.md').write_text(classifier_card(record, Path(folder).name), encoding='utf-8')
@@ -100,10 +101,12 @@ def held_out(
 
 def about(
     dls, # From `cell_dls`
+    channels=None, # What `cell_dls` was given: the channels of Jurkat cells have names
 )->dict: # For a run's record
     "Which cells a run was made on"
-    x = dls.one_batch()[0]
-    return dict(classes=list(dls.vocab), channels=x.shape[1], size=x.shape[-1], bs=dls.train.bs, source=dls.cells.source, crop=dls.cells.crop, cells={k: len(v) for k, v in dls.idxs.items()})
+    x, jurkat = dls.one_batch()[0], dls.cells.source in ('jurkat', 'simulated-jurkat')
+    named = dict(channel_names=list(_channel_names(channels))) if jurkat else {}
+    return dict(classes=list(dls.vocab), channels=x.shape[1], **named, size=x.shape[-1], bs=dls.train.bs, source=dls.cells.source, crop=dls.cells.crop, cells={k: len(v) for k, v in dls.idxs.items()})
 
 # %% ../nbs/recipes.ipynb #c015
 def train(
@@ -126,19 +129,22 @@ def train(
     balanced:bool=False, # Draw the training classes equally often
     inpaint:bool=False, # Train an `Inpainter`, which fills holes
     start:str=None, # Shipped weights or a folder to begin with, see `warm_start`
+    channels=None, # Of Jurkat cells: names out of `channel_codes`; of a folder: 1, 3, or the pages of a stack
+    patch:int=None, # Folding of pixels into channels, see `diffusion_learner`; by default as it chooses by size
     progress:bool=True, # Show progress bars
     **kwargs, # More arguments of `diffusion_learner`, or of `inpainting_learner`
 )->dict: # The record, as it is written to `record.json`
     "Train on a folder of cells for some minutes; leaves weights, a record, a picture and a model card"
     out, seen = Path(out), (bool, int, float, str, tuple, list, dict)
-    dls = cell_dls(data, size=size, bs=bs, crop=crop, n=n, balanced=balanced)
+    if patch: kwargs['patch'] = patch
+    dls = cell_dls(data, size=size, bs=bs, crop=crop, channels=channels, n=n, balanced=balanced)
     learn = (inpainting_learner if inpaint else diffusion_learner)(dls, objective, classes, dim=dim, seed=seed, start=start and load_network(start), **kwargs)
     what = dict(objective=objective, lr=lr, seed=seed, balanced=balanced, inpaint=inpaint, start=start and Path(start).name, **{k: v for k, v in kwargs.items() if isinstance(v, seen)})
     budget = fit_for(learn, None if epochs else minutes, epochs, lr, out/'checkpoint.pt', dict(what, fingerprint=fingerprint(dls), size=size, classes=classes, dim=dim, bs=bs), progress)
     model = learn.ema.averaged
     save_weights(model, out)
     save_grid(model, out/'samples.png', steps=steps, progress=progress)
-    record = dict(_record(learn, budget, dls), **what, conditional=classes)
+    record = dict(_record(learn, budget, dls, channels), **what, conditional=classes)
     write_json(out/'record.json', record)
     if scored:
         record['score'] = dict(judged=judged, **score(model, classifier_for(dls, progress), *held_out(dls, judged), scored, steps, progress=progress))
@@ -147,10 +153,10 @@ def train(
     return record
 
 # %% ../nbs/recipes.ipynb #c017
-def _record(learn, budget, dls):
+def _record(learn, budget, dls, channels=None):
     "What a run was, as numbers and text"
     model, losses = learn.ema.averaged, torch.stack(budget.losses).float().cpu().numpy()
-    return dict(kind='denoiser', **about(dls), fingerprint=fingerprint(dls), parameters=n_params(learn.model),
+    return dict(kind='denoiser', **about(dls, channels), fingerprint=fingerprint(dls), parameters=n_params(learn.model),
                 gflops=gflops(model.unet, model.size, model.unet.channels), seconds=budget.seconds, steps=budget.steps,
                 cells_seen=budget.steps*dls.train.bs, loss=[float(l.mean()) for l in np.array_split(losses, 50) if len(l)],
                 loss_by_level=level_losses(learn), machine=machine())
@@ -205,7 +211,7 @@ def model_card(
     "What a user of these weights should know, from the record of their run"
     c, m = record['cells'], record['machine']
     lines = [f"# {name}", '', "Fills what a mask hides in a cell (`inpaint`); with everything hidden it paints whole cells, and so it was scored here." if record.get('inpaint') else '',
-             f"Paints {record['size']} × {record['size']} cells with {record['channels']} channels, "
+             f"Paints {record['size']} × {record['size']} cells with {_channels_of(record)}, "
              + (f"of a chosen class: {', '.join(record['classes'])}." if record['conditional'] else 'of no chosen class.'), '',
              '## Training', '',
              f"- Data: source `{record['source']}`, {('crop `' + record['crop'] + '`') if record['crop'] else 'no crop'}, {c['train']} training cells ({c['valid']} for validation and {c['test']} for the score were kept out).",
@@ -218,23 +224,34 @@ def model_card(
               'Generated cells are for teaching and for research on methods. They are not for clinical use: nothing here was tested for a diagnosis.', '']
     return '\n'.join(lines)
 
+def _channels_of(record): # in words
+    n = record['channels']
+    return f"{n} channel{'s'*(n > 1)}" + (f" ({', '.join(record['channel_names'])})" if record.get('channel_names') else '')
+
+# %% ../nbs/recipes.ipynb #c021
 def classifier_card(
     record:dict, # From `train_and_save_classifier`
     name:str, # Name of the weights
 )->str: # Markdown
     "What a user of a classifier should know, from the record of its run"
-    c, m, a = record['cells'], record['machine'], record['accuracy'][-1]
-    return '\n'.join([f"# {name}", '', f"Names the class of {record['size']} × {record['size']} cells: {', '.join(record['classes'])}. Its features are the space in which painted cells are compared with real ones.", '',
-        f"- Trained on {c['train']} cells (fingerprint {record['fingerprint']}); {c['valid']} for validation and {c['test']} test cells were kept out.",
-        f"- {record['epochs']} epochs, {record['parameters']/1e6:.2f} M parameters, {record['seconds']/60:.1f} minutes on {m['name']} ({m['device']}, {m['threads']} threads).",
-        f"- Accuracy on the test cells: {a['share']:.1%} (95% interval {a['low']:.1%} to {a['high']:.1%}).", '', _blood if tuple(record['classes']) == blood_classes else '',
+    c, m, a, b = record['cells'], record['machine'], record['accuracy'], record['balanced_accuracy']
+    most = max(r['n'] for r in a[:-1])/a[-1]['n']
+    return '\n'.join([f"# {name}", '', f"Names the class of {record['size']} × {record['size']} cells with {_channels_of(record)}: {', '.join(record['classes'])}. Its features are the space in which painted cells are compared with real ones.", '',
+        f"- Trained on {c['train']} cells (fingerprint {record['fingerprint']}){', its classes drawn equally often' if record['balanced'] else ''}; {c['valid']} for validation and {c['test']} test cells were kept out.",
+        f"- {record['epochs']} epochs, seed {record['seed']}, {record['parameters']/1e6:.2f} M parameters, {record['seconds']/60:.1f} minutes on {m['name']} ({m['device']}, {m['threads']} threads); weights in half precision.",
+        f"- Accuracy on the test cells: {a[-1]['share']:.1%} (95% interval {a[-1]['low']:.1%} to {a[-1]['high']:.1%}); always naming the largest class would get {most:.1%}. Balanced accuracy, each class counting alike: {b['value']:.1%} ({b['low']:.1%} to {b['high']:.1%}).", '',
+        '| class | test cells | named rightly | 95% interval |', '|---|---|---|---|', *[f"| {r['class']} | {r['n']} | {r['share']:.1%} | {r['low']:.1%} to {r['high']:.1%} |" for r in a[:-1]], '',
+        '## Licence and limits', '', licences.get(record['source'], 'The licence is that of the cells it was trained on.'), '',
         'For teaching and for research on methods; not for clinical use.', ''])
 
-
+# %% ../nbs/recipes.ipynb #c022
 _blood = 'Trained on blood cells of Acevedo et al. 2020 (doi 10.17632/snkd93bnjr.1, CC BY 4.0), from people without infection or blood disease.'
-licences = dict(pbc=_blood, bloodmnist=_blood, simulated='Trained on simulated cells that the package draws.')
+_jurkat = ("Trained on Jurkat cells, a line of human T lymphocytes that grows in culture, photographed one by one in an imaging flow cytometer and labelled with their phase of the cell cycle "
+           "(Blasi et al. 2016, Nature Communications 7:10256; Eulenberg et al. 2017, Nature Communications 8:463; BBBC048, Broad Bioimage Benchmark Collection). "
+           "The phases were told from the DNA stain and a marker of mitosis: a classifier that sees the channel `dna` sees part of how the labels were made. The licence of these images is not confirmed, so none of them comes with the package.")
+licences = dict(pbc=_blood, bloodmnist=_blood, jurkat=_jurkat, **dict.fromkeys(('simulated', 'simulated-jurkat'), 'Trained on simulated cells that the package draws.'))
 
-# %% ../nbs/recipes.ipynb #c025
+# %% ../nbs/recipes.ipynb #c027
 def results()->str: # Markdown
     "A table of what the shipped models score, beside what real cells score"
     def span(d, digits=2): return f"{d['mean']:.{digits}f} ({d['low']:.{digits}f} to {d['high']:.{digits}f})"
@@ -250,7 +267,7 @@ def results()->str: # Markdown
                      f"{span(s['generated']['fd'])} ({span(s['floor']['fd'])}) | {span(s['generated']['kd'], 3)} ({span(s['floor']['kd'], 3)}) |")
     return '\n'.join(lines)
 
-# %% ../nbs/recipes.ipynb #c028
+# %% ../nbs/recipes.ipynb #c030
 def race(
     data:str='simulated', # A source or a folder, as in `train`
     out='runs/race', # One record for each run; a run that has a record is not made again
@@ -278,7 +295,7 @@ def race_table(
                                fd=s['generated']['fd']['mean'], kd=s['generated']['kd']['mean'], floor_fd=s['floor']['fd']['mean'])
     return pd.DataFrame([row(r, r['score']) for r in scored_records(out).values()])
 
-# %% ../nbs/recipes.ipynb #c030
+# %% ../nbs/recipes.ipynb #c032
 def _alternating(steps, rounds):
     "Median seconds of each named step, taken in turn so that a drifting machine harms all alike"
     seconds = {name: [] for name in steps}
@@ -289,7 +306,7 @@ def _alternating(steps, rounds):
             if i: seconds[name].append(time.perf_counter() - started)      # the first round warms up
     return {name: statistics.median(s) for name, s in seconds.items()}
 
-# %% ../nbs/recipes.ipynb #c031
+# %% ../nbs/recipes.ipynb #c033
 def _train_step(model, x, bfloat16):
     "A function that takes one optimiser step on images `x`"
     opt, t = torch.optim.AdamW(model.parameters(), 1e-4), torch.randint(0, 1000, (len(x),), device=x.device)
@@ -317,7 +334,7 @@ def _convolution(dim, size, bs, device, bfloat16):
         torch.autograd.grad(out, (x, conv.weight), torch.ones_like(out))
     return step, 3*2*9*dim**2*size**2*bs
 
-# %% ../nbs/recipes.ipynb #c032
+# %% ../nbs/recipes.ipynb #c034
 def bench(
     size:int=64, # Height and width, in pixels
     bs:int=16, # Images in a batch
@@ -359,7 +376,7 @@ def bench_summary(
     return dict(train_ratio=ours['train img/s']/theirs['train img/s'], sample_ratio=ours['sample img/s']/theirs['sample img/s'],
                 share=ours['share'], ceiling=table.ceiling[0], machine=machine())
 
-# %% ../nbs/recipes.ipynb #c033
+# %% ../nbs/recipes.ipynb #c035
 def bench_line(
     file=weights_folder/'bench.json', # What `cell-diffusion bench --out` wrote
 )->str: # Markdown
