@@ -76,7 +76,7 @@ arms = {
 def jitter(
     x:torch.Tensor, # Images `(batch, channel, size, size)` in -1..1
     g:torch.Generator, # On the CPU
-    light:float=.1, # Largest change of brightness, in units of the full range of 2
+    light:float=.02, # Largest change of brightness and contrast: cells differ in brightness for a reason, so it is small
 )->torch.Tensor: # Images of the same shape in -1..1
     "Classical augmentation: one of eight positions, a turn by any angle, a little more or less light"
     x, n = turn_and_flip(x, g), len(x)
@@ -164,7 +164,10 @@ def no_leak(
     whose:str='this run', # Named in the message
 )->None:
     "Raises `ValueError` if a test cell, in whatever position, is among the training images"
-    shared = np.isin(cell_marks(test), cell_marks(training))
+    sums = [np.asarray(x).reshape(len(x), -1).astype(np.int64) for x in (training, test)]
+    a, b = [x.sum(1)*2**40 + (x*x).sum(1) for x in sums]            # the same in all positions, and quick
+    shared = np.isin(b, a)
+    shared[shared] = np.isin(cell_marks(test[shared]), cell_marks(training[np.isin(a, b)])) if shared.any() else False
     if shared.any(): raise ValueError(f"{shared.sum()} of the {len(test)} test cells are in the training set of {whose} (the first is number {shared.argmax()} of the test cells): "
                                       "its scores would say nothing. Remove duplicates before splitting.")
 
@@ -251,12 +254,12 @@ def gan_cells(
     label, # Class number of each cell wanted `(n,)`
     epochs:int=4, # Passes over the training fold
     seed:int=0, # Seed of weights and noise
-    lr:float=4e-4, # Highest learning rate
+    lr:float=1e-3, # Highest learning rate
     progress:bool=False, # Show progress bars
     **kwargs, # More arguments of `gan_learner`
 ): # Cells `(n, channel, size, size)` in -1..1, and what it took as a dictionary
     "Train a class-conditional GAN on a training fold and paint cells with it"
-    learn = gan_learner(dls, classes=True, seed=seed, **kwargs)
+    learn = gan_learner(dls, classes=True, seed=seed, **{'game': 'logistic', 'r1': .1, **kwargs})
     budget = fit_for(learn, epochs=epochs, lr=lr, progress=progress)
     return _painted(lambda: gan_sample(learn.ema.averaged, label=label, seed=seed), learn, budget)
 
@@ -287,7 +290,7 @@ def generated(self:AugmentationStudy,
     lack = lacking(np.bincount(labels, minlength=len(self.cells.names)), self.goal)*self.seeds*self.pool
     wanted = np.repeat(np.arange(len(lack)), lack)
     kwargs = {'bs': dict(gan=32).get(kind, 16), **getattr(self, kind, {})}
-    dls = _dls(images, labels, self.cells.names, kwargs.pop('bs'), fold)
+    dls = _dls(images, labels, self.cells.names, min(kwargs.pop('bs'), len(labels)), fold)
     x, took = makers[kind](dls, torch.from_numpy(wanted), seed=fold, progress=self.progress, **kwargs)
     file.parent.mkdir(parents=True, exist_ok=True)
     half = file.with_suffix('.part.npz')
@@ -333,7 +336,7 @@ def filling(self:AugmentationStudy,
     *pool, took = self.generated(fill, fold)
     images, y = _share(pool, seed, self.seeds)
     if arm.get('filtered'):
-        chosen, share = recognised_first(images, y, self.judge(fold, seed), lack)
+        chosen, share = recognised_first(images, y, self.judge(fold), lack)
         took = dict(took, recognised=share)
     else: chosen = np.concatenate([np.flatnonzero(y == k)[:n] for k, n in enumerate(lack)]).astype(int)
     return images[chosen], y[chosen], dict(generator=took)
@@ -355,17 +358,16 @@ def train(self:AugmentationStudy,
     loader = Stream(images, labels, c.names, self.steps, self.bs, seed*1000 + fold, jitter if arm.get('classical') else None).to(default_device())
     started = time.perf_counter()
     model = train_resnet(loader, self.network, self.lr, seed*1000 + fold, weights)
-    if arm == arms['oversample+classical']: self._judge = (fold, seed), model
+    if arm == arms['oversample+classical'] and seed == 0: self._judge = fold, model
     return model, dict(real=real.tolist(), added=np.bincount(y, minlength=k).tolist(), seconds=time.perf_counter() - started, **notes)
 
 # %% ../nbs/12_augmentation.ipynb #c054
 @patch
 def judge(self:AugmentationStudy,
     fold:int, # Number of the fold
-    seed:int, # Number of the classifier
 )->nn.Module: # Trained on the real cells of the training fold
-    "The classifier that filters generated cells: the one of `oversample+classical`, which has seen the training fold only"
-    if getattr(self, '_judge', (None,))[0] != (fold, seed): self._judge = (fold, seed), self.train(arms['oversample+classical'], fold, seed)[0]
+    "The classifier that filters generated cells: the one of `oversample+classical` and seed 0, which has seen the training fold only"
+    if getattr(self, '_judge', (None,))[0] != fold: self._judge = fold, self.train(arms['oversample+classical'], fold, 0)[0]
     return self._judge[1]
 
 # %% ../nbs/12_augmentation.ipynb #c056
@@ -501,7 +503,7 @@ def verdict(
     "What an interval of a difference says"
     return 'higher' if low > 0 else 'lower' if high < 0 else 'undecided'
 
-# %% ../nbs/12_augmentation.ipynb #c078
+# %% ../nbs/12_augmentation.ipynb #c075
 def wide(
     scores:pd.DataFrame, # From `arm_scores`
     measure:str, # For example `f1`
@@ -596,6 +598,7 @@ def balance(
         dls = _dls(cells.images, cells.labels, cells.names, min(16, len(cells)), seed)
         learn = diffusion_learner(dls, classes=True, seed=seed, normalize=True)
         fit_for(learn, minutes, progress=progress); model = learn.ema.averaged
+    if model.channels != cells.images.shape[1]: raise ValueError(f"The network {weights} paints {model.channels} channels, the cells of {folder} have {cells.images.shape[1]}.")
     if unknown := {n for n, l in zip(cells.names, lack) if l} - set(model.classes): raise ValueError(f"The network {weights} does not know the class {sorted(unknown)[0]!r}; it knows {', '.join(model.classes) or 'no classes'}.")
     names = np.repeat(cells.names, lack)
     x = decode(sample(model, label=names.tolist(), seed=seed, steps=steps, progress=progress)).numpy()

@@ -563,7 +563,7 @@ def warm_start(
         if grown and k in old: v[:, :w.shape[1]] = w
     return model
 
-# %% ../nbs/06_ddpm.ipynb #c085
+# %% ../nbs/06_ddpm.ipynb #c086
 def pixel_statistics(
     dls, # From `cell_dls`
 ): # Mean of each channel, a list; and one standard deviation about these means. In -1..1 units
@@ -577,7 +577,7 @@ def _normalize(settings, training, dls): # the network's idea of its data, and t
     settings['data_mean'], settings['data_std'] = pixel_statistics(dls)
     if 'levels' in training: training['levels'] = (training['levels'][0] + math.log(settings['data_std']/old), training['levels'][1])
 
-# %% ../nbs/06_ddpm.ipynb #c086
+# %% ../nbs/06_ddpm.ipynb #c087
 def diffusion_learner(
     dls, # From `cell_dls`
     objective:str='edm-mid', # One of `objectives`

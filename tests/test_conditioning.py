@@ -81,14 +81,6 @@ def test_guided_says_what_is_wrong():
     g = Guided(m := network(), 2)
     assert g.classes == classes and g.size == 16 and g.unet is m.unet and g.schedule is m.schedule and g.device == m.device
 
-def test_precision_recall_against_loops():
-    a, b = torch.randn(25, 3, generator=generator(0)), 1.5*torch.randn(20, 3, generator=generator(1))
-    def inside(p, heap): return any((p - q).norm() <= sorted((q - o).norm() for o in heap)[3] for q in heap)
-    p, r = precision_recall(a, b)
-    assert p == pytest.approx(np.mean([inside(x, a) for x in b])) and r == pytest.approx(np.mean([inside(x, b) for x in a]))
-    assert precision_recall(a, a) == (1, 1) and precision_recall(a, a + 100) == (0, 0)
-    with pytest.raises(ValueError, match='more than 3'): precision_recall(a, b[:3])
-
 def test_spread():
     x = torch.tensor([[0., 0], [3, 4], [0, 0]])
     assert spread(x) == pytest.approx(10/3) and spread(torch.zeros(4, 2)) == 0
@@ -139,9 +131,9 @@ def test_study_finds_planted_faults():
     stuck = fresh[::8].repeat_interleave(8, 0) + .01*torch.randn(fresh.shape, generator=generator(0))
     arms = {(1., 'everywhere'): fresh, (3., 'interval'): stuck}
     t = guidance_study(arms, asked, judge, make(16, 2), torch.arange(8).repeat_interleave(16), n=6, draws=2)
-    assert set(t.measure) == {'fd', 'kd', 'precision', 'recall', 'spread', 'recognised'} and set(t['class']) == {*names, 'all'} and len(t) == 3*9*6
+    assert set(t.measure) == {'fd', 'kd', 'precision', 'recall', 'density', 'coverage', 'spread', 'recognised'} and set(t['class']) == {*names, 'all'} and len(t) == 3*9*8
     v = t[t['class'] == 'all'].set_index(['where', 'measure']).value
-    assert v['interval', 'recall'] < v['everywhere', 'recall'] and v['interval', 'fd'] > v['everywhere', 'fd']
+    assert v['interval', 'recall'] < v['everywhere', 'recall'] and v['interval', 'coverage'] < v['everywhere', 'coverage'] and v['interval', 'fd'] > v['everywhere', 'fd']
     assert (t.low <= t.value + 1e-6).all() and (t.value <= t.high + 1e-6).all()
     m = morphology_study(arms, asked, names, make(16, 2), torch.arange(8).repeat_interleave(16), n=8)
     assert len(m) == 4*64 and m['where'].unique().tolist() == ['real', 'real again', 'everywhere', 'interval']

@@ -161,3 +161,40 @@ def test_weights_travel_with_their_configuration(tmp_path):
     assert back.classes == ('a', 'b') and back.size == 20 and back.data_std == .5 and {f.suffix for f in tmp_path.iterdir()} <= {'.safetensors', '.json', '.md'}
     x, t, y = torch.randn(2, 3, 20, 20), torch.tensor([1, 500]), torch.tensor([0, 1])
     assert torch.equal(model(x, t, y), back(x, t, y))
+
+# cells whose pixels are not centred
+
+def dim_cells(bs=16):
+    return cell_dls('simulated-jurkat', size=28, n=96, channels=('brightfield', 'darkfield'), bs=bs)
+
+def test_pixel_statistics_are_those_of_the_training_cells():
+    dls = dim_cells(); mean, std = pixel_statistics(dls)
+    x = dls.train.arrays[0]/127.5 - 1
+    assert np.allclose(mean, x.mean((0, 2, 3)), atol=1e-5)
+    assert std == pytest.approx(np.sqrt(x.var((0, 2, 3)).mean()), rel=1e-4)
+
+def test_what_the_unet_sees_has_mean_0_and_variance_1():
+    model = Denoiser(dict(channels=2, dim=8, mults=[1]), schedule='log_snr', prediction='v', data_std=.2, data_mean=(-.3, -.8), size=16)
+    g = torch.Generator().manual_seed(0)
+    x0 = torch.randn(64, 2, 16, 16, generator=g)*.2 + torch.tensor([-.3, -.8]).view(1, 2, 1, 1)
+    for t in (0, 400, 700, 999):
+        ts = torch.full((64,), t)
+        seen = model.seen(q_sample(x0, ts, model.schedule, torch.randn(x0.shape, generator=g)), ts)
+        assert seen.mean((0, 2, 3)).abs().max() < .02 and (seen.std((0, 2, 3)) - 1).abs().max() < .02
+
+@pytest.mark.parametrize('prediction', ['v', 'eps', 'x0'])
+def test_a_mean_changes_neither_target_nor_way_back(prediction):
+    model = Denoiser(dict(channels=2, dim=8, mults=[1]), prediction=prediction, schedule='cosine', data_std=.2, data_mean=(-.3, -.8), size=16)
+    g = torch.Generator().manual_seed(0)
+    x0, eps, t = torch.rand(8, 2, 16, 16, generator=g)*2 - 1, torch.randn(8, 2, 16, 16, generator=g), torch.arange(50, 850, 100)
+    xt = q_sample(x0, t, model.schedule, eps)
+    assert torch.allclose(model.out_to_x0(model.target(x0, eps, t), xt, t), x0, atol=1e-3)
+
+def test_normalize_moves_levels_in_proportion_and_is_saved(tmp_path):
+    dls = dim_cells(); learn = diffusion_learner(dls, dim=8, mults=(1,), normalize=True)
+    mean, std = pixel_statistics(dls)
+    assert learn.model.data_mean == tuple(mean) and learn.model.data_std == std
+    assert learn.diffusion.levels == pytest.approx((-.8 + math.log(std/.5), 1.))
+    learn.model.save_pretrained(tmp_path); again = pretrained(Denoiser, tmp_path)
+    assert again.data_mean == tuple(mean) and again.data_std == std
+    with pytest.raises(ValueError, match='its data_mean is'): warm_start(Denoiser(dict(channels=2, dim=8, mults=[1]), schedule="log_snr", prediction="v", data_std=std, size=28), again)

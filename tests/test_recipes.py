@@ -6,8 +6,9 @@ from typer.testing import CliRunner
 from cell_diffusion.cli import app
 from cell_diffusion.data import cell_dls
 from cell_diffusion.ddpm import Denoiser, pretrained, shipped, weights_folder
-from cell_diffusion.evaluation import fingerprint
+from cell_diffusion.evaluation import *
 from cell_diffusion.recipes import *
+from cell_diffusion.simulation import jurkat_phases
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
@@ -88,7 +89,8 @@ def test_shipped_weights_have_config_record_and_card():
     for name in names:
         folder = shipped(name)
         assert (folder/'config.json').exists() and json.loads((folder/'record.json').read_text())['fingerprint']
-        assert 'CC BY 4.0' in (folder/'README.md').read_text() and (folder/'model.safetensors').stat().st_size < 8.4e6
+        jurkat = json.loads((folder/'record.json').read_text())['source'] == 'jurkat'
+        assert ('not confirmed' if jurkat else 'CC BY 4.0') in (folder/'README.md').read_text() and (folder/'model.safetensors').stat().st_size < 8.4e6
     assert {json.loads((shipped(n)/'record.json').read_text())['fingerprint'] for n in names if n.endswith('32')} == {json.loads((shipped('blood32')/'record.json').read_text())['fingerprint']}
 
 def test_a_classifier_is_trained_once_for_a_split(tmp_path, monkeypatch):
@@ -96,7 +98,63 @@ def test_a_classifier_is_trained_once_for_a_split(tmp_path, monkeypatch):
     dls = cell_dls('simulated', size=28, n=160, bs=32)
     a, b = classifier_for(dls, epochs=1), classifier_for(dls, epochs=1)
     assert all(torch.allclose(p.cpu().half().float(), q) for p, q in zip(a.parameters(), b.parameters()))
-    assert len(list((tmp_path/'classifiers').iterdir())) == 1
+    assert [f.name for f in (tmp_path/'classifiers').iterdir()] == [classifier_folder(dls).name]
+    other = cell_dls('simulated', size=28, n=150, bs=32)
+    assert not all(torch.equal(p, q) for p, q in zip(b.parameters(), classifier_for(other, epochs=1).parameters())) and len(list((tmp_path/'classifiers').iterdir())) == 2
+    assert judge_for(dls, make=None).classes == dls.vocab, 'what one recipe keeps, every chapter finds'
+
+def test_a_shipped_classifier_is_not_trained_again(tmp_path, monkeypatch):
+    import cell_diffusion.evaluation as evaluation
+    monkeypatch.setenv('CELL_DIFFUSION_CACHE', str(tmp_path/'cache')); monkeypatch.setattr(evaluation, 'weights_folder', tmp_path/'weights')
+    dls = cell_dls('simulated', size=28, n=160, bs=32)
+    kept = train_and_save_classifier(dls, tmp_path/'weights'/'my-classifier-28', epochs=1)
+    assert torch.allclose(classifier_for(dls).head.weight, kept.head.weight.cpu().half().float()) and not (tmp_path/'cache'/'classifiers').exists()
+
+@pytest.fixture(scope='module')
+def judge(tmp_path_factory):
+    out = tmp_path_factory.mktemp('runs')/'my-classifier'
+    return out, cli('classifier', '--data', 'simulated-jurkat', '--size', 28, '--channels', 'brightfield,darkfield', '--epochs', 1, '--n', 400, '--bs', 32, '--dim', 8, '--balanced', '--seed', 3, '--out', out)
+
+def test_classifier_from_the_shell(judge):
+    out, answer = judge
+    assert answer.exit_code == 0, answer.output
+    r, net = json.loads((out/'record.json').read_text()), pretrained(CellClassifier, out)
+    dls = cell_dls('simulated-jurkat', size=28, n=400, channels=('brightfield', 'darkfield'))
+    assert r['fingerprint'] == fingerprint(dls) and r['channel_names'] == ['brightfield', 'darkfield'] and (r['channels'], r['size'], r['seed'], r['balanced'], r['epochs']) == (2, 28, 3, True, 1)
+    assert net.channels == 2 and net.classes == jurkat_phases and r['kind'] == 'classifier' and sum(r['cells'].values()) == 400
+    table = recognised(look(net, held_out(dls)[0])[1], held_out(dls)[1], dls.vocab)
+    assert [a['n'] for a in r['accuracy']] == table.n.tolist() and r['accuracy'][-1]['share'] == pytest.approx(table['share'].iloc[-1], abs=.03) and r['accuracy'][-1]['n'] == r['cells']['test']
+    b = r['balanced_accuracy']
+    assert b['value'] == pytest.approx(np.mean([a['share'] for a in r['accuracy'][:-1]])) and b['low'] <= b['value'] <= b['high']
+
+def test_card_of_a_classifier(judge):
+    card = (judge[0]/'README.md').read_text()
+    assert judge[1].output.startswith('# my-classifier') or '# my-classifier' in judge[1].output
+    for said in ('2 channels (brightfield, darkfield)', '| Prophase | ', 'each class counting alike', 'drawn equally often', 'largest class', 'simulated cells', 'clinical'): assert said in card
+    record = dict(json.loads((judge[0]/'record.json').read_text()), source='jurkat')
+    for said in ('human T lymphocytes', 'not confirmed', 'none of them comes with the package', 'BBBC048'): assert said in classifier_card(record, 'x')
+    assert 'Acevedo' not in classifier_card(dict(record, source='folder'), 'x')
+
+@pytest.mark.parametrize('args, says', [(('--data', 'simulated-jurkat', '--channels', 'brightfield,green'), 'green'), (('--data', 'no/such/folder'), 'no/such/folder'), (('--channels', '2'), '3 channels')])
+def test_mistakes_about_channels(args, says, tmp_path):
+    for command in ('classifier', 'train'):
+        answer = cli(command, '--size', 28, '--n', 60, '--out', tmp_path/'x', *args)
+        assert answer.exit_code == 1 and says in answer.output and 'Traceback' not in answer.output and not (tmp_path/'x'/'model.safetensors').exists()
+
+def test_train_on_chosen_channels(tmp_path):
+    r = train('simulated-jurkat', size=28, classes=True, epochs=1, dim=16, mults=(1, 2), patch=2, channels=('darkfield',), out=tmp_path/'j', n=160, bs=16, scored=0, progress=False)
+    net = pretrained(Denoiser, tmp_path/'j')
+    assert r['channel_names'] == ['darkfield'] and r['channels'] == net.channels == 1 and r['patch'] == 2 and net.unet.patch == 2 and r['source'] == 'simulated-jurkat'
+    assert '1 channel (darkfield)' in (tmp_path/'j'/'README.md').read_text()
+
+def test_channels_and_patch_from_the_shell(tmp_path, monkeypatch):
+    import cell_diffusion.recipes as recipes
+    seen = []
+    def spy(*args, **kwargs): seen.append(kwargs); (tmp_path/'README.md').write_text('card')
+    monkeypatch.setattr(recipes, 'train', spy)
+    for text, wanted in (('brightfield,darkfield', ('brightfield', 'darkfield')), ('dna', ('dna',)), ('1', 1)):
+        assert cli('train', '--channels', text, '--patch', 2, '--out', tmp_path).exit_code == 0 and (seen[-1]['channels'], seen[-1]['patch']) == (wanted, 2)
+    cli('train', '--out', tmp_path); assert (seen[-1]['channels'], seen[-1]['patch']) == (None, None)
 
 def test_race_makes_the_runs_that_have_no_record(tmp_path, monkeypatch):
     import cell_diffusion.recipes as recipes
