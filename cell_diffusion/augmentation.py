@@ -495,7 +495,7 @@ def arm_scores(
         b = {arm: {m: v - b[against][m] for m, v in s.items()} for arm, s in b.items() if arm != against}
     return pd.DataFrame([row for arm, s in b.items() for row in _rows(arm, s, study['classes'])])
 
-# %% ../nbs/12_augmentation.ipynb #c074
+# %% ../nbs/12_augmentation.ipynb #c075
 def verdict(
     low:float, # Lower end of the interval of a difference
     high:float, # Its upper end
@@ -503,7 +503,7 @@ def verdict(
     "What an interval of a difference says"
     return 'higher' if low > 0 else 'lower' if high < 0 else 'undecided'
 
-# %% ../nbs/12_augmentation.ipynb #c075
+# %% ../nbs/12_augmentation.ipynb #c076
 def wide(
     scores:pd.DataFrame, # From `arm_scores`
     measure:str, # For example `f1`
@@ -514,7 +514,7 @@ def wide(
     text = rows.apply(lambda r: f'{r.value:.{digits}f} ({r.low:.{digits}f} to {r.high:.{digits}f})', axis=1)
     return rows.assign(text=text).pivot(index='arm', columns='cls', values='text').loc[list(dict.fromkeys(rows.arm)), list(dict.fromkeys(rows.cls))].rename_axis(None, axis=1)
 
-# %% ../nbs/12_augmentation.ipynb #c079
+# %% ../nbs/12_augmentation.ipynb #c082
 def plot_scores(
     scores:pd.DataFrame, # From `arm_scores`
     measures=('precision', 'recall', 'f1'), # A panel for each
@@ -528,14 +528,14 @@ def plot_scores(
         for i, arm in enumerate(names):
             r = scores[(scores.arm == arm) & (scores.measure == measure)].set_index('cls').loc[classes]
             y = np.arange(len(classes)) + .8*((i + .5)/len(names) - .5)
-            ax.errorbar(r.value, y, xerr=[(r.value - r.low).clip(lower=0), (r.high - r.value).clip(lower=0)], fmt='o', ms=3, lw=1, color=sns.color_palette('tab10')[i % 10], label=arm)
+            ax.errorbar(r.value, y, xerr=[(r.value - r.low).clip(lower=0), (r.high - r.value).clip(lower=0)], fmt='o', ms=3, lw=1, color=sns.color_palette('tab10')[(list(arms).index(arm) if arm in arms else i) % 10], label=arm)
         ax.set(xlabel=measure, yticks=range(len(classes)), yticklabels=classes); ax.grid(axis='x', alpha=.4)
         if scores.low.min() < 0: ax.axvline(0, color='k', lw=.8)
         for y in range(1, len(classes)): ax.axhline(y - .5, color='.85', lw=.6)
     axs[0, 0].invert_yaxis(); fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=4, fontsize=8, frameon=False)
     return fig
 
-# %% ../nbs/12_augmentation.ipynb #c080
+# %% ../nbs/12_augmentation.ipynb #c083
 def plot_confusion(
     study:dict, # From `load_records`
     names=None, # Arms to show; by default all
@@ -550,7 +550,7 @@ def plot_confusion(
     axs[0, 0].set_ylabel('true class'); fig.supxlabel('called', fontsize=9)
     return fig
 
-# %% ../nbs/12_augmentation.ipynb #c081
+# %% ../nbs/12_augmentation.ipynb #c084
 def write_results(
     folder, # Of a study; gets `scores.csv`, `differences.csv` (from the first arm), `scores.png` and `confusion.png`
 )->str: # The overall scores as text
@@ -563,7 +563,7 @@ def write_results(
     for name, fig in (('scores', plot_scores(scores)), ('confusion', plot_confusion(study))): fig.savefig(folder/f'{name}.png', dpi=110); plt.close(fig)
     return '\n\n'.join(f'{m}\n{wide(scores, m).to_string()}' for m in ('accuracy', 'balanced accuracy', 'macro F1', 'precision', 'recall', 'f1'))
 
-# %% ../nbs/12_augmentation.ipynb #c090
+# %% ../nbs/12_augmentation.ipynb #c108
 def _save_image(path, image, notes): # PNG for one or three channels, else a TIFF with a page for each; both carry the notes
     if len(image) in (1, 3):
         info = PngImagePlugin.PngInfo()
@@ -573,7 +573,7 @@ def _save_image(path, image, notes): # PNG for one or three channels, else a TIF
         pages = [Image.fromarray(c) for c in image]
         pages[0].save(path, save_all=True, append_images=pages[1:], description=json.dumps(notes))
 
-# %% ../nbs/12_augmentation.ipynb #c091
+# %% ../nbs/12_augmentation.ipynb #c109
 def balance(
     folder, # A folder of class folders, or one of `sources`
     out, # Gets `<class>/synthetic-….png` and `manifest.csv`; must be new or empty
@@ -604,7 +604,7 @@ def balance(
     x = decode(sample(model, label=names.tolist(), seed=seed, steps=steps, progress=progress)).numpy()
     return _write_synthetic(out, x, names, dict(generator=str(weights or f'trained on {cells.source} for {minutes} minutes'), seed=seed))
 
-# %% ../nbs/12_augmentation.ipynb #c092
+# %% ../nbs/12_augmentation.ipynb #c110
 def _write_synthetic(out, x, names, notes): # the images, then the manifest
     rows, suffix = [], 'png' if x.shape[1] in (1, 3) else 'tif'
     for i, (image, name) in enumerate(zip(x, names)):

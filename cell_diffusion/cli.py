@@ -106,6 +106,7 @@ def train_(
     out:Path=typer.Option(Path('runs/cells'), help="Folder for weights, record, picture, checkpoint. A killed run goes on from there."),
     objective:str=typer.Option('edm-mid', help="ddpm, cosine, v, min-snr, edm, edm-mid or eps-mid."),
     balanced:bool=typer.Option(False, '--balanced', help="Draw the training classes equally often."),
+    normalize:bool=typer.Option(False, '--normalize', help="Measure the pixels' mean and spread first: for dark or flat images such as Jurkat cells."),
     inpaint:bool=typer.Option(False, '--inpaint', help="Train a network that fills holes."),
     start:Optional[str]=typer.Option(None, help="Weights to begin with: shipped ones or a folder from `train`."),
     dim:int=typer.Option(32, help="Channels of the network's first level."),
@@ -122,7 +123,7 @@ def train_(
     from cell_diffusion.recipes import train
     if int(os.environ.get('WORLD_SIZE', 1)) > 1: raise ValueError("`cell-diffusion train` is one process; to train on several GPUs call `fit_for` within `learn.distrib_ctx()` from a script of your own.")
     train(data, size, classes, minutes, epochs, out, objective, bs, lr, dim, crop, n, seed, scored=scored, balanced=balanced, inpaint=inpaint, start=start,
-          channels=_channels(channels), patch=patch)
+          channels=_channels(channels), patch=patch, **({'normalize': True} if normalize else {}))
     typer.echo((out/'README.md').read_text(encoding='utf-8'))
     typer.echo(f"Weights, record, picture and card: {out}")
 
@@ -203,7 +204,7 @@ def study_(
     steps:int=typer.Option(600, help="Optimiser steps of every classifier.", min=1),
     network:str=typer.Option('cell', help="cell, or a ResNet of torchvision such as resnet18."),
     ddpm_epochs:int=typer.Option(8, help="Passes over its training fold of every DDPM.", min=1),
-    gan_epochs:int=typer.Option(13, help="Passes over its training fold of every GAN.", min=1),
+    gan_epochs:int=typer.Option(18, help="Passes over its training fold of every GAN.", min=1),
 ):
     "Compare classifiers with and without generated cells, fold by fold."
     from cell_diffusion.augmentation import AugmentationStudy, arms as every, write_results

@@ -168,7 +168,7 @@ def balanced_accuracy(
     t = table[table['class'] != 'all']
     hits = t['share']*t['n']
     means = np.random.default_rng(0).beta(hits + .5, t['n'] - hits + .5, (draws, len(t))).mean(1)
-    value, (low, high) = t['share'].mean(), np.quantile(means, [.025, .975])
+    value, (low, high) = float(t['share'].mean()), map(float, np.quantile(means, [.025, .975]))
     return value, min(low, value), max(high, value)
 
 # %% ../nbs/07_evaluation.ipynb #c027

@@ -332,7 +332,7 @@ def gan_learner(
     return Learner(dls, gan, loss_func=games[game][0], opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=betas)), splitter=players,
                    cbs=[callback, GeneratorEMA(ema), TerminateOnNaNCallback(), *cbs])
 
-# %% ../nbs/11_gan.ipynb #c078
+# %% ../nbs/11_gan.ipynb #c080
 def _beside(paint, judge, real, labels, n, seed): # everything measured of one painter; `paint` takes classes and a seed
     pick = torch.from_numpy(np.random.default_rng(seed).permutation(len(real))[:min(n, len(real)//2)])
     fake, f = paint(labels[pick].tolist(), seed), look(judge, real)[0]
@@ -343,7 +343,7 @@ def _beside(paint, judge, real, labels, n, seed): # everything measured of one p
     row |= {f'{k}_floor': v for k, v in compare(f[rest], f[pick]).items() if k in row}
     return dict(recognised=(look(judge, asked)[1] == wish).float().mean().item(), **row, seconds_per_100=100*seconds/len(wish))
 
-# %% ../nbs/11_gan.ipynb #c079
+# %% ../nbs/11_gan.ipynb #c081
 def gan_beside_ddpm(
     data='simulated-jurkat', # A source or a folder, as `cell_dls` takes it
     minutes:float=2.5, # Time to train each network

@@ -4,16 +4,16 @@ import numpy as np, pandas as pd, pytest, torch
 from cell_diffusion.core import encode, generator
 from cell_diffusion.data import cell_dls
 from cell_diffusion.ddpm import Callback, fit_for, pretrained
+from cell_diffusion import gan
+from cell_diffusion.evaluation import train_classifier
 from cell_diffusion.gan import *
 from cell_diffusion.gan import _halvings, _variety
 
 def loaders(n=96, bs=16, **kwargs): return cell_dls('simulated', size=32, n=n, bs=bs, device='cpu', **kwargs)
 def small(dls=None, **kwargs): return gan_learner(dls or loaders(), **{**dict(dim=8, critic=8, bfloat16=False), **kwargs})
 
-@pytest.mark.parametrize('size', [32, 36, 40, 64, 128])
-@pytest.mark.parametrize('channels', [1, 2, 3, 5])
+@pytest.mark.parametrize('size,channels', [*((s, c) for s in (32, 36, 40, 64) for c in (1, 2, 3, 5)), (128, 3)])
 def test_shapes(size, channels):
-    if size == 128 and channels != 3: pytest.skip('one is enough')
     g, d = Generator(channels, size, dim=4, classes=('a', 'b')), Discriminator(channels, size, dim=4, n_classes=2)
     x = g(torch.randn(4, g.latent, generator=generator(0)), torch.tensor([0, 0, 1, 1]))
     assert x.shape == (4, channels, size, size) and x.dtype == torch.float32 and x.abs().max() <= 1
@@ -100,7 +100,7 @@ def test_augmentation_passes_gradients_and_says_what_it_did():
     assert y.shape == x.shape and (x.grad != 0).float().mean() > .8
     assert torch.equal(y, diff_augment(x, generator(1))) and not torch.equal(y, diff_augment(x, generator(2)))
     off = dict(turns=False, shift=0, hole=0, light=0, contrast=0)
-    assert torch.equal(diff_augment(x, generator(1), **off), x)
+    assert torch.allclose(diff_augment(x, generator(1), **off), x, atol=1e-5)
     h = diff_augment(torch.ones(500, 1, 40, 40), generator(3), **{**off, 'hole': .25})
     lost = (h == 0).flatten(1).sum(1)
     assert lost.max() == 100 and lost.min() >= 25                         # a square of 10 × 10, at the corner a quarter of it
@@ -124,11 +124,11 @@ def brightness_gap(learn, dls):
     return (gan_sample(learn.ema.averaged, label=y.tolist(), seed=0).mean(0) - encode(x).mean(0)).pow(2).mean().item()
 
 def test_it_learns():
-    dls = loaders(n=400, bs=32)
+    dls = loaders(n=240)
     learn = small(dls, ema=.9)
     learn.ema.learn = learn; learn.ema.before_fit(); before = brightness_gap(learn, dls)
-    budget = fit_for(learn, epochs=6, lr=2e-3, progress=False)
-    assert len(budget.losses) == budget.steps == 6*(len(dls.train))
+    budget = fit_for(learn, epochs=4, lr=2e-3, progress=False)
+    assert len(budget.losses) == budget.steps == 4*(len(dls.train))
     assert brightness_gap(learn, dls) < .3*before
 
 @pytest.mark.parametrize('kwargs', [dict(classes=False), dict(augment=False, game='logistic', r1=.5), dict(bfloat16=True, r1=.1), dict(augment=dict(hole=0.))])
@@ -142,13 +142,13 @@ def test_options_run(kwargs):
 def test_players_step_in_turn():
     "The critic's step leaves the painter alone, and the other way round"
     learn = small()
-    gan, seen = learn.model, []
+    pair, seen = learn.model, []
     class Spy(Callback):
         order = -6                                                       # before `GANCallback`
         def total(self, m): return sum(p.detach().double().sum().item() for p in m.parameters())
-        def before_step(self): seen.append((self.total(gan.generator), self.total(gan.discriminator)))
-        def after_step(self): seen.append((self.total(gan.generator), self.total(gan.discriminator)))
-        def after_batch(self): seen.append((self.total(gan.generator), self.total(gan.discriminator)))
+        def before_step(self): seen.append((self.total(pair.generator), self.total(pair.discriminator)))
+        def after_step(self): seen.append((self.total(pair.generator), self.total(pair.discriminator)))
+        def after_batch(self): seen.append((self.total(pair.generator), self.total(pair.discriminator)))
     learn.add_cb(Spy()); learn.fit(1, lr=1e-3)
     for a, b, c in zip(seen[0:9:3], seen[1:9:3], seen[2:9:3]):
         assert a[0] == b[0] and a[1] != b[1] and b[0] != c[0] and b[1] == c[1]
@@ -201,7 +201,8 @@ def test_turns():
     assert 0 < sum(same) < 20 and torch.allclose(x.flatten(1).sort(1).values, y.flatten(1).sort(1).values)
     assert small(loaders(augment=False)).model.generator.turns is False and small().model.generator.turns is True
 
-def test_study_resumes_and_refuses(tmp_path):
+def test_study_resumes_and_refuses(tmp_path, monkeypatch):
+    monkeypatch.setattr(gan, 'judge_for', lambda dls: train_classifier(dls, dim=8, steps=4))
     args = dict(data='simulated-jurkat', epochs=1, seeds=1, n_cells=150, n=14, steps=2, size=32, gan=dict(dim=4, critic=4), ddpm=dict(dim=8, mults=(1, 2), unet=dict(attention=False)), progress=False, path=tmp_path/'race.csv')
     a = gan_beside_ddpm(**args)
     assert a.model.tolist() == ['GAN', 'DDPM'] and {'fd', 'fd_floor', 'kd', 'precision', 'recall', 'recognised', 'parameters', 'cells_seen', 'seconds_per_100'} <= set(a)
