@@ -142,8 +142,7 @@ def train(
     what = dict(objective=objective, lr=lr, seed=seed, balanced=balanced, inpaint=inpaint, start=start and Path(start).name, **{k: v for k, v in kwargs.items() if isinstance(v, seen)})
     budget = fit_for(learn, None if epochs else minutes, epochs, lr, out/'checkpoint.pt', dict(what, fingerprint=fingerprint(dls), size=size, classes=classes, dim=dim, bs=bs), progress)
     model = learn.ema.averaged
-    save_weights(model, out)
-    save_grid(model, out/'samples.png', steps=steps, progress=progress)
+    save_weights(model, out); save_grid(model, out/'samples.png', steps=steps, progress=progress)
     record = dict(_record(learn, budget, dls, channels), **what, conditional=classes)
     write_json(out/'record.json', record)
     if scored:
