@@ -135,8 +135,7 @@ def train(
     **kwargs, # More arguments of `diffusion_learner`, or of `inpainting_learner`
 )->dict: # The record, as it is written to `record.json`
     "Train on a folder of cells for some minutes; leaves weights, a record, a picture and a model card"
-    out, seen = Path(out), (bool, int, float, str, tuple, list, dict)
-    if patch: kwargs['patch'] = patch
+    out, seen, kwargs = Path(out), (bool, int, float, str, tuple, list, dict), dict(kwargs, **({'patch': patch} if patch else {}))
     dls = cell_dls(data, size=size, bs=bs, crop=crop, channels=channels, n=n, balanced=balanced)
     learn = (inpainting_learner if inpaint else diffusion_learner)(dls, objective, classes, dim=dim, seed=seed, start=start and load_network(start), **kwargs)
     what = dict(objective=objective, lr=lr, seed=seed, balanced=balanced, inpaint=inpaint, start=start and Path(start).name, **{k: v for k, v in kwargs.items() if isinstance(v, seen)})
