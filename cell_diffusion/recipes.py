@@ -142,8 +142,7 @@ def train(
     budget = fit_for(learn, None if epochs else minutes, epochs, lr, out/'checkpoint.pt', dict(what, fingerprint=fingerprint(dls), size=size, classes=classes, dim=dim, bs=bs), progress)
     model = learn.ema.averaged
     save_weights(model, out); save_grid(model, out/'samples.png', steps=steps, progress=progress)
-    record = dict(_record(learn, budget, dls, channels), **what, conditional=classes)
-    write_json(out/'record.json', record)
+    write_json(out/'record.json', record := dict(_record(learn, budget, dls, channels), **what, conditional=classes))
     if scored:
         record['score'] = dict(judged=judged, **score(model, classifier_for(dls, progress), *held_out(dls, judged), scored, steps, progress=progress))
         write_json(out/'record.json', record)
