@@ -8,8 +8,8 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/evaluation.html.md"""
 __all__ = ['CellClassifier', 'train_classifier', 'look', 'fingerprint', 'classifier_folder', 'judge_for', 'wilson', 'recognised',
            'balanced_accuracy', 'plot_shares', 'frechet_distance', 'kernel_distance', 'distances', 'summary',
            'bias_curve', 'plot_bias', 'precision_recall', 'density_coverage', 'nearest', 'positions', 'look_turned',
-           'show_nearest', 'memorisation', 'accuracy_scores', 'plain_numbers', 'number_gaps', 'compare', 'report',
-           'plot_report', 'score', 'scored_records', 'score_table']
+           'thumbnails', 'show_nearest', 'memorisation', 'accuracy_scores', 'plain_numbers', 'number_gaps', 'compare',
+           'report', 'plot_report', 'score', 'scored_records', 'score_table']
 
 # %% ../nbs/07_evaluation.ipynb #c002
 import hashlib, json, math, warnings
@@ -310,13 +310,12 @@ def nearest(
     bs:int=256, # Cells in question at a time
 )->tuple: # Euclidean distances `(n, k)`, nearest first, and indices into `pool` `(n, k)`
     "The nearest cells of a pool"
-    views = features if features.ndim == 3 else features[None]
-    def closest(batch):
-        apart = _cdist(batch[0], pool)
-        for view in batch[1:]: apart = torch.minimum(apart, _cdist(view, pool))
-        return apart.topk(k, largest=False)
-    found = [closest(batch) for batch in views.split(bs, 1)]
-    return torch.cat([o.values for o in found]), torch.cat([o.indices for o in found])
+    views, wide = features if features.ndim == 3 else features[None], pool.double()
+    def closest(batch): # found by the quick way of computing distances, which is off in the last digits; then measured exactly
+        idx = torch.stack([torch.cdist(view.double(), wide) for view in batch]).amin(0).topk(k, largest=False).indices
+        gaps, order = (batch[:, :, None] - pool[idx]).norm(dim=-1).amin(0).sort(1)
+        return gaps, idx.gather(1, order)
+    return tuple(torch.cat(o) for o in zip(*[closest(batch) for batch in views.split(bs, 1)]))
 
 def positions(
     x:torch.Tensor, # Square cells `(n, channel, size, size)`
@@ -330,6 +329,13 @@ def look_turned(
 )->torch.Tensor: # Features `(8, n, n_features)`, for `nearest`
     "What a classifier sees in cells in each of their eight positions"
     return torch.stack([look(classifier, view)[0] for view in positions(x)])
+
+def thumbnails(
+    x:torch.Tensor, # Cells `(n, channel, height, width)`
+    size:int=8, # Height and width of a thumbnail, in pixels
+)->torch.Tensor: # `(n, channel*size*size)`, for `nearest`
+    "Cells reduced to few pixels each, the mean of those they replace: what is left of a copy when grain is added"
+    return nn.functional.adaptive_avg_pool2d(x, size).flatten(1)
 
 # %% ../nbs/07_evaluation.ipynb #c053
 def show_nearest(
@@ -433,7 +439,7 @@ def compare(
     return dict(fd=frechet_distance(real, fake), kd=kernel_distance(real, fake, seed=seed), precision=p, recall=r, density=d, coverage=c)
 
 # %% ../nbs/07_evaluation.ipynb #c068
-_better = {**dict.fromkeys(('precision', 'recall', 'coverage', 'cas', 'cas balanced'), 'higher'), **dict.fromkeys(('density', 'recognised', 'recognised balanced', 'memorisation', 'near copies'), 'floor')}
+_better = {**dict.fromkeys(('precision', 'recall', 'coverage', 'cas', 'cas balanced'), 'higher'), **dict.fromkeys(('density', 'recognised', 'recognised balanced', 'memorisation', 'near copies', 'memorisation in pixels', 'near copies in pixels'), 'floor')}
 _Heap = namedtuple('_Heap', 'cells labels features said')
 
 def _spans(table): # from draws to {measure: (value, low, high)}
@@ -443,9 +449,9 @@ def _named(heap, classes): # the recognised shares
     t = recognised(heap.said, torch.as_tensor(heap.labels), classes)
     return {'recognised': tuple(t.iloc[-1][['share', 'low', 'high']]), 'recognised balanced': balanced_accuracy(t)}
 
-def _copied(views, pool, real, near): # the memorisation test
+def _copied(views, pool, real, near, name=''): # the memorisation test
     m = memorisation(views, pool, real, near)
-    return {'memorisation': (m['ratio'], m['ratio_low'], m['ratio_high']), 'near copies': (m['near'], m['near_low'], m['near_high'])}
+    return {f'memorisation{name}': (m['ratio'], m['ratio_low'], m['ratio_high']), f'near copies{name}': (m['near'], m['near_low'], m['near_high'])}
 
 def _learned(scores): # the classifier accuracy score, mean over seeds
     out = {}
@@ -457,17 +463,20 @@ def _learned(scores): # the classifier accuracy score, mean over seeds
 def _beside(spans, floors): return {k: (*v, *floors[k]) for k, v in spans.items()}
 
 # %% ../nbs/07_evaluation.ipynb #c069
-def _instruments(classifier, real, train, n, draws, describe, turned, near, cas, seed): # [(group, from a heap to {measure: value, low, high and the same of the floor})]
+def _instruments(classifier, real, train, pool, n, draws, describe, turned, near, cas, seed): # [(group, from a heap to {measure: value, low, high and the same of the floor})]
     spans = lambda a, b, what: _spans(distances(a, b, n, draws, seed, what))
     heap_floor, class_floor = spans(real.features, None, compare), _named(real, classifier.classes)
     out = [('heap', lambda o: _beside(spans(real.features, o.features, compare), heap_floor)),
            ('class', lambda o: _beside(_named(o, classifier.classes), class_floor) if o.labels is not None else {})]
     see = lambda cells, features: look_turned(classifier, cells) if turned else features
-    pool = look(classifier, train[0])[0] if train[0].ndim == 4 else train[0]
+    pool = look(classifier, train[0])[0] if pool is None else pool
     some = torch.from_numpy(np.random.default_rng(seed).permutation(len(real.cells))[:2*n])
-    views = see(real.cells[some], real.features[some])
-    copy_floor = _copied(views[..., n:, :], pool, views[..., :n, :], near)
-    out.append(('copies', lambda o: _beside(_copied(see(o.cells, o.features), pool, views, near), copy_floor)))
+    eyes = {'': (see, pool), ' in pixels': (lambda cells, _: torch.stack([thumbnails(v) for v in (positions(cells) if turned else [cells])]), thumbnails(train[0]))}
+    for name, (eye, there) in eyes.items():
+        views = eye(real.cells[some], real.features[some])
+        ask = lambda o, e=eye, v=views, t=there, name=name: _copied(e(o.cells, o.features), t, v, near, name)
+        floor = _copied(views[..., n:, :], there, views[..., :n, :], near, name)
+        out.append(('copies', lambda o, ask=ask, floor=floor: _beside(ask(o), floor)))
     def use(o):
         scores = accuracy_scores((o.cells, o.labels), train, (real.cells, real.labels), classifier.classes, **cas)
         return _beside(*(_learned(scores[scores.trained_on == k]) for k in ('painted', 'real')))
@@ -484,20 +493,21 @@ def report(
     painted:dict, # From a painter's name to its cells `(m, channel, size, size)` in -1..1 and the classes that were asked for `(m,)`, or None
     classifier:CellClassifier, # Trained on the training cells, see `judge_for`
     held_out:tuple, # Real cells that no network was trained on, and their classes
-    train:tuple, # The real training cells and their classes; for the cells their features from `look` will do where `cas` is not asked for
+    train:tuple, # The real training cells and their classes
     n:int=1000, # Cells on each side of a comparison: for all painters as many as the smallest heap and half of the held-out cells allow
     draws:int=10, # Random draws
     describe=plain_numbers, # From cells to a table of numbers, a row a cell; or None
     turned:bool=True, # Look for copies in all eight positions, which takes eight times as long
     near:float=.05, # As in `memorisation`
     cas:dict=None, # Arguments of `accuracy_scores`, such as `dict(steps=300, seeds=3)`; None leaves it out, since it trains networks
+    pool:torch.Tensor=None, # Features of the training cells, where they have been looked at already
     seed:int=0, # Seed of the draws
 )->pd.DataFrame: # Tidy: `model`, `group`, `measure`, `value`, `low`, `high`, `floor`, `floor_low`, `floor_high`, `better`, `n`
     "Every measure of this chapter for one painter or several, with intervals and floors. Raises `ValueError` for too few cells."
     heaps = {name: _Heap(x, y, *look(classifier, x)) for name, (x, y) in painted.items()}
     n = min(n, len(held_out[0])//2, *[len(o.cells) for o in heaps.values()])
     if n < 6: raise ValueError(f"A report needs at least 6 cells of each painter and 12 held-out ones, got n={n}.")
-    asks = _instruments(classifier, _Heap(*held_out, *look(classifier, held_out[0])), train, n, draws, describe, turned, near, cas, seed)
+    asks = _instruments(classifier, _Heap(*held_out, *look(classifier, held_out[0])), train, pool, n, draws, describe, turned, near, cas, seed)
     cols = ('value', 'low', 'high', 'floor', 'floor_low', 'floor_high')
     return pd.DataFrame([dict(model=name, group=group, measure=k, **dict(zip(cols, map(float, v))), better=_better.get(k, 'lower'), n=n if group in ('heap', 'numbers') else len(o.cells))
                          for name, o in heaps.items() for group, ask in asks for k, v in ask(o).items()])

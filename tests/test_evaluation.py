@@ -386,6 +386,12 @@ def test_positions():
     again = positions(x.rot90(3, (2, 3)).flip(-2))
     assert {tuple(o.flatten().tolist()) for o in p[:, 1]} == {tuple(o.flatten().tolist()) for o in again[:, 1]}, 'a turned cell has the same eight'
 
+def test_thumbnails():
+    x = images(3, channels=2, size=40)
+    assert torch.allclose(thumbnails(x)[1].reshape(2, 8, 8)[0, 2, 5], x[1, 0, 10:15, 25:30].mean()) and thumbnails(x, 4).shape == (3, 32)
+    noisy, other = x + .3*torch.randn(x.shape, generator=generator(5)), images(200, channels=2, size=40, seed=3)
+    assert nearest(thumbnails(noisy), thumbnails(torch.cat([other, x])))[1][:, 0].tolist() == [200, 201, 202]
+
 def test_nearest_of_eight_positions():
     net, pool = classifier(), images(12)
     turned = pool[[3, 8]].transpose(2, 3)
@@ -475,7 +481,7 @@ def reported():
 def test_report(reported):
     t, (net, held_out, train, honest) = reported
     assert list(t) == ['model', 'group', 'measure', 'value', 'low', 'high', 'floor', 'floor_low', 'floor_high', 'better', 'n'] and not t.drop(columns='n').isna().any().any()
-    measures = ['fd', 'kd', 'precision', 'recall', 'density', 'coverage', 'recognised', 'recognised balanced', 'memorisation', 'near copies', 'cas', 'cas balanced']
+    measures = ['fd', 'kd', 'precision', 'recall', 'density', 'coverage', 'recognised', 'recognised balanced', 'memorisation', 'near copies', 'memorisation in pixels', 'near copies in pixels', 'cas', 'cas balanced']
     o = t[t.model == 'honest'].set_index('measure')
     assert list(o.index) == measures + list(plain_numbers(honest[0])) and o.better[['fd', 'precision', 'density', 'cas', 'grain 1']].tolist() == ['lower', 'higher', 'floor', 'higher', 'lower']
     assert set(t[t.model == 'free'].measure) == set(o.index) - {'recognised', 'recognised balanced', 'cas', 'cas balanced'}, 'no class was asked for'
@@ -489,13 +495,13 @@ def test_report(reported):
 
 def test_report_catches_the_thief(reported):
     v = reported[0].set_index(['model', 'measure']).value
-    assert v['thief', 'memorisation'] < .3 and v['thief', 'near copies'] > .9 and v['honest', 'memorisation'] > .6 and v['honest', 'near copies'] < .3
+    for eye in ('', ' in pixels'): assert v['thief', f'memorisation{eye}'] < .3 and v['thief', f'near copies{eye}'] > .9 and v['honest', f'memorisation{eye}'] > .6 and v['honest', f'near copies{eye}'] < .3
     assert v['thief', 'fd'] < 3*v['honest', 'fd']
 
 def test_report_without_extras(reported):
     _, (net, held_out, train, honest) = reported
-    t = report({'honest': honest}, net, held_out, (look(net, train[0])[0], train[1]), n=30, draws=2, describe=None, turned=False)
-    assert len(t) == 10 and set(t.group) == {'heap', 'class', 'copies'}
+    t = report({'honest': honest}, net, held_out, train, n=30, draws=2, describe=None, turned=False, pool=look(net, train[0])[0])
+    assert len(t) == 12 and set(t.group) == {'heap', 'class', 'copies'}
     m = memorisation(look(net, honest[0])[0], look(net, train[0])[0], look(net, held_out[0][torch.from_numpy(np.random.default_rng(0).permutation(90)[:60])])[0])
     assert t.set_index('measure').value.memorisation == pytest.approx(m['ratio'], rel=1e-3)
     with pytest.raises(ValueError, match='at least 6'): report({'few': (honest[0][:5], None)}, net, held_out, train)
