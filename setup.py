@@ -21,7 +21,7 @@ setup(
     long_description_content_type='text/markdown',
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require=dict(dev=cfg['dev_requirements'].split()),
+    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'web', 'site')},
     packages=find_packages(include=[lib, f'{lib}.*']),
     package_data={lib: ['weights/**/*.safetensors', 'weights/**/*.json', 'weights/**/*.csv', 'weights/**/*.md']},
     include_package_data=False,

@@ -7,14 +7,14 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/cli.html.md"""
 # %% auto #0
 __all__ = ['app', 'sample_', 'inpaint_', 'train_', 'classifier_', 'race_', 'bench_', 'study_', 'balance_', 'download_']
 
-# %% ../nbs/cli.ipynb #c003
+# %% ../nbs/cli.ipynb #c004
 import os
 from functools import wraps
 from pathlib import Path
 from typing import Optional
 import typer
 
-# %% ../nbs/cli.ipynb #c005
+# %% ../nbs/cli.ipynb #c009
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Diffusion models on real cells: train, sample, fill, benchmark.", pretty_exceptions_enable=False)
 
 def _plain_errors(f):
@@ -26,7 +26,7 @@ def _plain_errors(f):
             typer.echo(f"cell-diffusion: {e}", err=True); raise typer.Exit(1)
     return wrapped
 
-# %% ../nbs/cli.ipynb #c007
+# %% ../nbs/cli.ipynb #c011
 @app.command('sample')
 @_plain_errors
 def sample_(
@@ -62,7 +62,7 @@ def sample_(
         for i, im in enumerate(decode(x)): save_image(im.float()/255, each/f'{label or "cell"}_{seed}_{i:04d}.png')
         typer.echo(f"one by one: {each}")
 
-# %% ../nbs/cli.ipynb #c009
+# %% ../nbs/cli.ipynb #c013
 @app.command('inpaint')
 @_plain_errors
 def inpaint_(
@@ -90,7 +90,7 @@ def inpaint_(
     out.parent.mkdir(parents=True, exist_ok=True)
     for path, pixels in zip(paths, fills): Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(path); typer.echo(path)
 
-# %% ../nbs/cli.ipynb #c011
+# %% ../nbs/cli.ipynb #c015
 def _channels(text): # None, a number, or a tuple of names
     if text is None: return None
     return int(text) if text.isdigit() else tuple(text.replace(',', ' ').split())
@@ -127,7 +127,7 @@ def train_(
     typer.echo((out/'README.md').read_text(encoding='utf-8'))
     typer.echo(f"Weights, record, picture and card: {out}")
 
-# %% ../nbs/cli.ipynb #c013
+# %% ../nbs/cli.ipynb #c017
 @app.command('classifier')
 @_plain_errors
 def classifier_(
@@ -152,7 +152,7 @@ def classifier_(
     typer.echo((out/'README.md').read_text(encoding='utf-8'))
     typer.echo(f"Weights, record and card: {out}")
 
-# %% ../nbs/cli.ipynb #c015
+# %% ../nbs/cli.ipynb #c019
 @app.command('race')
 @_plain_errors
 def race_(
@@ -169,7 +169,7 @@ def race_(
     table.to_csv(out/'race.csv', index=False)
     typer.echo(table.to_string(index=False))
 
-# %% ../nbs/cli.ipynb #c016
+# %% ../nbs/cli.ipynb #c020
 @app.command('bench')
 @_plain_errors
 def bench_(
@@ -186,7 +186,7 @@ def bench_(
     typer.echo("Best setting of each: training {train_ratio:.2f} times as fast as diffusers, sampling {sample_ratio:.2f} times; {share:.2f} of the convolution ceiling.".format(**summary))
     if out: write_json(out, dict(summary, size=size, bs=bs, rounds=rounds, rows=table.to_dict('records')))
 
-# %% ../nbs/cli.ipynb #c018
+# %% ../nbs/cli.ipynb #c022
 @app.command('study')
 @_plain_errors
 def study_(
@@ -217,7 +217,7 @@ def study_(
 
 def _mistake(sentence): raise ValueError(sentence)
 
-# %% ../nbs/cli.ipynb #c019
+# %% ../nbs/cli.ipynb #c023
 @app.command('balance')
 @_plain_errors
 def balance_(
@@ -236,7 +236,7 @@ def balance_(
     typer.echo(table.groupby('class').size().rename('generated').to_string())
     typer.echo(f"Manifest: {out/'manifest.csv'}")
 
-# %% ../nbs/cli.ipynb #c021
+# %% ../nbs/cli.ipynb #c025
 @app.command('download')
 @_plain_errors
 def download_(

@@ -9,7 +9,7 @@ __all__ = ['middle', 'features', 'Guided', 'spread', 'paint_arms', 'guidance_stu
            'find_cells', 'find_nuclei', 'count_lobes', 'measure', 'morphology', 'morphology_study', 'morphology_gap',
            'thin', 'longtail_study', 'write_studies']
 
-# %% ../nbs/09_conditioning.ipynb #c002
+# %% ../nbs/09_conditioning.ipynb #c004
 import json, math, time
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -24,7 +24,7 @@ from .ddpm import *
 from .evaluation import *
 from .samplers import _resume
 
-# %% ../nbs/09_conditioning.ipynb #c016
+# %% ../nbs/09_conditioning.ipynb #c018
 class Guided(GetAttr):
     "A network with classifier-free guidance (Ho and Salimans 2022), in the place of the network: every sampler takes it"
     _default = 'model'                                              # whatever is not found here is asked of the network
@@ -54,14 +54,14 @@ class Guided(GetAttr):
         x0 = free + w.reshape(-1, *[1]*(xt.ndim - 1))*(asked - free)
         return x0.clamp(-1, 1) if clip else x0
 
-# %% ../nbs/09_conditioning.ipynb #c028
+# %% ../nbs/09_conditioning.ipynb #c031
 def spread(
     features:torch.Tensor, # `(n, d)`, n at least 2
 )->float: # 0 if all cells are the same
     "Mean Euclidean distance between two cells of a heap"
     return torch.pdist(features.float()).mean().item()
 
-# %% ../nbs/09_conditioning.ipynb #c031
+# %% ../nbs/09_conditioning.ipynb #c034
 middle = (-2., 2.5)                                                 # log-SNR; noise-to-signal ratios from 0.29 to 2.7
 
 def paint_arms(
@@ -77,7 +77,7 @@ def paint_arms(
     return asked, {(float(w), 'interval' if interval else 'everywhere'):
                    sample(Guided(model, w, interval), label=asked.tolist(), seed=seed, steps=steps, progress=progress) for w, interval in arms}
 
-# %% ../nbs/09_conditioning.ipynb #c032
+# %% ../nbs/09_conditioning.ipynb #c035
 def _draw(rng, groups, n): # n cells of each group, one tensor a group
     return [g[rng.permutation(len(g))[:n]] for g in groups]
 
@@ -88,7 +88,7 @@ def _compare_draws(real, fake, classes, n, draws, seed): # lists of features, on
         for name, x, y in [*zip(classes, a, b), ('all', torch.cat(a), torch.cat(b))]: rows += [dict(measure=k, value=v, **{'class': name}) for k, v in dict(compare(x, y), spread=spread(y)/spread(x)).items()]
     return pd.DataFrame(rows)
 
-# %% ../nbs/09_conditioning.ipynb #c033
+# %% ../nbs/09_conditioning.ipynb #c036
 def guidance_study(
     painted:dict, # From `(w, where)` to cells, as `paint_arms` gives them
     asked:torch.Tensor, # Their classes `(m,)`
@@ -115,7 +115,7 @@ def guidance_study(
         tables.append(pd.concat([t, shares]).assign(w=w, where=where))
     return pd.concat(tables, ignore_index=True)[['w', 'where', 'class', 'measure', 'value', 'low', 'high', 'n']]
 
-# %% ../nbs/09_conditioning.ipynb #c038
+# %% ../nbs/09_conditioning.ipynb #c041
 def plot_guidance(
     study:pd.DataFrame, # From `guidance_study`
     name:str='all', # A class, or `all`
@@ -132,7 +132,7 @@ def plot_guidance(
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=3, frameon=False); sns.despine()
     return fig
 
-# %% ../nbs/09_conditioning.ipynb #c043
+# %% ../nbs/09_conditioning.ipynb #c046
 def optical_density(
     x:torch.Tensor, # Images `(n, 3, height, width)` in -1..1
 )->torch.Tensor: # `(n, 3, height, width)` for red, green and blue light; 0 is clear glass
@@ -142,7 +142,7 @@ def optical_density(
     lamp = pixels.flatten(2).quantile(.97, dim=2)[..., None, None]
     return -(pixels/lamp).clamp(max=1).log()
 
-# %% ../nbs/09_conditioning.ipynb #c046
+# %% ../nbs/09_conditioning.ipynb #c049
 def otsu(
     values, # An array of numbers, any shape
     bins:int=64, # Bins of the histogram
@@ -162,7 +162,7 @@ def _central(mask):
     near = np.exp(-12*(y[:, None]**2 + x**2))
     return parts == 1 + np.argmax(ndimage.sum_labels(near, parts, np.arange(1, n + 1))) if n else mask
 
-# %% ../nbs/09_conditioning.ipynb #c047
+# %% ../nbs/09_conditioning.ipynb #c050
 def find_cells(
     density, # Optical density, array `(n, 3, size, size)`
 )->np.ndarray: # bool `(n, size, size)`
@@ -181,7 +181,7 @@ def find_nuclei(
     red = _blur(density[:, 0], .7*density.shape[-1]/64)
     return np.stack([ndimage.binary_opening(m & (r > np.clip(otsu(r[m]), .5, .85))) if m.any() else m for r, m in zip(red, cells)])
 
-# %% ../nbs/09_conditioning.ipynb #c054
+# %% ../nbs/09_conditioning.ipynb #c057
 def count_lobes(
     mask, # bool `(size, size)`
     need:float=.05, # How much deeper than a break a lobe must be, in radii of a disc of the same area
@@ -203,7 +203,7 @@ def _shape(mask): # eccentricity and solidity of a nucleus; NaN for fewer than 5
     corners = np.concatenate([at + o for o in ((0, 0), (0, 1), (1, 0), (1, 1))])
     return math.sqrt(1 - small/large), len(at)/ConvexHull(corners).volume
 
-# %% ../nbs/09_conditioning.ipynb #c056
+# %% ../nbs/09_conditioning.ipynb #c059
 features = ('cell_area', 'nucleus_area', 'ratio', 'eccentricity', 'solidity', 'lobes', 'stain')
 
 def measure(
@@ -229,7 +229,7 @@ def morphology(
     cells = find_cells(density)
     return measure(cells, find_nuclei(density, cells), density)
 
-# %% ../nbs/09_conditioning.ipynb #c063
+# %% ../nbs/09_conditioning.ipynb #c066
 def morphology_study(
     painted:dict, # From `(w, where)` to cells, as `paint_arms` gives them
     asked:torch.Tensor, # Their classes `(m,)`
@@ -258,7 +258,7 @@ def morphology_gap(
             if len(a) > 2 and len(b) > 2 and a.std() > 0: rows.append(dict(w=w, where=where, feature=k, shift=(b.median() - a.median())/a.std(), sd=b.std()/a.std(), ks=ks_2samp(a, b).statistic, **{'class': name}))
     return pd.DataFrame(rows)
 
-# %% ../nbs/09_conditioning.ipynb #c074
+# %% ../nbs/09_conditioning.ipynb #c077
 def thin(
     dls, # From `cell_dls`; its training loader is changed
     name:str, # The class to make rare
@@ -278,7 +278,7 @@ def _rare_scores(model, judge, dls, name, n, steps, seed): # what a network make
     near = nearest(f[:n], pool[0])[0].median()/nearest(pool[1], pool[0])[0].median()
     return dict(rare=(p == y)[:n].float().mean().item(), others=(p == y)[n:].float().mean().item(), kd=kernel_distance(pool[1], f[:n]), spread=spread(f[:n])/spread(pool[1]), nearest=near.item())
 
-# %% ../nbs/09_conditioning.ipynb #c075
+# %% ../nbs/09_conditioning.ipynb #c078
 def longtail_study(
     data:str='simulated', # A source or a folder, as `cell_dls` takes it
     rare:str='monocyte', # The class that is made rare
@@ -311,7 +311,7 @@ def longtail_study(
             if path: pd.DataFrame(rows).round(4).to_csv(path, index=False)
     return pd.DataFrame(rows)
 
-# %% ../nbs/09_conditioning.ipynb #c079
+# %% ../nbs/09_conditioning.ipynb #c082
 def write_studies(
     out, # Folder for `guidance.csv`, `morphology.csv` and `guidance.json`
     data='pbc', # A source or folder with real cells

@@ -7,15 +7,15 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/core.html.md"""
 # %% auto #0
 __all__ = ['scales', 'Scale', 'get_scale', 'encode', 'decode', 'show_cells', 'default_device', 'generator']
 
-# %% ../nbs/00_core.ipynb #c003
+# %% ../nbs/00_core.ipynb #c004
 import os, warnings
 from dataclasses import dataclass, replace
 import numpy as np, torch, matplotlib.pyplot as plt
 
-# %% ../nbs/00_core.ipynb #c004
+# %% ../nbs/00_core.ipynb #c005
 warnings.filterwarnings('ignore', message='`torch.jit.script` is deprecated', category=FutureWarning) # fastai's import raises it
 
-# %% ../nbs/00_core.ipynb #c011
+# %% ../nbs/00_core.ipynb #c012
 @dataclass(frozen=True)
 class Scale:
     "How large a chapter runs: every setting that separates a smoke test from a real run, in one visible object"
@@ -28,13 +28,13 @@ class Scale:
     epochs:int        # passes over the training cells in the chapter's main run
     n_samples:int     # how many cells a chapter generates for a picture
 
-# %% ../nbs/00_core.ipynb #c013
+# %% ../nbs/00_core.ipynb #c014
 scales = dict(
     smoke =Scale('smoke',  'simulated', 32,   256,  32, 16,  1,  8),
     laptop=Scale('laptop', 'simulated', 32,  6000,  64, 32,  4, 32),
     gpu   =Scale('gpu',    'simulated', 64, 17092, 256, 64, 60, 64))
 
-# %% ../nbs/00_core.ipynb #c018
+# %% ../nbs/00_core.ipynb #c019
 def get_scale(
     name:str=None, # `smoke`, `laptop` or `gpu`; by default the environment variable `CELL_DIFFUSION_SCALE`, else `laptop`
 )->Scale: # The scale; its source is `pbc` when `CELL_DIFFUSION_DATA` names a folder of real blood cells
@@ -44,7 +44,7 @@ def get_scale(
         raise ValueError(f"Unknown scale {name!r}: set CELL_DIFFUSION_SCALE (or `name`) to one of {', '.join(scales)}.")
     return replace(scales[name], source='pbc') if os.environ.get('CELL_DIFFUSION_DATA') else scales[name]
 
-# %% ../nbs/00_core.ipynb #c024
+# %% ../nbs/00_core.ipynb #c025
 def encode(
     pixels, # uint8 images in 0..255, `(..., height, width)`; a tensor or an array
 )->torch.Tensor: # float32 in -1..1, of the same shape
@@ -59,7 +59,7 @@ def decode(
     "From model values in -1..1 to pixels in 0..255; the inverse of `encode`"
     return ((x.detach().float().clamp(-1, 1) + 1)*127.5).round().to(torch.uint8)
 
-# %% ../nbs/00_core.ipynb #c036
+# %% ../nbs/00_core.ipynb #c037
 def show_cells(
     x,              # Images `(batch, channel, height, width)`: floats in -1..1 or uint8 pixels; 1, 2, 3 or 5 channels
     titles=None,    # One short title an image
@@ -85,7 +85,7 @@ def show_cells(
     if title: fig.suptitle(title, fontsize=11, y=1, va='top')
     return fig
 
-# %% ../nbs/00_core.ipynb #c043
+# %% ../nbs/00_core.ipynb #c044
 def default_device()->torch.device: # `cuda` where there is a GPU, else `cpu`
     "The device on which models run unless the caller says otherwise; `CELL_DIFFUSION_DEVICE` overrides it"
     return torch.device(os.environ.get('CELL_DIFFUSION_DEVICE') or ('cuda' if torch.cuda.is_available() else 'cpu'))

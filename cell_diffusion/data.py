@@ -9,7 +9,7 @@ __all__ = ['published_counts', 'origins', 'sources', 'channel_codes', 'Origin', 
            'find_data', 'load_cells', 'few_of_each', 'download', 'split_cells', 'shared_cells', 'kfold_cells',
            'turn_and_flip', 'CellLoader', 'CellLoaders', 'cell_dls']
 
-# %% ../nbs/02_data.ipynb #c003
+# %% ../nbs/02_data.ipynb #c004
 import copy, errno, hashlib, inspect, json, os, re, shutil, warnings, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,12 +25,12 @@ from .core import *
 from . import simulation
 from .simulation import blood_classes, jurkat_phases, simulate_blood, simulate_jurkat
 
-# %% ../nbs/02_data.ipynb #c010
+# %% ../nbs/02_data.ipynb #c011
 published_counts = dict(
     pbc=dict(zip(blood_classes, (1218, 3117, 1551, 2895, 1214, 1420, 3329, 2348))),
     jurkat=dict(zip(jurkat_phases, (14333, 8616, 8601, 606, 68, 15, 27))))
 
-# %% ../nbs/02_data.ipynb #c014
+# %% ../nbs/02_data.ipynb #c015
 @dataclass(frozen=True)
 class Origin:
     "Where a data set is published, and under which terms"
@@ -47,11 +47,11 @@ origins = dict(
     jurkat=Origin('https://data.broadinstitute.org/bbbc/BBBC048/BBBC048v1.zip', None, 1., 'not confirmed, so publish no pictures',
                'Blasi et al. 2016, Nature Communications 7:10256; Eulenberg et al. 2017, Nature Communications 8:463; BBBC048'))
 
-# %% ../nbs/02_data.ipynb #c017
+# %% ../nbs/02_data.ipynb #c018
 sources = ('simulated', 'simulated-jurkat', 'pbc', 'bloodmnist', 'jurkat', 'folder')
 channel_codes = dict(brightfield='Ch3', darkfield='Ch6', dna='Ch4')
 
-# %% ../nbs/02_data.ipynb #c019
+# %% ../nbs/02_data.ipynb #c020
 def crop_box(
     width:int,      # Width of the image, in pixels
     height:int,     # Height of the image, in pixels
@@ -65,7 +65,7 @@ def crop_box(
     left, top = (width - side)/2, (height - side)/2
     return left, top, left + side, top + side
 
-# %% ../nbs/02_data.ipynb #c027
+# %% ../nbs/02_data.ipynb #c029
 _modes = {1: ('L', 'LA', '1'), 3: ('RGB', 'RGBA', 'P')}
 
 def _check_mode(im, channels): # raises ValueError when the pixels of a PIL image are not of the expected kind
@@ -85,7 +85,7 @@ def _planes(path, channels): # PIL images, decoded: one in colour, or a grey one
         else: [_check_mode(page, 1) for page in ImageSequence.Iterator(im)]
         return [page.convert('RGB' if pages == 1 and channels == 3 else 'L') for page in ImageSequence.Iterator(im)]
 
-# %% ../nbs/02_data.ipynb #c029
+# %% ../nbs/02_data.ipynb #c031
 def _fingerprint(pixels): # 16 hex digits that two cells share only if all their pixels agree
     return hashlib.blake2b(np.ascontiguousarray(pixels).tobytes(), digest_size=8).hexdigest()
 
@@ -102,7 +102,7 @@ def _read_cell(paths, channels, size, crop, keep): # (pixels (c, size, size), fi
     out = out[0].transpose(2, 0, 1) if out[0].ndim == 3 else np.stack(out)
     return out, _fingerprint(np.stack([np.asarray(im) for im in ims])), box[2] - box[0]
 
-# %% ../nbs/02_data.ipynb #c031
+# %% ../nbs/02_data.ipynb #c033
 @dataclass(eq=False)
 class CellImages:
     "Cells in memory: one uint8 array, a label for each, and where they came from"
@@ -130,7 +130,7 @@ def __repr__(self:CellImages):
     n, c, h, w = self.images.shape
     return f"{n} cells, {c} channel{'s'*(c > 1)}, {h}x{w} pixels: " + ', '.join(f'{k} {v}' for k, v in self.counts.items())
 
-# %% ../nbs/02_data.ipynb #c033
+# %% ../nbs/02_data.ipynb #c035
 def _class_files(folder, names): # [(label, its files)], files sorted by name; hidden files are left alone
     out = [(i, sorted(p for p in (folder/name).glob('*') if p.is_file() and not p.name.startswith('.'))) for i, name in enumerate(names)]
     for i, files in out:
@@ -141,7 +141,7 @@ def _class_files(folder, names): # [(label, its files)], files sorted by name; h
 def _list_images(folder, names): # what to read: [(label, [file])]
     return [(i, [p]) for i, files in _class_files(folder, names) for p in files]
 
-# %% ../nbs/02_data.ipynb #c035
+# %% ../nbs/02_data.ipynb #c037
 def _channel_names(channels): # a tuple of names out of `channel_codes`
     names = ('brightfield', 'darkfield') if channels is None else (channels,) if isinstance(channels, str) else tuple(channels)
     if bad := [c for c in names if c not in channel_codes]:
@@ -160,7 +160,7 @@ def _list_jurkat(folder, channels): # what to read: [(label, [a file for each ch
         raise ValueError(f"No cell in {folder} has channel {missing[0]} (…_{missing[0]}.ome.jpg); there are {sorted(seen)}.")
     return items
 
-# %% ../nbs/02_data.ipynb #c037
+# %% ../nbs/02_data.ipynb #c039
 _places = dict(pbc=('', 'PBC_dataset_normal_DIB', 'pbc128', 'pbc', 'pbc_original/PBC_dataset_normal_DIB'),
                jurkat=('', 'CellCycle', 'jurkat/CellCycle'))
 _class_names, _unpacked = dict(pbc=blood_classes, jurkat=jurkat_phases), dict(pbc='PBC_dataset_normal_DIB', jurkat='CellCycle')
@@ -186,7 +186,7 @@ def find_data(
             raise FileNotFoundError(f"{root} holds no {source!r} cells: expected folders named {', '.join(_class_names[source])}.")
     return _inside(cache_folder()/source, source)
 
-# %% ../nbs/02_data.ipynb #c039
+# %% ../nbs/02_data.ipynb #c041
 def _subset(labels, n, seed): # indices of n cells in their old order, in the proportions of the classes, at least one of each
     if n is None or n >= len(labels): return np.arange(len(labels))
     rng, counts = np.random.default_rng(seed), np.bincount(labels)
@@ -198,7 +198,7 @@ def _subset(labels, n, seed): # indices of n cells in their old order, in the pr
     while want.sum() > n: want[want.argmax()] -= 1
     return np.sort(np.concatenate([rng.permutation(np.flatnonzero(labels == k))[:m] for k, m in enumerate(want)]))
 
-# %% ../nbs/02_data.ipynb #c042
+# %% ../nbs/02_data.ipynb #c044
 def _decode(folder, items, names, channels, size, crop, keep): # CellImages of every item that can be read; names the others
     read = lambda item: _read_cell(item[1], channels, size, crop, keep)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool: got = list(pool.map(read, items))
@@ -213,7 +213,7 @@ def _decode(folder, items, names, channels, size, crop, keep): # CellImages of e
     return CellImages(np.stack(images), np.array(labels, dtype=np.int64), tuple(names), files, skipped, np.array(hashes),
                       sum(s < size*.99 for s in sides))
 
-# %% ../nbs/02_data.ipynb #c044
+# %% ../nbs/02_data.ipynb #c046
 def _cache_file(folder, items, **settings): # a name made of every file's name, size and time, and of the settings
     h = hashlib.blake2b(json.dumps(['1', str(folder), settings], sort_keys=True).encode(), digest_size=12)
     for _, paths in items:
@@ -222,7 +222,7 @@ def _cache_file(folder, items, **settings): # a name made of every file's name, 
             h.update(f"{p.relative_to(folder)}|{s and s.st_size}|{s and s.st_mtime_ns}\n".encode())
     return cache_folder()/'decoded'/f"{h.hexdigest()}.npz"
 
-# %% ../nbs/02_data.ipynb #c045
+# %% ../nbs/02_data.ipynb #c047
 def _save_cache(file, cells): # whole or not at all; a full disk only costs the cache
     tmp = file.with_name(f"{file.stem}.{os.getpid()}.part")
     try:
@@ -250,7 +250,7 @@ def _cached(file, make, cache): # what `make()` gives, from the cache if it is t
         if cache: _save_cache(file, cells)
     return cells
 
-# %% ../nbs/02_data.ipynb #c047
+# %% ../nbs/02_data.ipynb #c049
 def _guess_channels(items): # 1 or 3, or the pages of a stack: as the first readable file has it
     for _, (path, *_) in items:
         try:
@@ -270,7 +270,7 @@ def _load_folder(folder, source, size, crop, channels, n, seed, cache): # CellIm
     decode = lambda: _decode(folder, items, names, c, size, crop, 40 if source == 'jurkat' else 200/360)
     return _cached(_cache_file(folder, items, size=size, crop=crop, channels=c), decode, cache)
 
-# %% ../nbs/02_data.ipynb #c049
+# %% ../nbs/02_data.ipynb #c051
 def _find_bloodmnist(path, size): # (folder, size of the stored images)
     fit = [s for s in (28, 64, 128, 224) if s >= size]
     if not fit: raise ValueError(f"BloodMNIST has images of 28, 64, 128 and 224 pixels; size={size} is larger than all of them.")
@@ -300,7 +300,7 @@ def _load_bloodmnist(path, size, n, seed): # CellImages with BloodMNIST's own sp
     splits = {k: np.flatnonzero(side == i) for i, k in enumerate(('train', 'valid', 'test'))}
     return CellImages(images.transpose(0, 3, 1, 2).copy(), labels, blood_classes, hashes=hashes, splits=splits)
 
-# %% ../nbs/02_data.ipynb #c051
+# %% ../nbs/02_data.ipynb #c053
 def _load_simulated(source, size, channels, n, seed, cache): # CellImages drawn by the simulation chapter
     n = 2000 if n is None else n
     if source == 'simulated':
@@ -316,7 +316,7 @@ def _load_simulated(source, size, channels, n, seed, cache): # CellImages drawn 
     file = _cache_file(Path(source), [], n=n, size=size, seed=seed, channels=channels, code=code)
     return _cached(file, make, cache and n >= 500)
 
-# %% ../nbs/02_data.ipynb #c053
+# %% ../nbs/02_data.ipynb #c055
 def _resolve(source, path): # (one of `sources`, folder or None) from what the caller said
     if isinstance(source, str) and source in sources:
         if source == 'folder' and path is None:
@@ -337,7 +337,7 @@ def _report(cells, size, strict): # warn about cells that were skipped or enlarg
     if said and strict: raise ValueError('. '.join(said) + ' (strict=True).')
     if said: warnings.warn('. '.join(said) + '. (See `skipped`; strict=True makes this an error.)')
 
-# %% ../nbs/02_data.ipynb #c054
+# %% ../nbs/02_data.ipynb #c056
 def load_cells(
     source='pbc',   # One of `sources`, or the path of a folder of class folders
     path=None,      # Folder of the data; by default `CELL_DIFFUSION_DATA`, then the cache folder, then a download
@@ -363,7 +363,7 @@ def load_cells(
     _report(cells, size, strict)
     return replace(cells, source=source, crop=crop)
 
-# %% ../nbs/02_data.ipynb #c058
+# %% ../nbs/02_data.ipynb #c060
 def few_of_each(
     labels,     # Class of each cell, int `(n,)`
     k:int=4,    # Cells of each class
@@ -373,7 +373,7 @@ def few_of_each(
     labels, rng = np.asarray(labels), np.random.default_rng(seed)
     return np.concatenate([np.resize(rng.permutation(np.flatnonzero(labels == c)), k) for c in np.unique(labels)])
 
-# %% ../nbs/02_data.ipynb #c065
+# %% ../nbs/02_data.ipynb #c067
 def _explain(e, url, folder): # an exception that says what happened while fetching and what to do
     import requests
     by_hand = f"Nothing half-finished was kept. Run it again, or fetch {url} in a browser, unpack it, and pass path="
@@ -403,7 +403,7 @@ def _check_room(folder, gigabytes): # raises OSError early when the disk is too 
     free = shutil.disk_usage(home).free/1e9
     if free < gigabytes: raise OSError(errno.ENOSPC, f"{gigabytes:g} GB are needed and {free:.2g} GB are free")
 
-# %% ../nbs/02_data.ipynb #c067
+# %% ../nbs/02_data.ipynb #c069
 def _unpack(archive, folder, names, progress): # extract `<class>/<image>` from a zip, or from zips inside it; returns how many
     done = 0
     with zipfile.ZipFile(archive) as z:
@@ -437,7 +437,7 @@ def _bloodmnist_file(size, url, checksum): # (address, checksum, file name), as 
     tail = '' if size == 28 else f'_{size}'
     return url or INFO['bloodmnist'][f'url{tail}'], checksum or 'md5:' + INFO['bloodmnist'][f'MD5{tail}'], f'bloodmnist{tail}.npz'
 
-# %% ../nbs/02_data.ipynb #c068
+# %% ../nbs/02_data.ipynb #c070
 def download(
     source:str,    # `pbc`, `jurkat` or `bloodmnist`
     path=None,     # Folder to put it into; by default one in `cache_folder()`
@@ -460,7 +460,7 @@ def download(
     except (OSError, ValueError, zipfile.BadZipFile) as e: raise _explain(e, address, folder) from e
     return folder
 
-# %% ../nbs/02_data.ipynb #c078
+# %% ../nbs/02_data.ipynb #c080
 def _groups(labels, hashes, files=()): # lists of indices of equal cells; a group with two labels is left out and named
     groups = {}
     for i, h in enumerate(range(len(labels)) if hashes is None else hashes): groups.setdefault(h, []).append(i)
@@ -470,7 +470,7 @@ def _groups(labels, hashes, files=()): # lists of indices of equal cells; a grou
         warnings.warn(f"{len(two)} image{'s'*(len(two) > 1)} under two labels dropped: " + '; '.join(named))
     return [g for g in groups.values() if len({int(labels[i]) for i in g}) == 1]
 
-# %% ../nbs/02_data.ipynb #c079
+# %% ../nbs/02_data.ipynb #c081
 def split_cells(
     labels,                 # Class of each cell, int `(n,)`
     hashes=None,            # Fingerprint of each cell `(n,)`; cells with equal ones stay on one side
@@ -489,7 +489,7 @@ def split_cells(
         for place, j in enumerate(rng.permutation(len(mine))): sides[np.searchsorted(cuts, place, side='right')].extend(mine[j])
     return {name: np.array(sorted(s), dtype=np.int64) for name, s in zip(('train', 'valid', 'test'), sides)}
 
-# %% ../nbs/02_data.ipynb #c082
+# %% ../nbs/02_data.ipynb #c084
 def shared_cells(
     hashes,    # Fingerprint of each cell `(n,)`
     idxs:dict, # Name of each side, and its indices
@@ -498,7 +498,7 @@ def shared_cells(
     sets, names = {k: set(np.asarray(hashes)[i]) for k, i in idxs.items()}, list(idxs)
     return {(a, b): len(sets[a] & sets[b]) for i, a in enumerate(names) for b in names[i + 1:]}
 
-# %% ../nbs/02_data.ipynb #c087
+# %% ../nbs/02_data.ipynb #c089
 def kfold_cells(
     labels,      # Class of each cell, int `(n,)`
     hashes=None, # Fingerprint of each cell `(n,)`; cells with equal ones stay on one side
@@ -513,7 +513,7 @@ def kfold_cells(
     join = lambda which: np.sort(np.concatenate([groups[i] for i in which]))
     return [dict(train=join(a), valid=join(b)) for a, b in StratifiedKFold(k, shuffle=True, random_state=seed).split(y, y)]
 
-# %% ../nbs/02_data.ipynb #c089
+# %% ../nbs/02_data.ipynb #c091
 def turn_and_flip(
     x:torch.Tensor,    # Square images `(batch, channel, size, size)`
     g:torch.Generator, # On the CPU, so that every machine flips the same coins
@@ -524,7 +524,7 @@ def turn_and_flip(
     x = torch.where(coins[1], x.flip(-2), x)
     return torch.where(coins[2], x.transpose(-1, -2), x)
 
-# %% ../nbs/02_data.ipynb #c092
+# %% ../nbs/02_data.ipynb #c094
 class CellLoader:
     "Batches of cells for fastai or a plain loop, made by whole-batch operations on uint8 pixels"
     def __init__(self,
@@ -545,7 +545,7 @@ class CellLoader:
         n = len(self.idxs[self.share])
         if bs < 1 or train and bs > n: raise ValueError(f"bs={bs} does not fit the {n} training cells: choose it between 1 and {n}.")
 
-# %% ../nbs/02_data.ipynb #c093
+# %% ../nbs/02_data.ipynb #c095
 @patch
 def order(self:CellLoader, g:torch.Generator)->torch.Tensor: # Indices into `images`, `(n,)`
     "The order in which this epoch deals out its cells: shuffled, or drawn so that classes come equally often, or as they are"
@@ -575,7 +575,7 @@ def __iter__(self:CellLoader):
 @patch
 def __len__(self:CellLoader): return (len(self.idxs[self.share]) + (0 if self.drop_last else self.bs - 1))//self.bs
 
-# %% ../nbs/02_data.ipynb #c095
+# %% ../nbs/02_data.ipynb #c097
 @patch
 def set_epoch(self:CellLoader, epoch:int)->None: # Number of the epoch that comes next, from 0
     "Choose the epoch whose order and turns come next"
@@ -586,7 +586,7 @@ def one_batch(self:CellLoader)->tuple: # As iterating gives it
     "The first batch of the current epoch, which stays the current one"
     return next(iter(self))
 
-# %% ../nbs/02_data.ipynb #c096
+# %% ../nbs/02_data.ipynb #c098
 def _place(t, device): return t.to(device) if torch.device(device).type == 'cpu' or t.nbytes < 4e9 else t # a GPU holds up to 4 GB of pixels
 
 @patch
@@ -622,7 +622,7 @@ def show_batch(self:CellLoader, max_n:int=16, **kwargs)->plt.Figure: # The figur
     b = self.one_batch()
     return show_cells(b[0][:max_n], [self.vocab[i] for i in b[1][:max_n].tolist()] if len(b) > 1 else None, **kwargs)
 
-# %% ../nbs/02_data.ipynb #c098
+# %% ../nbs/02_data.ipynb #c100
 class CellLoaders(DataLoaders):
     "fastai `DataLoaders` with a `test` loader, and the `cells` and `idxs` behind them"
     @property
@@ -654,7 +654,7 @@ def cell_dls(
     if num_distrib() > 1: _keep_loaders()
     return dls
 
-# %% ../nbs/02_data.ipynb #c105
+# %% ../nbs/02_data.ipynb #c107
 @patch
 def to_detach(self:CellLoader, 
     b,                # Tensors, nested at will

@@ -11,7 +11,7 @@ __all__ = ['weights_folder', 'spacings', 'samplers', 'objectives', 'shipped', 'p
            'slowest', 'Budget', 'Checkpoint', 'fit_for', 'LossByLevel', 'SampleEachEpoch', 'snr_weight', 'warm_start',
            'pixel_statistics', 'diffusion_learner']
 
-# %% ../nbs/06_ddpm.ipynb #c002
+# %% ../nbs/06_ddpm.ipynb #c004
 import io, math, os, time, warnings
 from contextlib import redirect_stdout
 from copy import deepcopy
@@ -34,7 +34,7 @@ from .process import *
 from .schedules import *
 from .unet import *
 
-# %% ../nbs/06_ddpm.ipynb #c005
+# %% ../nbs/06_ddpm.ipynb #c007
 weights_folder = Path(str(files('cell_diffusion')))/'weights'
 
 def shipped(
@@ -54,7 +54,7 @@ def pretrained(
     if not (folder/'config.json').exists(): raise FileNotFoundError(f"{folder} holds no config.json: name a folder that `cell-diffusion train` wrote.")
     with redirect_stdout(io.StringIO()): return cls.from_pretrained(folder).eval()
 
-# %% ../nbs/06_ddpm.ipynb #c014
+# %% ../nbs/06_ddpm.ipynb #c017
 class Denoiser(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion', tags=['diffusion', 'cells']):
     "A U-Net together with what its output means: schedule, prediction and data scale. Saved as safetensors with its configuration."
     def __init__(self,
@@ -101,7 +101,7 @@ class Denoiser(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion', t
         x0 = self.out_to_x0(self(xt, t, label), xt, t)
         return x0.clamp(-1, 1) if clip else x0
 
-# %% ../nbs/06_ddpm.ipynb #c016
+# %% ../nbs/06_ddpm.ipynb #c019
 @patch
 def std(self:Denoiser, t, x):
     "Standard deviation of `xt`: √(ᾱ·data_std² + 1-ᾱ), which is 1 when `data_std` is 1"
@@ -123,7 +123,7 @@ def forward(self:Denoiser, xt, t, label=None):
     with torch.autocast(xt.device.type, torch.bfloat16, enabled=self.bfloat16):
         return self.unet(self.seen(xt, t), t, label)
 
-# %% ../nbs/06_ddpm.ipynb #c022
+# %% ../nbs/06_ddpm.ipynb #c025
 def uniform_t(
     n:int, # How many
     schedule:Schedule, # Gives the number of timesteps
@@ -132,7 +132,7 @@ def uniform_t(
     "Every timestep equally often (Ho et al. 2020, algorithm 1)"
     return torch.randint(schedule.T, (n,), generator=rng, device=rng.device)
 
-# %% ../nbs/06_ddpm.ipynb #c024
+# %% ../nbs/06_ddpm.ipynb #c027
 def lognormal_t(
     n:int, # How many
     schedule:Schedule, # Gives the noise level of each timestep
@@ -146,7 +146,7 @@ def lognormal_t(
     edges = -.5*schedule.log_snr.to(rng.device)                                   # log of noise over signal, rising with t
     return torch.searchsorted(edges.contiguous(), log_sigma).clamp(0, schedule.T - 1)
 
-# %% ../nbs/06_ddpm.ipynb #c025
+# %% ../nbs/06_ddpm.ipynb #c028
 def unwrap(
     model:nn.Module, # A network, perhaps wrapped for several GPUs
 )->nn.Module: # The network itself
@@ -168,7 +168,7 @@ def image_mse(
     "Mean squared error of each image"
     return (pred - target).pow(2).flatten(1).mean(1)
 
-# %% ../nbs/06_ddpm.ipynb #c027
+# %% ../nbs/06_ddpm.ipynb #c030
 class DiffusionCallback(Callback):
     "Turns a batch of cells into the training pair (noisy cells, what the network should say), fresh noise each time"
     order = -5
@@ -201,7 +201,7 @@ class DiffusionCallback(Callback):
         dropped = torch.rand(len(label), generator=rng, device=label.device) < self.label_dropout
         return label.masked_fill(dropped, unwrap(self.learn.model).unet.n_classes)
 
-# %% ../nbs/06_ddpm.ipynb #c029
+# %% ../nbs/06_ddpm.ipynb #c032
 class EMA(Callback):
     "Keeps `learn.ema.averaged`: a copy of the network whose weights are a running mean, which paints better cells than the last step's"
     order = 5
@@ -219,7 +219,7 @@ class EMA(Callback):
         decay = min(self.decay, (1 + self.steps)/(10 + self.steps))
         torch._foreach_lerp_(list(self.averaged.parameters()), [p.detach() for p in unwrap(self.learn.model).parameters()], 1 - decay)
 
-# %% ../nbs/06_ddpm.ipynb #c032
+# %% ../nbs/06_ddpm.ipynb #c035
 def fast_bfloat16(
     device=None, # A torch device; by default `default_device()`
 )->bool: # True on GPUs and CPUs with bfloat16 instructions
@@ -228,7 +228,7 @@ def fast_bfloat16(
     if device.type == 'cuda': return torch.cuda.get_device_capability(device)[0] >= 8        # older ones only emulate it
     return device.type == 'cpu' and getattr(torch.cpu, '_is_avx512_bf16_supported', lambda: False)()
 
-# %% ../nbs/06_ddpm.ipynb #c033
+# %% ../nbs/06_ddpm.ipynb #c036
 def ddpm_learner(
     dls, # fastai `DataLoaders` of `(images in -1..1, labels)`, as `cell_dls` gives them
     model:Denoiser, # What is trained
@@ -250,7 +250,7 @@ def ddpm_learner(
     cbs = [pairs(levels, gamma, label_dropout, seed), EMA(ema), GradientClip(clip), TerminateOnNaNCallback(), *cbs]
     return Learner(dls, model, loss_func=loss_func, opt_func=partial(OptimWrapper, opt=torch.optim.AdamW), cbs=cbs)
 
-# %% ../nbs/06_ddpm.ipynb #c038
+# %% ../nbs/06_ddpm.ipynb #c041
 def _x0(model, xt, t, label, bs=256):
     "The network's estimate of x0, computed in batches of `bs`"
     ts = torch.full((len(xt),), t, device=xt.device)
@@ -273,7 +273,7 @@ def ancestral(
         x = p_sample(x0, x, torch.full((len(x),), t, device=x.device), model.schedule, eps)
     return x
 
-# %% ../nbs/06_ddpm.ipynb #c040
+# %% ../nbs/06_ddpm.ipynb #c043
 def spaced_timesteps(
     schedule:Schedule, # Gives the log-SNR of each timestep
     steps:int, # How many, 1..T
@@ -284,7 +284,7 @@ def spaced_timesteps(
     wanted = torch.linspace(log_snr[-1], log_snr[0], steps, dtype=torch.float64)
     return (wanted[:, None] - log_snr).abs().argmin(1).unique().flip(0)           # a table can be too coarse for all steps to differ
 
-# %% ../nbs/06_ddpm.ipynb #c041
+# %% ../nbs/06_ddpm.ipynb #c044
 spacings = dict(log_snr=spaced_timesteps)                                         # the chapter on samplers adds more
 
 def timesteps(
@@ -296,7 +296,7 @@ def timesteps(
     if isinstance(spacing, str) and spacing not in spacings: raise ValueError(f"Unknown spacing {spacing!r}: use one of {', '.join(spacings)}, or a function of (schedule, steps).")
     return (spacings[spacing] if isinstance(spacing, str) else spacing)(schedule, steps)
 
-# %% ../nbs/06_ddpm.ipynb #c043
+# %% ../nbs/06_ddpm.ipynb #c046
 def dpm_solver(
     model:Denoiser, # A trained network
     x:torch.Tensor, # Noise `(batch, channel, height, width)`
@@ -321,7 +321,7 @@ def dpm_solver(
         before, h_before = x0, h
     return x0
 
-# %% ../nbs/06_ddpm.ipynb #c045
+# %% ../nbs/06_ddpm.ipynb #c048
 def label_tensor(
     model:Denoiser, # Knows the names of its classes
     label, # None, one class (name or number), or one for each image
@@ -339,7 +339,7 @@ def label_tensor(
         raise ValueError(f"Unknown class {l!r}: use one of {', '.join(model.classes)}, or a number in 0..{len(model.classes) - 1}.")
     return torch.tensor([number(l) for l in labels])
 
-# %% ../nbs/06_ddpm.ipynb #c046
+# %% ../nbs/06_ddpm.ipynb #c049
 def _start(model, n, label, seed):
     "Labels as a tensor, the first noise, and the generator that goes on with it"
     rng = generator(seed)
@@ -377,7 +377,7 @@ def sample(
     model.train(was_training)
     return (x, path) if trajectory else x
 
-# %% ../nbs/06_ddpm.ipynb #c058
+# %% ../nbs/06_ddpm.ipynb #c061
 def slowest(
     seconds:float, # Of this process
     device, # Where the processes meet
@@ -388,7 +388,7 @@ def slowest(
     torch.distributed.all_reduce(t, op=torch.distributed.ReduceOp.MAX)
     return t.item()
 
-# %% ../nbs/06_ddpm.ipynb #c059
+# %% ../nbs/06_ddpm.ipynb #c062
 class Budget(Callback):
     "Trains for a number of minutes or epochs: the learning rate warms up, stays, and falls to zero as the budget is used up"
     order = 60
@@ -434,7 +434,7 @@ class Budget(Callback):
         if self.used >= 1: raise CancelFitException                # a resumed run may be done already
     def after_fit(self): self.bar.close()
 
-# %% ../nbs/06_ddpm.ipynb #c061
+# %% ../nbs/06_ddpm.ipynb #c064
 class Checkpoint(Callback):
     "Writes everything that a run needs to go on after each epoch, in one piece or not at all, and goes on from it"
     order = 70
@@ -475,7 +475,7 @@ class Checkpoint(Callback):
         ema.steps = state['steps']
         if budget.progress: tqdm.write(f"{self.path}: {self.done} epochs and {budget.seconds/60:.1f} minutes of this run are done" + (', nothing is left to train.' if budget.used >= 1 else ', it goes on.'))
 
-# %% ../nbs/06_ddpm.ipynb #c062
+# %% ../nbs/06_ddpm.ipynb #c065
 def fit_for(
     learn:Learner, # From `ddpm_learner`
     minutes:float=None, # Time to train for
@@ -493,7 +493,7 @@ def fit_for(
         raise FloatingPointError(f"The loss became {budget.last.item()} after {budget.steps} steps: lower the learning rate (it was {lr:g}).")
     return budget
 
-# %% ../nbs/06_ddpm.ipynb #c064
+# %% ../nbs/06_ddpm.ipynb #c067
 class LossByLevel(Callback):
     "Remembers the validation loss of every image with its timestep, so that it can be drawn by noise level"
     order = 10
@@ -523,7 +523,7 @@ class SampleEachEpoch(Callback):
         label = torch.arange(self.n) % len(model.classes) if model.classes else None
         self.images.append(sample(model, self.n, label=label, seed=self.seed, steps=self.steps, progress=False))
 
-# %% ../nbs/06_ddpm.ipynb #c075
+# %% ../nbs/06_ddpm.ipynb #c078
 def snr_weight(
     model:Denoiser, # Gives schedule and prediction
     t:torch.Tensor, # Timesteps `(batch,)`
@@ -535,7 +535,7 @@ def snr_weight(
     error = dict(eps=s/a.clamp(min=1e-8), x0=one, v=model.data_std*s/model.std(t, one))[model.prediction]   # d x0 / d output
     return ((a/s)**2).clamp(max=gamma).mul(error**2).flatten()
 
-# %% ../nbs/06_ddpm.ipynb #c081
+# %% ../nbs/06_ddpm.ipynb #c085
 objectives = {
     'ddpm': dict(schedule='linear', prediction='eps'),
     'cosine': dict(schedule='cosine', prediction='eps'),
@@ -545,7 +545,7 @@ objectives = {
     'edm-mid': dict(schedule='log_snr', prediction='v', data_std=.5, levels=(-.8, 1.)),
     'eps-mid': dict(schedule='log_snr', prediction='eps', data_std=.5, levels=(-.8, 1.))}
 
-# %% ../nbs/06_ddpm.ipynb #c083
+# %% ../nbs/06_ddpm.ipynb #c087
 def warm_start(
     model:Denoiser, # A new network, whose weights are overwritten
     trained:Denoiser, # A trained one of the same size, perhaps with fewer inputs or without classes
@@ -563,7 +563,7 @@ def warm_start(
         if grown and k in old: v[:, :w.shape[1]] = w
     return model
 
-# %% ../nbs/06_ddpm.ipynb #c086
+# %% ../nbs/06_ddpm.ipynb #c090
 def pixel_statistics(
     dls, # From `cell_dls`
 ): # Mean of each channel, a list; and one standard deviation about these means. In -1..1 units
@@ -577,7 +577,7 @@ def _normalize(settings, training, dls): # the network's idea of its data, and t
     settings['data_mean'], settings['data_std'] = pixel_statistics(dls)
     if 'levels' in training: training['levels'] = (training['levels'][0] + math.log(settings['data_std']/old), training['levels'][1])
 
-# %% ../nbs/06_ddpm.ipynb #c087
+# %% ../nbs/06_ddpm.ipynb #c091
 def diffusion_learner(
     dls, # From `cell_dls`
     objective:str='edm-mid', # One of `objectives`

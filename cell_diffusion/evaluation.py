@@ -11,7 +11,7 @@ __all__ = ['CellClassifier', 'train_classifier', 'look', 'fingerprint', 'classif
            'thumbnails', 'show_nearest', 'memorisation', 'accuracy_scores', 'plain_numbers', 'number_gaps', 'compare',
            'report', 'plot_report', 'score', 'scored_records', 'score_table']
 
-# %% ../nbs/07_evaluation.ipynb #c002
+# %% ../nbs/07_evaluation.ipynb #c004
 import hashlib, json, math, warnings
 from collections import namedtuple
 from contextlib import nullcontext
@@ -32,7 +32,7 @@ from .core import *
 from .data import *
 from .ddpm import *
 
-# %% ../nbs/07_evaluation.ipynb #c010
+# %% ../nbs/07_evaluation.ipynb #c012
 def _block(d_in, d_out, stride):
     "torchvision's residual block, with a 1 × 1 convolution on its shortcut where the shape changes"
     short = None if stride == 1 and d_in == d_out else nn.Sequential(nn.Conv2d(d_in, d_out, 1, stride, bias=False), nn.BatchNorm2d(d_out))
@@ -62,7 +62,7 @@ class CellClassifier(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusi
         "Scores of the classes for images `(batch, channel, height, width)` in -1..1; the highest is the guess"
         return self.head(self.features(x))
 
-# %% ../nbs/07_evaluation.ipynb #c012
+# %% ../nbs/07_evaluation.ipynb #c014
 class _ForSteps(Callback):
     "Ends training after some steps, to which the learning rate's schedule is fitted; validates only where someone watches"
     order = 55                                                      # after fastai has counted, before the schedule asks for `pct_train`
@@ -74,7 +74,7 @@ class _ForSteps(Callback):
     def after_batch(self):
         if self.training and self.learn.train_iter >= self.steps: raise CancelFitException
 
-# %% ../nbs/07_evaluation.ipynb #c013
+# %% ../nbs/07_evaluation.ipynb #c015
 def train_classifier(
     dls, # `DataLoaders` of `(images, labels)`, from `cell_dls`
     epochs:int=10, # Passes over the training cells
@@ -98,7 +98,7 @@ def train_classifier(
     model.bfloat16 = False
     return model.eval()
 
-# %% ../nbs/07_evaluation.ipynb #c015
+# %% ../nbs/07_evaluation.ipynb #c017
 @torch.no_grad()
 def look(
     classifier:CellClassifier, # A trained classifier
@@ -111,7 +111,7 @@ def look(
     features = torch.cat([classifier.features(b.to(device)) for b in x.split(bs)])
     return features.cpu(), classifier.head(features).argmax(1).cpu()
 
-# %% ../nbs/07_evaluation.ipynb #c017
+# %% ../nbs/07_evaluation.ipynb #c019
 def fingerprint(
     dls, # From `cell_dls`
 )->str: # 16 hexadecimal digits
@@ -138,7 +138,7 @@ def judge_for(
         if (r.get('fingerprint'), r.get('channels'), r.get('size')) == (mark, channels, size): return pretrained(CellClassifier, file.parent)
     return make(dls, epochs).cpu()
 
-# %% ../nbs/07_evaluation.ipynb #c023
+# %% ../nbs/07_evaluation.ipynb #c025
 def wilson(
     hits:int, # How many times it happened
     n:int, # Out of how many, at least 1
@@ -147,7 +147,7 @@ def wilson(
     ci = binomtest(int(hits), int(n)).proportion_ci(method='wilson')
     return float(ci.low), float(ci.high)
 
-# %% ../nbs/07_evaluation.ipynb #c026
+# %% ../nbs/07_evaluation.ipynb #c028
 def recognised(
     predicted:torch.Tensor, # What the classifier says `(n,)`
     asked:torch.Tensor, # The class that was asked for `(n,)`
@@ -171,7 +171,7 @@ def balanced_accuracy(
     value, (low, high) = float(t['share'].mean()), map(float, np.quantile(means, [.025, .975]))
     return value, min(low, value), max(high, value)
 
-# %% ../nbs/07_evaluation.ipynb #c027
+# %% ../nbs/07_evaluation.ipynb #c029
 def plot_shares(
     tables:dict, # From a name to a table of `recognised`
     ax=None, # Axes to draw on; by default new ones
@@ -186,7 +186,7 @@ def plot_shares(
     ax.invert_yaxis(); ax.grid(axis='x', alpha=.4); ax.legend(fontsize=8, loc='lower right', bbox_to_anchor=(1, 1), ncols=len(tables), frameon=False)
     return ax
 
-# %% ../nbs/07_evaluation.ipynb #c034
+# %% ../nbs/07_evaluation.ipynb #c036
 class _AsIs(nn.Module):
     "Hands features on to torchmetrics, which expects a network for images"
     def __init__(self, num_features): super().__init__(); self.num_features = num_features
@@ -203,7 +203,7 @@ def frechet_distance(
     "Fréchet distance, squared as usual, between two Gaussians fitted to features (Heusel et al. 2017), through torchmetrics; it is too high when n is small"
     return float(_distance(FrechetInceptionDistance(feature=_AsIs(real.shape[1])).set_dtype(torch.float64), real.double(), fake.double()))
 
-# %% ../nbs/07_evaluation.ipynb #c040
+# %% ../nbs/07_evaluation.ipynb #c042
 def kernel_distance(
     real:torch.Tensor, # Features `(n, d)`
     fake:torch.Tensor, # Features `(m, d)`
@@ -219,7 +219,7 @@ def kernel_distance(
         torch.manual_seed(seed)
         return float(_distance(KernelInceptionDistance(feature=_AsIs(real.shape[1]), subsets=draws, subset_size=subset), real.double(), fake.double())[0])
 
-# %% ../nbs/07_evaluation.ipynb #c044
+# %% ../nbs/07_evaluation.ipynb #c046
 def distances(
     real:torch.Tensor, # Features of real cells `(n, d)`, kept out of all training
     fake:torch.Tensor, # Features of generated cells `(m, d)`, or None for the floor: real against other real cells
@@ -246,7 +246,7 @@ def summary(
     for key in table.columns.drop(['draw', 'n']): out[key] = dict(mean=table[key].mean(), low=table[key].quantile(.025), high=table[key].quantile(.975))
     return out
 
-# %% ../nbs/07_evaluation.ipynb #c045
+# %% ../nbs/07_evaluation.ipynb #c047
 def bias_curve(
     real:torch.Tensor, # Features of real cells `(n, d)`
     fake:torch.Tensor=None, # Features of generated cells `(m, d)`, if there are any
@@ -275,7 +275,7 @@ def plot_bias(
     axes[1].set_ylim(shown.min() - .1*np.ptp(shown), shown.max() + .1*np.ptp(shown)); axes[1].axhline(0, color='grey', ls=':'); sns.despine()
     return fig
 
-# %% ../nbs/07_evaluation.ipynb #c048
+# %% ../nbs/07_evaluation.ipynb #c050
 def _cdist(a, b): return torch.cdist(a.float(), b.float(), compute_mode='donot_use_mm_for_euclid_dist')   # exact: a cell's distance to itself is 0
 
 def _balls(heap, k): # radius of each ball `(n,)`: the distance to the k-th nearest fellow
@@ -302,7 +302,7 @@ def density_coverage(
     inside = _cdist(real, fake) <= _balls(real, k)[:, None]
     return inside.float().mean().item()*len(real)/k, inside.any(1).float().mean().item()
 
-# %% ../nbs/07_evaluation.ipynb #c052
+# %% ../nbs/07_evaluation.ipynb #c054
 def nearest(
     features:torch.Tensor, # Of the cells in question `(n, d)`; or `(positions, n, d)`, as `look_turned` gives them: then a cell's nearest position counts
     pool:torch.Tensor, # Of the cells among which we look `(m, d)`
@@ -337,7 +337,7 @@ def thumbnails(
     "Cells reduced to few pixels each, the mean of those they replace: what is left of a copy when grain is added"
     return nn.functional.adaptive_avg_pool2d(x, size).flatten(1)
 
-# %% ../nbs/07_evaluation.ipynb #c053
+# %% ../nbs/07_evaluation.ipynb #c055
 def show_nearest(
     x:torch.Tensor, # Cells in question `(n, channel, height, width)`
     pool:torch.Tensor, # Cells among which we looked
@@ -352,7 +352,7 @@ def show_nearest(
     titles = ([name]*len(x) if isinstance(name, str) else list(name)) + below
     return show_cells(torch.cat([x, *[pool[i] for i in idx.T]]), titles, ncols=len(x), **{'zoom': 1, **kwargs})
 
-# %% ../nbs/07_evaluation.ipynb #c058
+# %% ../nbs/07_evaluation.ipynb #c060
 def memorisation(
     fake:torch.Tensor, # Features (or pixels) of generated cells `(m, d)`, or `(positions, m, d)` from `look_turned`
     train:torch.Tensor, # Of the training cells `(n, d)`
@@ -372,7 +372,7 @@ def memorisation(
     return dict(ratio=ratio, ratio_low=np.quantile(ratios, .025), ratio_high=np.quantile(ratios, .975), near=(a <= line).mean(), near_low=low, near_high=high,
                 expected=near, line=line, z=z, p=test.pvalue, n=len(a))
 
-# %% ../nbs/07_evaluation.ipynb #c061
+# %% ../nbs/07_evaluation.ipynb #c063
 def _in_memory(x, y, classes, bs, seed): # fastai `DataLoaders` of cells that are not in any folder, flipped and turned
     images, ids = decode(x), torch.arange(len(x))
     dls = CellLoaders(*[CellLoader(images, y, ids, classes, min(bs, len(ids)), train, train, seed) for train in (True, False)], device=default_device())
@@ -383,7 +383,7 @@ def _equally_many(a, b, rng): # indices into labels `a` and `b`: of each class a
     both = [[np.flatnonzero(np.asarray(y) == k) for y in (a, b)] for k in np.unique(a)]
     return tuple(np.concatenate([rng.permutation(pair[side])[:min(map(len, pair))] for pair in both]) for side in (0, 1))
 
-# %% ../nbs/07_evaluation.ipynb #c062
+# %% ../nbs/07_evaluation.ipynb #c064
 def accuracy_scores(
     painted:tuple, # Generated cells `(m, channel, size, size)` in -1..1, and the classes that were asked for `(m,)`
     train:tuple, # Real training cells and their classes
@@ -405,7 +405,7 @@ def accuracy_scores(
             rows.append(dict(trained_on=name, seed=seed, n=len(pick), accuracy=t['share'].iloc[-1], balanced=balanced_accuracy(t)[0]))
     return pd.DataFrame(rows)
 
-# %% ../nbs/07_evaluation.ipynb #c066
+# %% ../nbs/07_evaluation.ipynb #c068
 def plain_numbers(
     x:torch.Tensor, # Cells of any kind `(n, channel, height, width)` in -1..1
 )->pd.DataFrame: # A row a cell, four columns a channel
@@ -438,7 +438,7 @@ def compare(
     (p, r), (d, c) = precision_recall(real, fake), density_coverage(real, fake)
     return dict(fd=frechet_distance(real, fake), kd=kernel_distance(real, fake, seed=seed), precision=p, recall=r, density=d, coverage=c)
 
-# %% ../nbs/07_evaluation.ipynb #c068
+# %% ../nbs/07_evaluation.ipynb #c070
 _better = {**dict.fromkeys(('precision', 'recall', 'coverage', 'cas', 'cas balanced'), 'higher'), **dict.fromkeys(('density', 'recognised', 'recognised balanced', 'memorisation', 'near copies', 'memorisation in pixels', 'near copies in pixels'), 'floor')}
 _Heap = namedtuple('_Heap', 'cells labels features said')
 
@@ -462,7 +462,7 @@ def _learned(scores): # the classifier accuracy score, mean over seeds
 
 def _beside(spans, floors): return {k: (*v, *floors[k]) for k, v in spans.items()}
 
-# %% ../nbs/07_evaluation.ipynb #c069
+# %% ../nbs/07_evaluation.ipynb #c071
 def _instruments(classifier, real, train, pool, n, draws, describe, turned, near, cas, seed): # [(group, from a heap to {measure: value, low, high and the same of the floor})]
     spans = lambda a, b, what: _spans(distances(a, b, n, draws, seed, what))
     heap_floor, class_floor = spans(real.features, None, compare), _named(real, classifier.classes)
@@ -488,7 +488,7 @@ def _instruments(classifier, real, train, pool, n, draws, describe, turned, near
         out.append(('numbers', lambda o: _beside(spans(about, torch.tensor(describe(o.cells).values), gaps), number_floor)))
     return out
 
-# %% ../nbs/07_evaluation.ipynb #c070
+# %% ../nbs/07_evaluation.ipynb #c073
 def report(
     painted:dict, # From a painter's name to its cells `(m, channel, size, size)` in -1..1 and the classes that were asked for `(m,)`, or None
     classifier:CellClassifier, # Trained on the training cells, see `judge_for`
@@ -512,7 +512,7 @@ def report(
     return pd.DataFrame([dict(model=name, group=group, measure=k, **dict(zip(cols, map(float, v))), better=_better.get(k, 'lower'), n=n if group in ('heap', 'numbers') else len(o.cells))
                          for name, o in heaps.items() for group, ask in asks for k, v in ask(o).items()])
 
-# %% ../nbs/07_evaluation.ipynb #c071
+# %% ../nbs/07_evaluation.ipynb #c074
 def plot_report(
     table:pd.DataFrame, # From `report`; tables of several calls may be joined by `pd.concat`
 )->plt.Figure: # The figure
@@ -533,7 +533,7 @@ def plot_report(
     fig.legend(*axes['a'].get_legend_handles_labels(), loc='outside upper center', ncols=len(models) + 1, frameon=False, fontsize=8); sns.despine(fig)
     return fig
 
-# %% ../nbs/07_evaluation.ipynb #c077
+# %% ../nbs/07_evaluation.ipynb #c081
 def score(
     model:Denoiser, # A trained network
     classifier:CellClassifier, # Trained on the training cells of the same data
@@ -555,7 +555,7 @@ def score(
     else: out['classes_seen'] = {c: (guess == k).float().mean().item() for k, c in enumerate(classifier.classes)}
     return out
 
-# %% ../nbs/07_evaluation.ipynb #c078
+# %% ../nbs/07_evaluation.ipynb #c082
 def scored_records(
     folder, # Holds a folder for each run, as `weights_folder` does
 )->dict: # From the name of a run to its record

@@ -9,7 +9,7 @@ __all__ = ['games', 'critic_hinge', 'critic_logistic', 'painter_hinge', 'painter
            'GenBlock', 'Generator', 'CriticBlock', 'Discriminator', 'diff_augment', 'gan_sample', 'GAN', 'GeneratorEMA',
            'GANCallback', 'gan_learner', 'gan_beside_ddpm']
 
-# %% ../nbs/11_gan.ipynb #c002
+# %% ../nbs/11_gan.ipynb #c004
 import json, math, time
 from copy import deepcopy
 from functools import partial
@@ -26,7 +26,7 @@ from .evaluation import *
 from .conditioning import *
 from .samplers import _resume
 
-# %% ../nbs/11_gan.ipynb #c015
+# %% ../nbs/11_gan.ipynb #c017
 def critic_hinge(
     score:torch.Tensor, # Scores `(n,)`
     real:torch.Tensor, # Which of them are of real cells, bool `(n,)`; as many real as painted
@@ -41,7 +41,7 @@ def critic_logistic(
     "Cross-entropy of the discriminator (Goodfellow et al. 2014, equation 1, with its sign changed)"
     return 2*F.softplus(torch.where(real, -score, score)).mean()
 
-# %% ../nbs/11_gan.ipynb #c016
+# %% ../nbs/11_gan.ipynb #c018
 def painter_hinge(
     score:torch.Tensor, # Scores of painted cells `(n,)`
 )->torch.Tensor: # The lower the better the critic likes them
@@ -56,7 +56,7 @@ def painter_logistic(
 
 games = dict(hinge=(critic_hinge, painter_hinge), logistic=(critic_logistic, painter_logistic))
 
-# %% ../nbs/11_gan.ipynb #c020
+# %% ../nbs/11_gan.ipynb #c022
 def r1_penalty(
     critic, # Called with images and labels, gives scores `(n,)`
     x:torch.Tensor, # Real images `(n, ...)`
@@ -67,14 +67,14 @@ def r1_penalty(
     g, = torch.autograd.grad(critic(x, label).sum() if label is not None else critic(x).sum(), x, create_graph=True)
     return g.pow(2).sum()/len(x)
 
-# %% ../nbs/11_gan.ipynb #c026
+# %% ../nbs/11_gan.ipynb #c028
 def _halvings(size): # (smallest side, how often the image is halved to get there), as (5, 3) for 40
     if size % 4 or size < 16: raise ValueError(f"A GAN here paints images whose side is a multiple of 4 and at least 16 pixels, got {size}: choose another size.")
     k = 0
     while size % 2 == 0 and size >= 8: size, k = size//2, k + 1
     return size, k
 
-# %% ../nbs/11_gan.ipynb #c029
+# %% ../nbs/11_gan.ipynb #c031
 class ModulatedNorm(nn.Module):
     "Batch norm whose scale and shift are computed from noise and class (de Vries et al. 2017; Brock et al. 2019)"
     def __init__(self,
@@ -88,7 +88,7 @@ class ModulatedNorm(nn.Module):
         scale, shift = self.affine(w).float()[:, :, None, None].chunk(2, 1)
         return self.norm(x.float())*(1 + scale) + shift
 
-# %% ../nbs/11_gan.ipynb #c030
+# %% ../nbs/11_gan.ipynb #c032
 class GenBlock(nn.Module):
     "Doubles height and width: two convolutions, each after a modulated norm, added to an enlarged copy of the input"
     def __init__(self,
@@ -105,7 +105,7 @@ class GenBlock(nn.Module):
         h = F.interpolate(self.conv1(F.relu(self.norm1(x, w))), scale_factor=2)
         return F.interpolate(self.skip(x), scale_factor=2) + self.conv2(F.relu(self.norm2(h, w)))
 
-# %% ../nbs/11_gan.ipynb #c032
+# %% ../nbs/11_gan.ipynb #c034
 class Generator(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion', tags=['gan', 'cells']):
     "Turns a vector of noise and a class into a cell. Saved as safetensors with its configuration."
     def __init__(self,
@@ -132,7 +132,7 @@ class Generator(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion', 
     @property
     def device(self): return next(self.parameters()).device
 
-# %% ../nbs/11_gan.ipynb #c033
+# %% ../nbs/11_gan.ipynb #c035
 @patch
 def forward(self:Generator,
     z:torch.Tensor, # Standard normal noise `(batch, latent)`
@@ -148,7 +148,7 @@ def forward(self:Generator,
         for block in self.blocks: h = block(h, w)
         return self.out(F.relu(self.norm(h, w))).float().tanh()
 
-# %% ../nbs/11_gan.ipynb #c038
+# %% ../nbs/11_gan.ipynb #c040
 class CriticBlock(nn.Module):
     "Halves height and width: two convolutions added to a shrunken copy of the input; spectral norm keeps every layer from stretching distances (Miyato et al. 2018)"
     def __init__(self,
@@ -167,7 +167,7 @@ def _variety(h, k=4): # one more channel: how much the cells of each group of k 
     s = h.float().unflatten(0, (-1, k)).var(1, unbiased=False).add(1e-6).sqrt().mean((1, 2, 3)).repeat_interleave(k)
     return torch.cat([h, s[:, None, None, None].expand(-1, 1, *h.shape[2:]).to(h.dtype)], 1)
 
-# %% ../nbs/11_gan.ipynb #c039
+# %% ../nbs/11_gan.ipynb #c041
 class Discriminator(nn.Module):
     "Scores cells: high for real, low for painted; the class comes in by a projection (Miyato and Koyama 2018)"
     def __init__(self,
@@ -198,7 +198,7 @@ class Discriminator(nn.Module):
         out = self.score(h).flatten()
         return out if label is None else out + (self.label(label)*h).sum(1)
 
-# %% ../nbs/11_gan.ipynb #c044
+# %% ../nbs/11_gan.ipynb #c046
 def diff_augment(
     x:torch.Tensor, # Images `(n, channel, size, size)` in -1..1
     rng:torch.Generator, # Source of randomness, on the device of `x`
@@ -219,7 +219,7 @@ def diff_augment(
     inside = (torch.arange(s, device=x.device) - draw(n, 2, 1)*s).abs() < hole*s/2
     return x*~(inside[:, 0, :, None] & inside[:, 1, None, :])[:, None]
 
-# %% ../nbs/11_gan.ipynb #c049
+# %% ../nbs/11_gan.ipynb #c051
 @torch.no_grad()
 def gan_sample(
     model:Generator, # A trained generator
@@ -239,7 +239,7 @@ def gan_sample(
     model.train(was_training)
     return turn_and_flip(x, rng) if model.turns else x
 
-# %% ../nbs/11_gan.ipynb #c052
+# %% ../nbs/11_gan.ipynb #c054
 class GAN(nn.Module):
     "Both players, as one network for a fastai `Learner`; called, it is the discriminator"
     def __init__(self,
@@ -263,7 +263,7 @@ class GeneratorEMA(EMA):
         numbers = lambda g: [t.detach() for t in g.state_dict().values() if t.is_floating_point()]
         torch._foreach_lerp_(numbers(self.averaged), numbers(unwrap(self.learn.model).generator), 1 - min(self.decay, (1 + self.steps)/(10 + self.steps)))
 
-# %% ../nbs/11_gan.ipynb #c053
+# %% ../nbs/11_gan.ipynb #c055
 class GANCallback(DiffusionCallback):
     "Paints cells for each batch, lets the `Learner` train the discriminator on real and painted ones, then takes the generator's step"
     name = 'diffusion'                                                 # where `Checkpoint` looks for the epochs that are done
@@ -304,7 +304,7 @@ class GANCallback(DiffusionCallback):
         if torch.isfinite(loss): loss.backward(); self.opt.step()
         critic.requires_grad_(True)
 
-# %% ../nbs/11_gan.ipynb #c055
+# %% ../nbs/11_gan.ipynb #c057
 def gan_learner(
     dls, # fastai `DataLoaders` of `(images in -1..1, labels)`, as `cell_dls` gives them
     classes:bool=True, # Do the networks know the classes?
@@ -332,7 +332,7 @@ def gan_learner(
     return Learner(dls, gan, loss_func=games[game][0], opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=betas)), splitter=players,
                    cbs=[callback, GeneratorEMA(ema), TerminateOnNaNCallback(), *cbs])
 
-# %% ../nbs/11_gan.ipynb #c080
+# %% ../nbs/11_gan.ipynb #c082
 def _beside(paint, judge, real, labels, n, seed): # everything measured of one painter; `paint` takes classes and a seed
     pick = torch.from_numpy(np.random.default_rng(seed).permutation(len(real))[:min(n, len(real)//2)])
     fake, f = paint(labels[pick].tolist(), seed), look(judge, real)[0]
@@ -343,7 +343,7 @@ def _beside(paint, judge, real, labels, n, seed): # everything measured of one p
     row |= {f'{k}_floor': v for k, v in compare(f[rest], f[pick]).items() if k in row}
     return dict(recognised=(look(judge, asked)[1] == wish).float().mean().item(), **row, seconds_per_100=100*seconds/len(wish))
 
-# %% ../nbs/11_gan.ipynb #c081
+# %% ../nbs/11_gan.ipynb #c083
 def gan_beside_ddpm(
     data='simulated-jurkat', # A source or a folder, as `cell_dls` takes it
     minutes:float=2.5, # Time to train each network

@@ -7,7 +7,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/painter.html.md"""
 # %% auto #0
 __all__ = ['MaskCanvas', 'MaskPainter']
 
-# %% ../nbs/painter.ipynb #c007
+# %% ../nbs/painter.ipynb #c009
 import base64, html, io
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from .ddpm import *
 from .inpainting import *
 from .inpainting import _levels
 
-# %% ../nbs/painter.ipynb #c009
+# %% ../nbs/painter.ipynb #c011
 def _colours(pixels):
     "One channel or three, without alpha"
     pixels = np.atleast_3d(pixels)
@@ -42,7 +42,7 @@ def _png(picture):
 
 def _data(png): return 'data:image/png;base64,' + base64.b64encode(png).decode()
 
-# %% ../nbs/painter.ipynb #c012
+# %% ../nbs/painter.ipynb #c014
 _page = '''const render = ({ model, el }) => {
   const w = model.get("width"), h = model.get("height");
   el.innerHTML = `<div style="position:relative;overflow:hidden;width:${Math.min(320, 480*w/h)}px;max-width:100%">
@@ -53,7 +53,7 @@ _page = '''const render = ({ model, el }) => {
     </div><output style="font-size:.85em;opacity:.85"></output>`;
   const [canvas, ring, status] = ["canvas", "canvas + div", "output"].map(s => el.querySelector(s)), pen = canvas.getContext("2d");'''
 
-# %% ../nbs/painter.ipynb #c014
+# %% ../nbs/painter.ipynb #c016
 _ink = '''
   const layer = pen.createImageData(w, h), mask = new Uint32Array(layer.data.buffer), ink = new Uint32Array(new Uint8Array([64, 172, 223, 170]).buffer)[0];
   let at = [w/2, h/2], down = false;
@@ -78,7 +78,7 @@ _ink = '''
     mask.forEach((_, i) => { mask[i] = bits.charCodeAt(i >> 3) & (128 >> (i & 7)) ? ink : 0; });
     pen.putImageData(layer, 0, 0); tell(); };'''
 
-# %% ../nbs/painter.ipynb #c016
+# %% ../nbs/painter.ipynb #c018
 _hands = '''
   const place = e => { const r = canvas.getBoundingClientRect(); return [(e.clientX - r.left)/r.width*w, (e.clientY - r.top)/r.height*h]; };
   const hide = () => { ring.style.display = "none"; }, inside = (v, top) => Math.min(Math.max(v, 0), top);
@@ -99,7 +99,7 @@ _hands = '''
 };
 export default { render };'''
 
-# %% ../nbs/painter.ipynb #c018
+# %% ../nbs/painter.ipynb #c020
 class MaskCanvas(anywidget.AnyWidget):
     "A picture to paint on with mouse, finger, pen or keyboard"
     _esm = _page + _ink + _hands
@@ -126,7 +126,7 @@ class MaskCanvas(anywidget.AnyWidget):
     def mask(self, mask):
         self.bits = base64.b64encode(np.packbits(read_mask(mask, (self.height, self.width)))).decode()
 
-# %% ../nbs/painter.ipynb #c020
+# %% ../nbs/painter.ipynb #c022
 @patch
 def clear(self:MaskCanvas):
     "Wipe everything that is painted"
@@ -137,7 +137,7 @@ def undo(self:MaskCanvas):
     "Take the last stroke back, or the last `clear`"
     if self.past: self.bits = self.past.pop(); self.past.pop()
 
-# %% ../nbs/painter.ipynb #c024
+# %% ../nbs/painter.ipynb #c026
 class MaskPainter:
     "Paint a hole into a picture and fill it: `.widget` in a running notebook; on a page, the cell, its hole and how the fills form"
     def __init__(self,
@@ -171,7 +171,7 @@ class MaskPainter:
     ui = cached_property(lambda self: _controls(self))
     widget = cached_property(lambda self: _layout(self))
 
-# %% ../nbs/painter.ipynb #c025
+# %% ../nbs/painter.ipynb #c027
 @patch
 def fill(self:MaskPainter)->np.ndarray: # `(n, *image.shape)`, of the dtype of the image; kept as `fills`
     "Fill what is painted. Raises `ValueError` where nothing is, see `inpaint`."
@@ -185,7 +185,7 @@ def fill(self:MaskPainter)->np.ndarray: # `(n, *image.shape)`, of the dtype of t
     self.fills, self.trace, self.filled, self.chosen = fills, trace, asked, 0
     return fills
 
-# %% ../nbs/painter.ipynb #c030
+# %% ../nbs/painter.ipynb #c032
 @patch
 def _in_hole(self:MaskPainter, x):
     "A picture as the network sees it, `(3, size, size)` in -1..1, in the hole of the picture that is filled"
@@ -201,7 +201,7 @@ def _sheet(pictures, ncols=3, side=192):
     x = np.stack([np.array(p.convert('RGB').resize(size, Image.Resampling.BICUBIC)) for p in pictures]).transpose(0, 3, 1, 2)
     return grid_frame(x, ncols, max(1, side//longest))
 
-# %% ../nbs/painter.ipynb #c034
+# %% ../nbs/painter.ipynb #c036
 @patch
 def slider(self:MaskPainter)->FrameSlider:
     "The cell, its hole, and the fills as they form. Fills first, unless that was done."
@@ -211,7 +211,8 @@ def slider(self:MaskPainter)->FrameSlider:
     stages = ([self._in_hole(x) for x in self.trace[k]] if k < len(self.trace) else [_rgb(f, self.top) for f in self.fills] for k in keep)
     frames = [_sheet([self.picture, grid_frame(hole, zoom=1), *stage]) for stage in stages]
     kind = f", asked for the class {self.label}" if self.label else ""
-    return FrameSlider(frames, keep, 'step', f"A cell, what is hidden of it, and {len(self.fills)} fill{'s'[:len(self.fills) > 1]} as they form{kind}.")
+    return FrameSlider(frames, keep, 'step', f"A cell, what is hidden of it, and {len(self.fills)} fill{'s'[:len(self.fills) > 1]} as they form{kind}.",
+        alt=f"The cell; the same cell with its hole in blue; and beside them {len(self.fills)} times the cell with the hole filled, with speckle at first and with a picture at the end")
 
 @patch
 def _repr_html_(self:MaskPainter):
@@ -219,7 +220,7 @@ def _repr_html_(self:MaskPainter):
     if self.mask.any(): return self.slider()._repr_html_()
     return f'<figure><img src="{_data(_png(_sheet([self.picture])))}" alt="A picture with no hole"><figcaption>Nothing is painted yet. Ask for <code>.widget</code> to paint, or give a <code>mask</code>.</figcaption></figure>'
 
-# %% ../nbs/painter.ipynb #c038
+# %% ../nbs/painter.ipynb #c040
 def _controls(p):
     "The parts of a painter's live widget, by name"
     button, about = lambda text, **kwargs: w.Button(description=text, layout=dict(width='auto'), **kwargs), dict(layout=dict(width='320px'))
@@ -238,7 +239,7 @@ def _controls(p):
     ui.choose.observe(lambda change: _choose(p), 'index')
     return ui
 
-# %% ../nbs/painter.ipynb #c040
+# %% ../nbs/painter.ipynb #c042
 def _press(p):
     "What the button *Fill* does"
     ui = p.ui
@@ -262,7 +263,7 @@ def _show(p):
     ui.choose.index = 0; _choose(p)
     ui.message.value = f"{n} fill{'s'[:n > 1]} of {p.mask.sum():,} pixels."
 
-# %% ../nbs/painter.ipynb #c042
+# %% ../nbs/painter.ipynb #c044
 def _choose(p):
     "Show the chosen fill large, with a link to its file"
     ui, p.chosen = p.ui, p.ui.choose.index or 0
@@ -280,7 +281,7 @@ def save(self:MaskPainter,
     Path(file).write_bytes(_png(self.fills[self.chosen]))
     return Path(file)
 
-# %% ../nbs/painter.ipynb #c043
+# %% ../nbs/painter.ipynb #c045
 def _layout(p):
     "The parts in their places; on a narrow screen they stand below each other"
     ui, row = p.ui, lambda *parts: w.HBox(parts, layout=dict(flex_flow='row wrap'))

@@ -8,12 +8,12 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/process.html.md"""
 __all__ = ['predictions', 'Toy', 'Schedule', 'noise_like', 'q_step', 'q_sample', 'q_posterior', 'x0_from_eps', 'eps_from_x0',
            'v_from', 'x0_from_v', 'eps_from_v', 'target', 'to_x0', 'to_eps', 'p_sample', 'reverse_walk', 'set_denoiser']
 
-# %% ../nbs/03_process.ipynb #c002
+# %% ../nbs/03_process.ipynb #c004
 import math, torch
 from fastcore.basics import patch
 from .core import *
 
-# %% ../nbs/03_process.ipynb #c010
+# %% ../nbs/03_process.ipynb #c012
 class Toy:
     "A 1-D mixture of Gaussians: its noised density, its score and its best denoiser are known exactly"
     def __init__(self,
@@ -32,7 +32,7 @@ class Toy:
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         return self.means[k] + self.sds[k]*torch.randn(n, generator=generator)
 
-# %% ../nbs/03_process.ipynb #c012
+# %% ../nbs/03_process.ipynb #c014
 def _kinds(toy, x, t, schedule):
     "For numbers `(n,)`: the signal; and for each kind `(n, kinds)` the variance, the distance from its centre and log(weight x density)"
     x = x[..., None]
@@ -51,7 +51,7 @@ def cdf(self:Toy, x, t=None, schedule=None):
     _, var, gap, _ = _kinds(self, x, t, schedule)
     return (self.weights*torch.special.ndtr(gap/var.sqrt())).sum(-1)
 
-# %% ../nbs/03_process.ipynb #c018
+# %% ../nbs/03_process.ipynb #c020
 def _check_chain(betas, ab):
     "A chain adds some noise at every step, and loses the signal at the last one at the earliest"
     if betas.ndim != 1 or len(betas) == 0: raise ValueError(f"A schedule is a list of T numbers, got shape {tuple(betas.shape)}.")
@@ -68,7 +68,7 @@ def _tables(betas, ab):
     return dict(betas=betas, alphas=1 - betas, alphas_cumprod=ab, signal=ab.sqrt(), noise=(1 - ab).sqrt(), snr=ab/(1 - ab), log_snr=ab.log() - (1 - ab).log(),
         mean_x0=prev.sqrt()*betas/(1 - ab), mean_xt=(1 - betas).sqrt()*(1 - prev)/(1 - ab), posterior_variance=betas*(1 - prev)/(1 - ab))
 
-# %% ../nbs/03_process.ipynb #c019
+# %% ../nbs/03_process.ipynb #c021
 class Schedule:
     "A noise schedule. Tables, float32 `(T,)`: betas, alphas, alphas_cumprod, signal, noise, snr, log_snr, mean_x0, mean_xt, posterior_variance"
     def __init__(self,
@@ -85,7 +85,7 @@ class Schedule:
     def __len__(self): return self.T
     def __repr__(self): return f"Schedule(T={self.T}, signal {self.signal[0].item():.4g} to {self.signal[-1].item():.4g})"
 
-# %% ../nbs/03_process.ipynb #c024
+# %% ../nbs/03_process.ipynb #c026
 @patch
 def at(self:Schedule,
     name:str, # A table of the schedule, such as `'signal'`
@@ -116,7 +116,7 @@ def to(self:Schedule,
     new.__dict__.update({k: v.to(device) if torch.is_tensor(v) and k != '_ab' else v for k,v in vars(self).items()})
     return new
 
-# %% ../nbs/03_process.ipynb #c028
+# %% ../nbs/03_process.ipynb #c030
 def noise_like(
     x:torch.Tensor, # Gives the shape, the dtype and the device
     generator:torch.Generator=None, # Draws the numbers on its own device; by default torch's global one on the device of `x`
@@ -135,7 +135,7 @@ def q_step(
     eps = noise_like(x_prev, generator) if eps is None else eps
     return schedule.at('alphas', t, x_prev).sqrt()*x_prev + schedule.at('betas', t, x_prev).sqrt()*eps
 
-# %% ../nbs/03_process.ipynb #c033
+# %% ../nbs/03_process.ipynb #c035
 def q_sample(
     x0:torch.Tensor, # Clean images in -1..1, `(batch, ...)`
     t,               # Steps in 0..T-1, int64 `(batch,)` or an int
@@ -147,7 +147,7 @@ def q_sample(
     eps = noise_like(x0, generator) if eps is None else eps
     return schedule.at('signal', t, x0)*x0 + schedule.at('noise', t, x0)*eps
 
-# %% ../nbs/03_process.ipynb #c047
+# %% ../nbs/03_process.ipynb #c049
 def q_posterior(
     x0:torch.Tensor, # Clean images, known or estimated, `(batch, ...)`
     xt:torch.Tensor, # Images at step t, of the same shape
@@ -158,7 +158,7 @@ def q_posterior(
     mean = schedule.at('mean_x0', t, xt)*x0 + schedule.at('mean_xt', t, xt)*xt
     return mean, schedule.at('posterior_variance', t, xt)
 
-# %% ../nbs/03_process.ipynb #c053
+# %% ../nbs/03_process.ipynb #c055
 def x0_from_eps(
     xt:torch.Tensor,  # Images at step t, `(batch, ...)`
     t,                # Steps in 0..T-1, int64 `(batch,)` or an int
@@ -180,7 +180,7 @@ def eps_from_x0(
     "Take the signal off and scale up (DDPM, eq. 4 solved for `eps`)"
     return (xt - schedule.at('signal', t, xt)*x0)/schedule.at('noise', t, xt)
 
-# %% ../nbs/03_process.ipynb #c057
+# %% ../nbs/03_process.ipynb #c059
 def v_from(
     x0:torch.Tensor,  # Clean images, `(batch, ...)`
     eps:torch.Tensor, # Noise, of the same shape
@@ -208,7 +208,7 @@ def eps_from_v(
     "Noise from the velocity, with no division (Salimans and Ho 2022, appendix D)"
     return schedule.at('noise', t, xt)*xt + schedule.at('signal', t, xt)*v
 
-# %% ../nbs/03_process.ipynb #c059
+# %% ../nbs/03_process.ipynb #c061
 predictions = ('eps', 'x0', 'v')
 
 def _check_prediction(prediction):
@@ -247,7 +247,7 @@ def to_eps(
     _check_prediction(prediction)
     return out if prediction == 'eps' else (eps_from_x0 if prediction == 'x0' else eps_from_v)(xt, t, out, schedule)
 
-# %% ../nbs/03_process.ipynb #c065
+# %% ../nbs/03_process.ipynb #c067
 def p_sample(
     x0_hat:torch.Tensor, # An estimate of the clean images, `(batch, ...)`
     xt:torch.Tensor,     # Images at step t, of the same shape
@@ -260,7 +260,7 @@ def p_sample(
     mean, variance = q_posterior(x0_hat, xt, t, schedule)
     return mean + variance.sqrt()*(noise_like(xt, generator) if eps is None else eps)
 
-# %% ../nbs/03_process.ipynb #c066
+# %% ../nbs/03_process.ipynb #c068
 def reverse_walk(
     denoise,         # Estimates clean images: a function of `(xt, t, schedule)`, with `t` an int, that returns the shape of `xt`
     x:torch.Tensor,  # Where to begin: noise, `(batch, ...)`
@@ -273,7 +273,7 @@ def reverse_walk(
         x = p_sample(x0_hat, x, t, schedule, generator=generator)
         yield t, x, x0_hat
 
-# %% ../nbs/03_process.ipynb #c068
+# %% ../nbs/03_process.ipynb #c070
 @patch
 def score(self:Toy, x, t=None, schedule=None):
     "Slope of the log-density at `x`, `(n,)`: it points to where more numbers are"
@@ -286,7 +286,7 @@ def denoise(self:Toy, xt, t, schedule):
     a, var, gap, logp = _kinds(self, xt, t, schedule)
     return (logp.softmax(-1)*(self.means + a*self.sds**2/var*gap)).sum(-1)
 
-# %% ../nbs/03_process.ipynb #c081
+# %% ../nbs/03_process.ipynb #c083
 def set_denoiser(
     cells:torch.Tensor, # The set, in -1..1, `(n, ...)`
 ): # A function of `(xt, t, schedule)` that returns the estimate, of the shape of `xt`

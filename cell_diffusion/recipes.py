@@ -9,7 +9,7 @@ __all__ = ['licences', 'machine', 'write_json', 'save_weights', 'classifier_for'
            'about', 'train', 'level_losses', 'save_grid', 'model_card', 'classifier_card', 'results', 'race',
            'race_table', 'bench', 'bench_summary', 'bench_line']
 
-# %% ../nbs/recipes.ipynb #c003
+# %% ../nbs/recipes.ipynb #c004
 import json, os, platform, statistics, time
 from copy import deepcopy
 from pathlib import Path
@@ -25,7 +25,7 @@ from .process import *
 from .schedules import *
 from .unet import *
 
-# %% ../nbs/recipes.ipynb #c008
+# %% ../nbs/recipes.ipynb #c009
 def machine()->dict: # Device, processor threads, versions
     "What a run was made on, for its record"
     device = default_device()
@@ -39,7 +39,7 @@ def _cpu_name():
     lines = [l for l in info.read_text().splitlines() if l.startswith('model name')] if info.exists() else []
     return lines[0].split(':')[1].strip() if lines else platform.processor() or platform.machine()
 
-# %% ../nbs/recipes.ipynb #c010
+# %% ../nbs/recipes.ipynb #c011
 def write_json(
     path, # File to write
     obj, # What to write: dictionaries, lists, numbers, text
@@ -57,7 +57,7 @@ def save_weights(
     "Save weights in half precision, with the configuration that builds their network"
     deepcopy(model).cpu().half().save_pretrained(folder)
 
-# %% ../nbs/recipes.ipynb #c012
+# %% ../nbs/recipes.ipynb #c013
 def classifier_for(
     dls, # From `cell_dls`
     progress:bool=False, # Show fastai's progress while one is trained
@@ -90,7 +90,7 @@ def train_and_save_classifier(
     (Path(folder)/'README.md').write_text(classifier_card(record, Path(folder).name), encoding='utf-8')
     return model
 
-# %% ../nbs/recipes.ipynb #c013
+# %% ../nbs/recipes.ipynb #c014
 def held_out(
     dls, # From `cell_dls`
     side:str='test', # `test`, or `valid` where something is to be chosen by the score
@@ -108,7 +108,7 @@ def about(
     named = dict(channel_names=list(_channel_names(channels))) if jurkat else {}
     return dict(classes=list(dls.vocab), channels=x.shape[1], **named, size=x.shape[-1], bs=dls.train.bs, source=dls.cells.source, crop=dls.cells.crop, cells={k: len(v) for k, v in dls.idxs.items()})
 
-# %% ../nbs/recipes.ipynb #c015
+# %% ../nbs/recipes.ipynb #c016
 def train(
     data:str='simulated', # A source, or a folder of class folders; the folders of published blood cells and Jurkat cells are recognised
     size:int=32, # Height and width, in pixels
@@ -149,7 +149,7 @@ def train(
     (out/'README.md').write_text(model_card(record, out.name), encoding='utf-8')
     return record
 
-# %% ../nbs/recipes.ipynb #c017
+# %% ../nbs/recipes.ipynb #c018
 def _record(learn, budget, dls, channels=None):
     "What a run was, as numbers and text"
     model, losses = learn.ema.averaged, torch.stack(budget.losses).float().cpu().numpy()
@@ -158,7 +158,7 @@ def _record(learn, budget, dls, channels=None):
                 cells_seen=budget.steps*dls.train.bs, loss=[float(l.mean()) for l in np.array_split(losses, 50) if len(l)],
                 loss_by_level=level_losses(learn), machine=machine())
 
-# %% ../nbs/recipes.ipynb #c018
+# %% ../nbs/recipes.ipynb #c019
 def level_losses(
     learn, # From `ddpm_learner`, trained
 )->list: # Dictionaries with `t` and `loss`
@@ -186,7 +186,7 @@ def save_grid(
     fig.savefig(path, dpi=110); plt.close(fig)
     return x
 
-# %% ../nbs/recipes.ipynb #c019
+# %% ../nbs/recipes.ipynb #c021
 def _score_lines(s):
     "The score of a record as Markdown"
     g, f = s['generated'], s['floor']
@@ -200,7 +200,7 @@ def _score_lines(s):
         lines += ['', f"The asked class is recognised in {r['share']:.1%} of the cells (95% interval {r['low']:.1%} to {r['high']:.1%})."]
     return lines
 
-# %% ../nbs/recipes.ipynb #c020
+# %% ../nbs/recipes.ipynb #c022
 def model_card(
     record:dict, # From `train`
     name:str, # Name of the weights
@@ -225,7 +225,7 @@ def _channels_of(record): # in words
     n = record['channels']
     return f"{n} channel{'s'*(n > 1)}" + (f" ({', '.join(record['channel_names'])})" if record.get('channel_names') else '')
 
-# %% ../nbs/recipes.ipynb #c021
+# %% ../nbs/recipes.ipynb #c023
 def classifier_card(
     record:dict, # From `train_and_save_classifier`
     name:str, # Name of the weights
@@ -241,14 +241,14 @@ def classifier_card(
         '## Licence and limits', '', licences.get(record['source'], 'The licence is that of the cells it was trained on.'), '',
         'For teaching and for research on methods; not for clinical use.', ''])
 
-# %% ../nbs/recipes.ipynb #c022
+# %% ../nbs/recipes.ipynb #c025
 _blood = 'Trained on blood cells of Acevedo et al. 2020 (doi 10.17632/snkd93bnjr.1, CC BY 4.0), from people without infection or blood disease.'
 _jurkat = ("Trained on Jurkat cells, a line of human T lymphocytes that grows in culture, photographed one by one in an imaging flow cytometer and labelled with their phase of the cell cycle "
            "(Blasi et al. 2016, Nature Communications 7:10256; Eulenberg et al. 2017, Nature Communications 8:463; BBBC048, Broad Bioimage Benchmark Collection). "
            "The phases were told from the DNA stain and a marker of mitosis: a classifier that sees the channel `dna` sees part of how the labels were made. The licence of these images is not confirmed, so none of them comes with the package.")
 licences = dict(pbc=_blood, bloodmnist=_blood, jurkat=_jurkat, **dict.fromkeys(('simulated', 'simulated-jurkat'), 'Trained on simulated cells that the package draws.'))
 
-# %% ../nbs/recipes.ipynb #c027
+# %% ../nbs/recipes.ipynb #c032
 def results()->str: # Markdown
     "A table of what the shipped models score, beside what real cells score"
     def span(d, digits=2): return f"{d['mean']:.{digits}f} ({d['low']:.{digits}f} to {d['high']:.{digits}f})"
@@ -264,7 +264,7 @@ def results()->str: # Markdown
                      f"{span(s['generated']['fd'])} ({span(s['floor']['fd'])}) | {span(s['generated']['kd'], 3)} ({span(s['floor']['kd'], 3)}) |")
     return '\n'.join(lines)
 
-# %% ../nbs/recipes.ipynb #c030
+# %% ../nbs/recipes.ipynb #c035
 def race(
     data:str='simulated', # A source or a folder, as in `train`
     out='runs/race', # One record for each run; a run that has a record is not made again
@@ -292,7 +292,7 @@ def race_table(
                                fd=s['generated']['fd']['mean'], kd=s['generated']['kd']['mean'], floor_fd=s['floor']['fd']['mean'])
     return pd.DataFrame([row(r, r['score']) for r in scored_records(out).values()])
 
-# %% ../nbs/recipes.ipynb #c032
+# %% ../nbs/recipes.ipynb #c037
 def _alternating(steps, rounds):
     "Median seconds of each named step, taken in turn so that a drifting machine harms all alike"
     seconds = {name: [] for name in steps}
@@ -303,7 +303,7 @@ def _alternating(steps, rounds):
             if i: seconds[name].append(time.perf_counter() - started)      # the first round warms up
     return {name: statistics.median(s) for name, s in seconds.items()}
 
-# %% ../nbs/recipes.ipynb #c033
+# %% ../nbs/recipes.ipynb #c038
 def _train_step(model, x, bfloat16):
     "A function that takes one optimiser step on images `x`"
     opt, t = torch.optim.AdamW(model.parameters(), 1e-4), torch.randint(0, 1000, (len(x),), device=x.device)
@@ -331,7 +331,7 @@ def _convolution(dim, size, bs, device, bfloat16):
         torch.autograd.grad(out, (x, conv.weight), torch.ones_like(out))
     return step, 3*2*9*dim**2*size**2*bs
 
-# %% ../nbs/recipes.ipynb #c034
+# %% ../nbs/recipes.ipynb #c040
 def bench(
     size:int=64, # Height and width, in pixels
     bs:int=16, # Images in a batch
@@ -373,7 +373,7 @@ def bench_summary(
     return dict(train_ratio=ours['train img/s']/theirs['train img/s'], sample_ratio=ours['sample img/s']/theirs['sample img/s'],
                 share=ours['share'], ceiling=table.ceiling[0], machine=machine())
 
-# %% ../nbs/recipes.ipynb #c035
+# %% ../nbs/recipes.ipynb #c041
 def bench_line(
     file=weights_folder/'bench.json', # What `cell-diffusion bench --out` wrote
 )->str: # Markdown

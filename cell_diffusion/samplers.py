@@ -8,7 +8,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/samplers.html.md"""
 __all__ = ['contestants', 'Oracle', 'euler', 'ddim', 'heun', 'network_calls', 'steps_for', 'even_timesteps', 'karras_timesteps',
            'invert', 'slerp', 'quality_against_cost', 'plot_cost']
 
-# %% ../nbs/08_samplers.ipynb #c002
+# %% ../nbs/08_samplers.ipynb #c004
 import hashlib, json
 from pathlib import Path
 import numpy as np, pandas as pd, torch
@@ -20,7 +20,7 @@ from .ddpm import *
 from .ddpm import _x0
 from .evaluation import *
 
-# %% ../nbs/08_samplers.ipynb #c008
+# %% ../nbs/08_samplers.ipynb #c010
 class Oracle:
     "A toy whose best guess is known, in the place of a trained network; every sampler takes it"
     classes, device = (), torch.device('cpu')
@@ -34,14 +34,14 @@ class Oracle:
         self.calls += 1
         return self.toy.denoise(xt, t, self.schedule)
 
-# %% ../nbs/08_samplers.ipynb #c014
+# %% ../nbs/08_samplers.ipynb #c016
 def _walk(model, steps, spacing):
     "Timesteps, and signal and noise at each of them and at the goal, where they are 1 and 0"
     ts = timesteps(model.schedule, steps, spacing)
     a, s = model.schedule.signal[ts].clamp(min=1e-5), model.schedule.noise[ts]          # at zero terminal SNR y = x/a would be infinite
     return ts.tolist(), a.tolist() + [1.], s.tolist() + [0.]
 
-# %% ../nbs/08_samplers.ipynb #c015
+# %% ../nbs/08_samplers.ipynb #c017
 def euler(
     model:Denoiser, # A trained network, or an `Oracle`
     x:torch.Tensor, # Noise `(batch, ...)`
@@ -60,7 +60,7 @@ def euler(
         y = y + (sigma[i + 1] - sigma[i])*(y - x0)/sigma[i]
     return y
 
-# %% ../nbs/08_samplers.ipynb #c023
+# %% ../nbs/08_samplers.ipynb #c025
 def ddim(
     model:Denoiser, # A trained network, or an `Oracle`
     x:torch.Tensor, # Noise `(batch, ...)`
@@ -82,7 +82,7 @@ def ddim(
         if fresh: x = x + fresh*noise_like(x, rng)
     return x
 
-# %% ../nbs/08_samplers.ipynb #c029
+# %% ../nbs/08_samplers.ipynb #c031
 def heun(
     model:Denoiser, # A trained network, or an `Oracle`
     x:torch.Tensor, # Noise `(batch, ...)`
@@ -104,7 +104,7 @@ def heun(
         slope_there = (there - _x0(model, there*a[i + 1], ts[i + 1], label))/sigma[i + 1]
         y = y + h*(slope + slope_there)/2
 
-# %% ../nbs/08_samplers.ipynb #c036
+# %% ../nbs/08_samplers.ipynb #c038
 def network_calls(
     sampler:str, # A name in `samplers`
     steps:int, # Steps
@@ -121,10 +121,10 @@ def steps_for(
     "The most steps that a sampler can take for so many calls (for `ancestral`: all `T`, there is no choice)"
     return T if sampler == 'ancestral' else (calls + 1)//2 if sampler == 'heun' else calls
 
-# %% ../nbs/08_samplers.ipynb #c039
+# %% ../nbs/08_samplers.ipynb #c041
 samplers.update(euler=euler, ddim=ddim, heun=heun)
 
-# %% ../nbs/08_samplers.ipynb #c044
+# %% ../nbs/08_samplers.ipynb #c046
 def even_timesteps(
     schedule:Schedule, # Gives the number of timesteps
     steps:int, # How many, 1..T
@@ -147,10 +147,10 @@ def karras_timesteps(
 
 spacings.update(time=even_timesteps, karras=karras_timesteps)
 
-# %% ../nbs/08_samplers.ipynb #c051
+# %% ../nbs/08_samplers.ipynb #c053
 contestants = {'ddim': dict(sampler='ddim'), 'ddim, eta = 1': dict(sampler='ddim', eta=1.), 'heun': dict(sampler='heun'), 'dpm_solver': dict(sampler='dpm_solver')}
 
-# %% ../nbs/08_samplers.ipynb #c054
+# %% ../nbs/08_samplers.ipynb #c056
 @torch.no_grad()
 def invert(
     model:Denoiser, # A trained network, or an `Oracle`
@@ -168,7 +168,7 @@ def invert(
         x = a[i - 1]*clean + s[i - 1]*eps
     return x
 
-# %% ../nbs/08_samplers.ipynb #c060
+# %% ../nbs/08_samplers.ipynb #c062
 def slerp(
     a:torch.Tensor, # Noise `(batch, ...)`
     b:torch.Tensor, # Noise of the same shape
@@ -179,14 +179,14 @@ def slerp(
     angle = (flat(a)*flat(b)).sum(1).clamp(-1, 1).acos().clamp(min=1e-4).reshape(-1, *[1]*(a.ndim - 1))
     return (((1 - w)*angle).sin()*a + (w*angle).sin()*b)/angle.sin()
 
-# %% ../nbs/08_samplers.ipynb #c065
+# %% ../nbs/08_samplers.ipynb #c067
 def _trial(model, classifier, real, asked, n, draws, seed, **kwargs):
     "Paint `n` cells with one sampler and compare four fifths of them, drawn at random, with as many real ones, again and again"
     fake, guess = look(classifier, sample(model, n, label=None if asked is None else asked.tolist(), seed=seed, progress=False, **kwargs))
     hit = np.nan if asked is None else (guess == asked).float().mean().item()
     return distances(real, fake, n*4//5, draws, seed).assign(steps=kwargs['steps'], recognised=hit)
 
-# %% ../nbs/08_samplers.ipynb #c066
+# %% ../nbs/08_samplers.ipynb #c068
 def _settings(model, **kwargs): # what a table of `quality_against_cost` depends on
     digest = hashlib.sha256(b''.join(p.detach().float().cpu().numpy().tobytes() for p in model.parameters())).hexdigest()[:16]
     return dict(weights=digest, bfloat16=model.bfloat16, **kwargs)
@@ -198,7 +198,7 @@ def _resume(path, settings): # the rows that a file holds already, if it was mad
         raise ValueError(f"{path} was made with another network or other settings (see {note.name}): give this table a file of its own, or delete that one.")
     return [pd.read_csv(path)]
 
-# %% ../nbs/08_samplers.ipynb #c067
+# %% ../nbs/08_samplers.ipynb #c069
 def quality_against_cost(
     model:Denoiser, # A trained network
     classifier:CellClassifier, # Trained on the training cells of the same data
@@ -225,7 +225,7 @@ def quality_against_cost(
             if path: pd.concat(rows).to_csv(path, index=False)
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/08_samplers.ipynb #c072
+# %% ../nbs/08_samplers.ipynb #c074
 def plot_cost(
     table:pd.DataFrame, # From `quality_against_cost`
     key:str='fd', # Which column: `fd`, `kd` or `recognised`

@@ -8,12 +8,12 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/schedules.html.md"""
 __all__ = ['schedules', 'linear_schedule', 'cosine_schedule', 'sigmoid_schedule', 'log_snr_schedule', 'rescale_zero_snr',
            'get_schedule']
 
-# %% ../nbs/04_schedules.ipynb #c002
+# %% ../nbs/04_schedules.ipynb #c004
 import math, warnings, torch
 from .core import *
 from .process import *
 
-# %% ../nbs/04_schedules.ipynb #c010
+# %% ../nbs/04_schedules.ipynb #c012
 def linear_schedule(
     T:int=1000,        # Number of steps
     start:float=1e-4,  # First beta
@@ -22,7 +22,7 @@ def linear_schedule(
     "Betas that rise in a straight line (Ho et al. 2020, section 4)"
     return Schedule(torch.linspace(start, end, T, dtype=torch.float64))
 
-# %% ../nbs/04_schedules.ipynb #c016
+# %% ../nbs/04_schedules.ipynb #c018
 def _from_curve(f, T, max_beta):
     "A schedule from a falling curve `f` of signal variance over 0..1, each beta clipped at `max_beta`"
     ab = f(torch.linspace(0, 1, T + 1, dtype=torch.float64))
@@ -36,7 +36,7 @@ def cosine_schedule(
     "Signal variance that falls as a squared cosine (Nichol and Dhariwal 2021, eq. 17)"
     return _from_curve(lambda u: ((u + s)/(1 + s)*math.pi/2).cos()**2, T, max_beta)
 
-# %% ../nbs/04_schedules.ipynb #c021
+# %% ../nbs/04_schedules.ipynb #c023
 def sigmoid_schedule(
     T:int=1000,          # Number of steps
     start:float=-3,      # Where on the sigmoid the chain begins
@@ -48,7 +48,7 @@ def sigmoid_schedule(
     a, b = (torch.tensor(z/tau, dtype=torch.float64).sigmoid() for z in (start, end))
     return _from_curve(lambda u: (b - ((u*(end - start) + start)/tau).sigmoid())/(b - a), T, max_beta)
 
-# %% ../nbs/04_schedules.ipynb #c024
+# %% ../nbs/04_schedules.ipynb #c026
 def log_snr_schedule(
     T:int=1000,            # Number of steps
     sigma_min:float=.002,  # First ratio of noise to signal
@@ -58,7 +58,7 @@ def log_snr_schedule(
     sigma = torch.linspace(math.log(sigma_min), math.log(sigma_max), T, dtype=torch.float64).exp()
     return Schedule.from_alphas_cumprod(1/(1 + sigma**2))
 
-# %% ../nbs/04_schedules.ipynb #c028
+# %% ../nbs/04_schedules.ipynb #c030
 def rescale_zero_snr(
     schedule:Schedule, # Any schedule of two steps or more
 )->Schedule: # The same, shifted and stretched so that its first signal is kept and its last is exactly 0
@@ -67,7 +67,7 @@ def rescale_zero_snr(
     s = schedule._ab.sqrt()
     return Schedule.from_alphas_cumprod(((s - s[-1])*s[0]/(s[0] - s[-1]))**2)
 
-# %% ../nbs/04_schedules.ipynb #c032
+# %% ../nbs/04_schedules.ipynb #c034
 schedules = dict(linear=linear_schedule, cosine=cosine_schedule, sigmoid=sigmoid_schedule, log_snr=log_snr_schedule)
 
 def get_schedule(

@@ -8,7 +8,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/simulation.html.md"""
 __all__ = ['blood_classes', 'jurkat_phases', 'jurkat_channels', 'absorb', 'pixel_grid', 'capsule_sdf', 'cover', 'star_sdf',
            'union_sdf', 'Dice', 'smooth_noise', 'granules', 'SimulatedCells', 'simulate_blood', 'simulate_jurkat']
 
-# %% ../nbs/01_simulation.ipynb #c003
+# %% ../nbs/01_simulation.ipynb #c004
 import os, numpy as np, torch
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from functools import partial
 from tqdm.auto import tqdm
 from .core import *
 
-# %% ../nbs/01_simulation.ipynb #c010
+# %% ../nbs/01_simulation.ipynb #c011
 def absorb(
     light,   # Colour of the lamp seen through clear glass, `(..., 3)`, in 0..255
     density, # Optical density of the stain for red, green and blue, `(..., 3)`; 0 is clear, 1 lets 37% of the light through
@@ -24,7 +24,7 @@ def absorb(
     "Beer and Lambert's law: stain of a given optical density leaves `light*exp(-density)`; densities of stacked stains add up"
     return light*np.exp(-density)
 
-# %% ../nbs/01_simulation.ipynb #c014
+# %% ../nbs/01_simulation.ipynb #c015
 def pixel_grid(
     size:int, # Height and width of the image, in pixels
 )->tuple: # x `(1, 1, size)` and y `(1, size, 1)`, float32
@@ -57,7 +57,7 @@ def _px(a): return a[..., None, None]   # one number a cell, ready to meet its p
 
 def _pixels(a): return np.clip(np.rint(a), 0, 255).astype(np.uint8)
 
-# %% ../nbs/01_simulation.ipynb #c020
+# %% ../nbs/01_simulation.ipynb #c021
 def star_sdf(
     x,         # Where to measure, from left to right: an array that broadcasts to `(batch, size, size)`
     y,         # The same from top to bottom
@@ -80,7 +80,7 @@ def union_sdf(
     "A soft minimum, `-blend*log(sum(exp(-d/blend)))`: parts that come closer than about `blend` flow together like drops"
     return -blend*np.log(sum(np.exp(-np.clip(d/blend, -60, 60)) for d in distances))
 
-# %% ../nbs/01_simulation.ipynb #c023
+# %% ../nbs/01_simulation.ipynb #c024
 class Dice:
     "Random numbers for a batch of cells, each cell throwing its own dice, so that a cell never depends on its neighbours in the batch"
     def __init__(self,
@@ -96,7 +96,7 @@ class Dice:
         "Numbers from the normal distribution of mean 0 and variance 1"
         return np.stack([r.standard_normal(shape, dtype=np.float32) for r in self.rngs])
 
-# %% ../nbs/01_simulation.ipynb #c026
+# %% ../nbs/01_simulation.ipynb #c027
 def _bumps(size, knots, sub=4):
     "Weights `(size, knots)` that spread values at `knots` points over `size` pixels, each pixel the mean of `sub` samples"
     at = (np.arange(size*sub) + .5)/(size*sub)*(knots - 1)
@@ -113,7 +113,7 @@ def smooth_noise(
     w = _bumps(size, knots)
     return w @ dice.normal(knots, knots) @ w.T
 
-# %% ../nbs/01_simulation.ipynb #c028
+# %% ../nbs/01_simulation.ipynb #c029
 def _near(size, knots):
     "For each of 3 × 3 neighbours: the square of the grid that it names, and each pixel's place relative to that square's middle"
     c = (np.arange(size) + .5)/size*knots - .5
@@ -140,7 +140,7 @@ def granules(
         out = np.maximum(out, ink[at]*cover(d - wide[at], soft))
     return out
 
-# %% ../nbs/01_simulation.ipynb #c031
+# %% ../nbs/01_simulation.ipynb #c032
 blood_classes = ('basophil', 'eosinophil', 'erythroblast', 'ig', 'lymphocyte', 'monocyte', 'neutrophil', 'platelet')
 _blood_counts = (1218, 3117, 1551, 2895, 1214, 1420, 3329, 2348)  # Acevedo et al. 2020
 _blood_looks = dict( # smallest and largest, class by class; lengths below `radius` are shares of the radius, angles in degrees
@@ -180,7 +180,7 @@ def _stain(dice, table, labels):
     lo, hi = np.asarray(table, np.float32)[labels].transpose(1, 0, 2)
     return (lo + (hi - lo)*dice.uniform(-.15, 1.15, 1))*(1 + .06*dice.normal(3))
 
-# %% ../nbs/01_simulation.ipynb #c035
+# %% ../nbs/01_simulation.ipynb #c036
 def _lobes(dice, labels, radius):
     "Lobes of each nucleus along an arc: middles `(batch, 5, 2)`, radii `(batch, 5)` (negative: no lobe) and radius of the threads `(batch,)`"
     look = {k: _throw(dice, _blood_looks[k], labels)[:, None] for k in ('lobes', 'step', 'arc', 'lobe', 'thread', 'zigzag')}
@@ -212,7 +212,7 @@ def _blood_shapes(dice, labels, size):
     nucleus = np.maximum(_nucleus_sdf(cx, cy, *lobes, .035*radius), cell + np.float32(.02))         # inside the cell, whatever the dice say
     return dict(x=x, y=y, focus=focus, width=_px(np.sqrt(focus**2 + (2/size)**2)), radius=radius, centre=centre, cell=cell, nucleus=nucleus)
 
-# %% ../nbs/01_simulation.ipynb #c039
+# %% ../nbs/01_simulation.ipynb #c040
 def _red_places(dice, centre, radius, side=4):
     "Middles `(batch, side², 2)` and radii `(batch, side²)` of red cells, pushed away from each other and from the white cell"
     g = ((np.arange(side) - (side - 1)/2)*.66).astype(np.float32)
@@ -250,7 +250,7 @@ def _strays(dice, x, y, radius, width):
         out = np.maximum(out, cover(capsule_sdf(x, y, at, at, _px(r)), width))
     return out
 
-# %% ../nbs/01_simulation.ipynb #c041
+# %% ../nbs/01_simulation.ipynb #c042
 def _blood_inks(dice, labels, size, s):
     "How much of each stain lies on each pixel: a dict of `(batch, size, size)`, from the shapes `s`"
     look = {k: _px(_throw(dice, _blood_looks[k], labels)) for k in ('over', 'texture', 'rim', 'fill', 'grain')}
@@ -275,7 +275,7 @@ def _blood_paint(dice, labels, size, inks):
     lamp = np.where(dice.uniform(0, 1, 1) < .04, np.array(_blue_lamp, np.float32), np.array(_lamp, np.float32)) + 3*dice.normal(3)
     return _pixels(absorb(_px(lamp), density.reshape(n, 3, size, size)) + 1.5*dice.normal(3, size, size))
 
-# %% ../nbs/01_simulation.ipynb #c045
+# %% ../nbs/01_simulation.ipynb #c048
 @dataclass
 class SimulatedCells:
     "Simulated cells with what no real data set has: the exact outline of every cell and nucleus"
@@ -299,7 +299,7 @@ def _as_labels(n, labels, names, counts, seed):
     if wrong: raise ValueError(f"Unknown class {wrong[0]!r}: use one of {', '.join(names)}, or its index 0..{len(names) - 1}.")
     return np.array([known[l] for l in labels], np.int64)
 
-# %% ../nbs/01_simulation.ipynb #c046
+# %% ../nbs/01_simulation.ipynb #c049
 def _in_chunks(draw, n, labels, size, seed, names, progress, pixels=2**17):
     "Draw `n` cells, about `pixels` pixels at a time and a few chunks at once, and put them together"
     if n < 1: raise ValueError(f"Cannot simulate {n} cells: ask for one at least.")
@@ -329,7 +329,7 @@ def simulate_blood(
     "Blood smears with one white cell each, stained as by May Grünwald-Giemsa, in the field of view of BloodMNIST. Raises `ValueError`."
     return _in_chunks(_draw_blood, n, _as_labels(n, labels, blood_classes, _blood_counts, seed), size, seed, blood_classes, progress)
 
-# %% ../nbs/01_simulation.ipynb #c058
+# %% ../nbs/01_simulation.ipynb #c061
 jurkat_phases = ('G1', 'S', 'G2', 'Prophase', 'Metaphase', 'Anaphase', 'Telophase')
 jurkat_channels = ('brightfield', 'darkfield', 'dna')
 _jurkat_counts = (14333, 8616, 8601, 606, 68, 15, 27)  # BBBC048
@@ -359,7 +359,7 @@ def _jurkat_shapes(dice, labels, size):
     dna = np.maximum(pair(look['apart'], look['length'], look['width'], .02), cell + np.float32(.02))
     return dict(x=x, cell=cell, dna=dna, look=look)
 
-# %% ../nbs/01_simulation.ipynb #c059
+# %% ../nbs/01_simulation.ipynb #c062
 def _brightfield(s, dice, size):
     "Grey field, dark halo, bright ring at the edge, and a mottled inside; the ring is wider the farther the cell is from the focus"
     lens, grain = _px(dice.uniform(.03, .09)), smooth_noise(dice, size, 14) + smooth_noise(dice, size, 24)
@@ -378,7 +378,7 @@ def _dna(s, dice, size):
     shape = cover(s['dna'], _px(dice.uniform(.22, .5)))*np.maximum(lumps, 0)
     return 1.7 + 9*_px(s['look']['dna']*np.exp(.07*dice.normal()))*shape/shape.mean((1, 2), keepdims=True)
 
-# %% ../nbs/01_simulation.ipynb #c061
+# %% ../nbs/01_simulation.ipynb #c064
 def _draw_jurkat(ids, labels, size, seed, channels=jurkat_channels):
     "One chunk of Jurkat cells: images, cell masks and nucleus masks"
     s = _jurkat_shapes(Dice(seed, ids, stream=1), labels, size)

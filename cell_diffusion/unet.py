@@ -8,14 +8,14 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/unet.html.md"""
 __all__ = ['timestep_embedding', 'n_params', 'layer_shapes', 'GroupNorm', 'ResBlock', 'Attention', 'Downsample', 'Upsample',
            'Embedding', 'UNet', 'draw_unet', 'gflops']
 
-# %% ../nbs/05_unet.ipynb #c003
+# %% ../nbs/05_unet.ipynb #c004
 import math
 import torch, torch.nn as nn, torch.nn.functional as F, matplotlib.pyplot as plt
 from torch.utils.flop_counter import FlopCounterMode
 from huggingface_hub import PyTorchModelHubMixin
 from fastcore.basics import patch
 
-# %% ../nbs/05_unet.ipynb #c011
+# %% ../nbs/05_unet.ipynb #c012
 def timestep_embedding(
     t:torch.Tensor, # Timesteps, `(batch,)`, integers or floats
     dim:int, # Length of the embedding, even
@@ -26,7 +26,7 @@ def timestep_embedding(
     angles = t.float()[:, None]*freqs
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
-# %% ../nbs/05_unet.ipynb #c016
+# %% ../nbs/05_unet.ipynb #c017
 def n_params(
     model:nn.Module, # Any network
 )->int: # How many numbers training can change
@@ -52,7 +52,7 @@ def layer_shapes(
     finally: [h.remove() for h in hooks]
     return rows
 
-# %% ../nbs/05_unet.ipynb #c018
+# %% ../nbs/05_unet.ipynb #c019
 class GroupNorm(nn.GroupNorm):
     "GroupNorm (Wu and He 2018) with 8 groups, computed in float32 and handed on in the type that came in"
     def __init__(self,
@@ -61,7 +61,7 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(math.gcd(dim, min(8, max(1, dim//4))), dim)
     def forward(self, x): return super().forward(x.float()).to(x.dtype)
 
-# %% ../nbs/05_unet.ipynb #c023
+# %% ../nbs/05_unet.ipynb #c024
 def _zeroed(layer):
     "Start a layer at zero, so that the block around it starts as the identity"
     for p in layer.parameters(): nn.init.zeros_(p)
@@ -87,7 +87,7 @@ class ResBlock(nn.Module):
         h = F.silu(self.norm2(h)*(1 + scale) + shift)
         return self.skip(x) + self.conv2(self.dropout(h))
 
-# %% ../nbs/05_unet.ipynb #c030
+# %% ../nbs/05_unet.ipynb #c031
 class Attention(nn.Module):
     "Self-attention over all pixels of a small feature map, added to its input (Vaswani et al. 2017), computed in float32"
     def __init__(self,
@@ -105,7 +105,7 @@ class Attention(nn.Module):
         seen = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(seen.transpose(-1, -2).reshape(b, c, h, w))
 
-# %% ../nbs/05_unet.ipynb #c035
+# %% ../nbs/05_unet.ipynb #c036
 class Downsample(nn.Conv2d):
     "Halve height and width with a strided convolution"
     def __init__(self,
@@ -121,7 +121,7 @@ class Upsample(nn.Conv2d):
         super().__init__(dim, dim, 3, padding=1)
     def forward(self, x): return F.interpolate(super().forward(x), scale_factor=2)
 
-# %% ../nbs/05_unet.ipynb #c043
+# %% ../nbs/05_unet.ipynb #c044
 class Embedding(nn.Module):
     "What the blocks are told besides the picture: the timestep, and the class where there are classes"
     def __init__(self,
@@ -142,7 +142,7 @@ class Embedding(nn.Module):
         if label is None: label = torch.full_like(t, self.n_classes, dtype=torch.long)
         return F.silu(emb + self.label(label))
 
-# %% ../nbs/05_unet.ipynb #c045
+# %% ../nbs/05_unet.ipynb #c046
 def _way_down(dim, dims, blocks, dim_emb, dropout): # the layers, and the channels of each feature map that is kept (the first is conv_in's)
     layers, skips = [], [dim]
     for i, d in enumerate(dims):
@@ -182,7 +182,7 @@ class UNet(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion', tags=
         self.up.extend(_way_up(dims, blocks, skips, dim_emb, dropout))
         self.out = nn.Sequential(GroupNorm(dims[0]), nn.SiLU(), _zeroed(nn.Conv2d(dims[0], (out_channels or channels)*patch**2, 3, padding=1)))
 
-# %% ../nbs/05_unet.ipynb #c047
+# %% ../nbs/05_unet.ipynb #c048
 @patch
 def check(self:UNet,
     x:torch.Tensor, # Images
@@ -201,7 +201,7 @@ def check(self:UNet,
     if label is not None and self.n_classes and not label.is_cuda and ((label < 0) | (label > self.n_classes)).any():
         raise ValueError(f"Labels run from 0 to {self.n_classes - 1}, and {self.n_classes} is the null class; got {label.min().item()} to {label.max().item()}.")
 
-# %% ../nbs/05_unet.ipynb #c048
+# %% ../nbs/05_unet.ipynb #c049
 @patch
 def forward(self:UNet,
     x:torch.Tensor, # Noisy images `(batch, channels, height, width)`
@@ -218,7 +218,7 @@ def forward(self:UNet,
     for layer in self.up: h = layer(torch.cat([h, skips.pop()], dim=1), emb) if isinstance(layer, ResBlock) else layer(h)
     return F.pixel_shuffle(self.out(h), self.patch).float()
 
-# %% ../nbs/05_unet.ipynb #c054
+# %% ../nbs/05_unet.ipynb #c055
 _looks = dict(image=('#fbf6ee', 'image'), fold=('#ecdcbb', 'patches folded into channels'), Conv2d=('#c3ccd8', 'convolution'), ResBlock=('#c9b8e6', 'residual block'),
     Attention=('#f4b6b6', 'attention'), Downsample=('#a8d1e8', 'down'), Upsample=('#aedbbd', 'up: convolve, copy'), Sequential=('#c3ccd8', 'convolution'))
 
@@ -257,7 +257,7 @@ def _bracket(ax, a, b, lane): # a skip connection, over the boxes of its row
     xs, top = (a['x'] + a['w']*.7, b['x'] + b['w']/2), a['y'] + a['h']
     _arrow(ax, [xs[0], xs[0], xs[1], xs[1]], [top, top + .02 + .12*lane, top + .02 + .12*lane, top], '#d1a10f', 1.3)
 
-# %% ../nbs/05_unet.ipynb #c055
+# %% ../nbs/05_unet.ipynb #c056
 def draw_unet(
     model:UNet, # The network; its modules are read while it runs once
     size:int, # Height and width of the image, in pixels
@@ -284,7 +284,7 @@ def _legend(fig, boxes, model, size): # what the colours mean, and how large the
     fig.legend(handles, names, loc='lower center', ncols=(len(names) + 1)//2, fontsize=8, frameon=False)
     fig.suptitle(f'U-Net for {model.channels} × {size} × {size}: {n_params(model):,} parameters', y=1 - .08/fig.get_figheight(), fontsize=11, va='top')
 
-# %% ../nbs/05_unet.ipynb #c065
+# %% ../nbs/05_unet.ipynb #c066
 def gflops(
     model:nn.Module, # A network called as `model(x, t)`
     size:int, # Height and width of the image, in pixels

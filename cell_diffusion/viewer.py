@@ -7,7 +7,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/viewer.html.md"""
 # %% auto #0
 __all__ = ['grid_frame', 'FrameSlider']
 
-# %% ../nbs/viewer.ipynb #c003
+# %% ../nbs/viewer.ipynb #c005
 import base64, hashlib, html, io, json
 from functools import cached_property
 from string import Template
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from fastcore.basics import patch
 from .core import *
 
-# %% ../nbs/viewer.ipynb #c006
+# %% ../nbs/viewer.ipynb #c008
 def grid_frame(
     x,           # Images `(batch, channel, height, width)`: floats in -1..1 or uint8 pixels; 3 channels as colour, otherwise the first in grey
     ncols:int=8, # Images in a row
@@ -37,7 +37,7 @@ def grid_frame(
         grid[r:r + h, c:c + w] = im.repeat(zoom, 0).repeat(zoom, 1)
     return Image.fromarray(grid)
 
-# %% ../nbs/viewer.ipynb #c011
+# %% ../nbs/viewer.ipynb #c013
 def _as_image(frame):
     "A PIL image from a PIL image, a figure, a batch of images `(n, c, h, w)` or an array of pixels `(h, w)` or `(h, w, 3)`"
     if isinstance(frame, Image.Image): return frame
@@ -53,7 +53,7 @@ def _webp(image, quality):
     buffer = io.BytesIO(); image.save(buffer, 'WEBP', quality=quality)
     return buffer.getvalue()
 
-# %% ../nbs/viewer.ipynb #c013
+# %% ../nbs/viewer.ipynb #c015
 _page = '''<figure id="$id" class="frame-slider" role="group" aria-label="$name" data-lm-suppress-shortcuts="true" style="margin:.5em 0;max-width:${width}px;color:inherit">
 <img src="$first" width="$width" height="$height" alt="$alt" style="display:block;width:100%;height:auto;margin:0;background:none">
 <div class="frame-slider-bar" style="display:none;align-items:center;gap:.6em;margin-top:.3em">
@@ -63,20 +63,20 @@ _page = '''<figure id="$id" class="frame-slider" role="group" aria-label="$name"
 <figcaption style="font-size:.85em;opacity:.85;margin-top:.2em">$caption</figcaption>
 <script>$script</script></figure>'''
 
-# %% ../nbs/viewer.ipynb #c014
+# %% ../nbs/viewer.ipynb #c016
 _script = '''(() => { for (const f of document.querySelectorAll('[id="$id"]:not([data-ready])')) {
 f.dataset.ready = "yes";
 const [im, input, out, play] = ["img", "input", "output", "button"].map(s => f.querySelector(s));
 const frames = [im.src].concat($frames), names = $names, kept = frames.map(s => Object.assign(new Image(), {src: s}));
 let timer = null;
-const show = () => { const i = +input.value; im.src = frames[i]; im.alt = names[i]; out.textContent = names[i]; input.setAttribute("aria-valuetext", names[i]); };
+const show = () => { const i = +input.value; im.src = frames[i]; im.alt = $spoken; out.textContent = names[i]; input.setAttribute("aria-valuetext", names[i]); };
 const stop = () => { clearInterval(timer); timer = null; play.innerHTML = "&#9654;"; play.setAttribute("aria-label", "Play"); };
 const step = () => { if (!f.isConnected) return stop(); input.value = (+input.value + 1) % frames.length; show(); };
 play.onclick = () => { if (timer) return stop(); timer = setInterval(step, 350); play.innerHTML = "&#10074;&#10074;"; play.setAttribute("aria-label", "Pause"); };
 input.oninput = () => { stop(); show(); };
 f.querySelector(".frame-slider-bar").style.display = "flex"; show(); } })();'''
 
-# %% ../nbs/viewer.ipynb #c016
+# %% ../nbs/viewer.ipynb #c018
 class FrameSlider:
     "A slider over frames, shown as self-contained HTML; `.widget` is the same as a live ipywidgets slider"
     max_frames = 24 # More would make a notebook heavy
@@ -86,8 +86,10 @@ class FrameSlider:
         label:str='t', # What the slider changes
         caption:str='', # One sentence under the picture; also the slider's name for a screen reader
         quality:int=60, # Quality of the WebP frames, 0..100
+        alt:str='', # What the frames show, for someone who cannot see them; the label of the moment is added
     ):
         self.images, self.labels, self.label, self.caption, self.quality = [_as_image(f) for f in frames], [str(l) for l in labels], label, caption, quality
+        self.alt = alt.rstrip('.')
         n, sizes = len(self.images), {im.size for im in self.images}
         if not 1 <= n <= self.max_frames: raise ValueError(f"FrameSlider takes 1 to {self.max_frames} frames, got {n}" + (f": take one in {-(-n//self.max_frames)}." if n else "."))
         if len(self.labels) != n: raise ValueError(f"FrameSlider needs one label a frame: got {n} frames and {len(self.labels)} labels.")
@@ -103,7 +105,7 @@ class FrameSlider:
         "What is shown beside the slider, one string a frame"
         return [f'{self.label} = {l}' for l in self.labels]
 
-# %% ../nbs/viewer.ipynb #c018
+# %% ../nbs/viewer.ipynb #c020
 def _inline(webp): return 'data:image/webp;base64,' + base64.b64encode(webp).decode()
 
 def _js(x): return json.dumps(x, ensure_ascii=False).replace('<', '\\u003c')
@@ -118,18 +120,19 @@ def id(self:FrameSlider):
 def _repr_html_(self:FrameSlider):
     "Self-contained HTML and JavaScript; without scripts it shows the first frame"
     (width, height), src = self.images[0].size, [_inline(w) for w in self.webp]
-    script = Template(_script).substitute(id=self.id, frames=_js(src[1:]), names=_js(self.names))
-    return Template(_page).substitute(id=self.id, first=src[0], width=width, height=height, last=len(src) - 1, alt=html.escape(self.names[0]),
+    script = Template(_script).substitute(id=self.id, frames=_js(src[1:]), names=_js(self.names),
+        spoken=_js(f'{self.alt}, ') + ' + names[i]' if self.alt else 'names[i]')
+    return Template(_page).substitute(id=self.id, first=src[0], width=width, height=height, last=len(src) - 1, alt=html.escape(f'{self.alt}, {self.names[0]}' if self.alt else self.names[0]),
         now=html.escape(self.names[0]), label=html.escape(self.label), caption=html.escape(self.caption), name=html.escape(self.caption or self.label), chars=max(map(len, self.names)), script=script)
 
-# %% ../nbs/viewer.ipynb #c019
+# %% ../nbs/viewer.ipynb #c021
 @patch
 def __repr__(self:FrameSlider):
     "One line: how many frames, of what size, and their weight"
     (w, h), kb = self.images[0].size, sum(map(len, self.webp))*4/3/1024
     return f'FrameSlider({len(self.images)} frames of {w}x{h}, {self.names[0]} to {self.labels[-1]}, {kb:.0f} KB in a notebook)'
 
-# %% ../nbs/viewer.ipynb #c023
+# %% ../nbs/viewer.ipynb #c025
 @patch(as_prop=True)
 def widget(self:FrameSlider):
     "A live `ipywidgets.VBox` of an image, a slider and the caption; its slider's `value` is the frame's number"

@@ -12,6 +12,7 @@ from cell_diffusion.cli import app
 from cell_diffusion.core import encode, generator
 from cell_diffusion.data import CellImages, load_cells
 from cell_diffusion.ddpm import weights_folder
+from cell_diffusion.evaluation import positions, wilson
 
 sizes = (24, 16, 8, 4)
 
@@ -79,7 +80,7 @@ def test_training_learns_what_is_easy_and_repeats_itself():
 
 def test_marks_are_the_same_in_all_eight_positions():
     x = some_cells().images[:6]
-    for p in augmentation._positions(x): assert (cell_marks(p) == cell_marks(x)).all()
+    for p in positions(torch.from_numpy(x)): assert (cell_marks(p) == cell_marks(x)).all()
     assert len(set(cell_marks(x))) == 6
 
 @pytest.mark.parametrize('position', range(8))
@@ -87,7 +88,7 @@ def test_a_planted_leak_is_caught(position):
     x = some_cells().images
     no_leak(x[:30], x[30:])
     with pytest.raises(ValueError, match='1 of the 22 test cells .* training set of somebody .* number 5'):
-        no_leak(np.concatenate([x[:30], augmentation._positions(x[35:36])[position]]), x[30:], 'somebody')
+        no_leak(np.concatenate([x[:30], positions(torch.from_numpy(x[35:36]))[position]]), x[30:], 'somebody')
 
 def test_no_test_cell_reaches_a_generator_or_a_classifier(tmp_path, makers, monkeypatch):
     study, trained = a_study(tmp_path), []
@@ -172,13 +173,42 @@ def test_a_record_says_what_was_done(tmp_path, makers):
 def test_another_study_is_refused(tmp_path, makers):
     a_study(tmp_path).run()
     with pytest.raises(ValueError, match='other settings .steps.: give this study a folder of its own'): a_study(tmp_path, steps=4).run()
-    with pytest.raises(ValueError, match='other settings .data.'): a_study(tmp_path, some_cells(seed=1)).run()
     with pytest.raises(ValueError, match='other settings .gan.'): a_study(tmp_path, gan=dict(epochs=9)).run()
 
+def test_a_refused_study_leaves_the_other_as_it_was(tmp_path, makers):
+    a_study(tmp_path).run()
+    before, c = {f: f.read_bytes() for f in tmp_path.glob('*.json')}, some_cells()
+    turned = SimpleNamespace(images=np.concatenate([c.images[:24][::-1], c.images[24:]]), labels=c.labels, names=c.names)     # the same cells, the first class in another order
+    for other in (some_cells(seed=1), turned):
+        with pytest.raises(ValueError, match='other cells, of the same in another order, or of other folds'): a_study(tmp_path, other).run()
+    with pytest.raises(ValueError, match='of other folds'): a_study(tmp_path, folds=4).run()
+    assert {f: f.read_bytes() for f in tmp_path.glob('*.json')} == before and len(load_records(tmp_path)['predicted']) == 4
+
+def test_adjusted_raises_the_odds_of_small_classes(tmp_path, makers):
+    study = a_study(tmp_path, folds=1, goal=16)
+    assert study.weights(0).round(2).tolist() == [1, 1.23, 2.67, 5.33]          # 19, 13, 6 and 3 train
+    class Scores(torch.nn.Module):
+        def __init__(self): super().__init__(); self.p = torch.nn.Parameter(torch.zeros(1))
+        def forward(self, x): return x + self.p
+    scores = torch.tensor([[1., 0, 0, -.5], [9., 0, 0, 0]])
+    assert called(Scores(), scores).tolist() == [0, 0] and called(Scores(), scores, study.weights(0)).tolist() == [3, 0]
+
 @pytest.mark.parametrize('kwargs,message', [(dict(arms=('real', 'magic')), "Unknown arm 'magic'.*oversample"), (dict(keep={'z': 3}), "Unknown class 'z'.*a, b"),
-                                            (dict(folds=5), 'smallest class has 4.*k=5')])
+                                            (dict(folds=5), 'smallest class has 4.*k=5'), (dict(keep={'a': 0}), "keep.'a'. must be 1 or more, got 0"), (dict(goal=0), 'goal must be 1'),
+                                            (dict(steps=0), 'steps must be 1'), (dict(network='vgg11'), 'vgg11 is not a ResNet'), (dict(network='magic'), 'magic is not a ResNet')])
 def test_mistakes_are_answered_with_a_sentence(tmp_path, kwargs, message):
     with pytest.raises(ValueError, match=message): a_study(tmp_path, **kwargs)
+
+def test_arms_may_be_one_text(tmp_path): assert a_study(tmp_path, arms='real, gan').arms == ('real', 'gan')
+
+@pytest.mark.parametrize('kwargs,message', [(dict(folds=[2]), 'no fold 2: this study has 2, numbered 0 to 1'), (dict(seeds=[0, 5]), 'no seed 5')])
+def test_there_are_only_so_many_folds_and_seeds(tmp_path, makers, kwargs, message):
+    with pytest.raises(ValueError, match=message): a_study(tmp_path).run(**kwargs)
+    assert not (tmp_path/'cells.json').exists()
+
+def test_generated_cells_are_not_studied(tmp_path):
+    c = some_cells(); c.files = tuple(f'a/{i}.png' for i in range(51)) + ('d/synthetic-0-00003.png',)
+    with pytest.raises(ValueError, match='1 of these cells are generated ones .*synthetic-0-00003.png'): a_study(tmp_path, c)
 
 def test_one_class_is_no_study(tmp_path):
     with pytest.raises(ValueError, match='two classes'): a_study(tmp_path, some_cells((9,)))
@@ -207,9 +237,34 @@ def test_scores_are_scikit_learns():
         assert np.allclose(ours['precision'], precision) and np.allclose(ours['recall'], recall) and np.allclose(ours['f1'], f1)
         assert np.isclose(ours['accuracy'], accuracy_score(s['truth'], p)) and np.isclose(ours['balanced accuracy'], balanced_accuracy_score(s['truth'], p))
 
-def test_a_class_that_is_never_called_scores_0():
+def test_a_class_that_is_never_called_has_no_precision():
     s = class_scores(confusion(np.array([0, 0, 1]), np.array([0, 0, 0]), 2))
-    assert s['precision'].tolist() == [2/3, 0] and s['f1'][1] == 0 and s['macro F1'] == .4
+    assert s['precision'][0] == 2/3 and np.isnan(s['precision'][1]) and s['f1'][1] == 0 and s['macro F1'] == .4
+
+def test_a_class_that_is_not_tested_is_left_out_of_means():
+    truth, said = np.array([0, 0, 1]), np.array([0, 2, 1])
+    s = class_scores(confusion(truth, said, 3))
+    assert np.isnan(s['recall'][2]) and s['balanced accuracy'] == balanced_accuracy_score(truth, said) == .75
+
+def test_none_of_fifteen_is_not_certain():
+    s = made_up((100, 15), seeds=2); s['predicted']['one'][:] = 0
+    t = arm_scores(s, draws=50).query("arm == 'one' and cls == 'b'").set_index('measure')
+    assert t.value.recall == 0 and (t.low.recall, t.high.recall) == pytest.approx(wilson(0, 15)) and t.high.recall > .2
+    assert t.value.f1 == 0 and np.isnan(t.low.f1) and np.isnan(t.value.precision)
+    d = judged(arm_scores(s, against='one', draws=50)).query("cls == 'b'").set_index('measure')
+    assert d.says.f1 == d.says.precision == 'undefined' and 0 < d.value.recall - d.low.recall and '–' in wide(arm_scores(s, draws=9), 'precision').loc['one', 'b']
+
+def equal_arms(seed, n=(150, 50, 20), training=.3):
+    "Two arms of equal worth: cells are hard for both, and a training is a little better or worse at a class"
+    rng, truth = np.random.default_rng(seed), np.repeat(np.arange(len(n)), n)
+    hard = rng.normal(1.2, 1.5, len(truth))
+    guess = lambda: np.where(hard + rng.normal(0, training, len(n))[truth] + rng.normal(0, .7, len(truth)) > 0, truth, (truth + 1) % len(n))
+    return dict(classes=list('abc'), truth=truth, fold=np.zeros(len(truth), int), records=[], predicted={a: np.array([guess() for _ in range(3)]) for a in ('one', 'two')})
+
+def test_equal_arms_are_seldom_told_apart():
+    says = pd.concat([judged(arm_scores(equal_arms(i), against='one', draws=100)) for i in range(40)])
+    decided = says.assign(decided=says.says.isin(['higher', 'lower'])).groupby('measure').decided.mean()
+    assert .01 < decided.mean() < .12 and decided['macro F1'] < .12, decided
 
 def test_value_is_the_mean_over_seeds():
     s = made_up()
@@ -246,7 +301,7 @@ def test_tables_and_pictures(tmp_path, makers):
     a_study(tmp_path, arms=('real', 'gan')).run()
     text = write_results(tmp_path)
     assert 'macro F1' in text and 'gan' in text
-    assert set(pd.read_csv(tmp_path/'differences.csv').says) <= {'higher', 'lower', 'undecided'} and len(pd.read_csv(tmp_path/'scores.csv')) == 2*(3*4 + 3)
+    assert set(pd.read_csv(tmp_path/'differences.csv').says) <= {'higher', 'lower', 'undecided', 'undefined'} and len(pd.read_csv(tmp_path/'scores.csv')) == 2*(3*4 + 3)
     assert (tmp_path/'scores.png').stat().st_size > 5000 and (tmp_path/'confusion.png').stat().st_size > 5000
 
 # real generators, small
@@ -280,6 +335,12 @@ def test_balance_marks_every_file_as_synthetic(folder, tmp_path):
         assert im.info['synthetic'] == 'True' and im.size == (16, 16) and im.mode == 'L' and 'synthetic' in f
     assert len(load_cells(tmp_path/'added', size=16, cache=False)) == 8    # images only: the manifest does not disturb
     with pytest.raises(FileExistsError, match='not empty'): balance(folder, tmp_path/'added')
+    with pytest.raises(ValueError, match='generated ones'): AugmentationStudy(load_cells(tmp_path/'added', size=16, cache=False), tmp_path/'s')
+
+def test_balance_keeps_apart_what_will_be_tested(folder, tmp_path):
+    with pytest.raises(ValueError, match='28 of the 28 test cells are in the training set of the generator'): balance(folder, tmp_path/'added', test=folder, size=16, cache=False)
+    with pytest.raises(ValueError, match='lies inside'): balance(folder, folder/'added', size=16, cache=False)
+    assert not (tmp_path/'added').exists() and not (folder/'added').exists()
 
 def test_balance_says_what_is_wrong(folder, tmp_path):
     with pytest.raises(ValueError, match='fewer than 3 cells: set goal higher'): balance(folder, tmp_path/'a', goal=3, size=16, cache=False)

@@ -1,4 +1,5 @@
 "The critic is bounded, the game settles, the pair trains with one Learner, goes on where it was, and says what is wrong"
+from types import SimpleNamespace
 import json
 import numpy as np, pandas as pd, pytest, torch
 from cell_diffusion.core import encode, generator
@@ -211,3 +212,12 @@ def test_study_resumes_and_refuses(tmp_path, monkeypatch):
     b = gan_beside_ddpm(**args)
     assert b.model.tolist() == ['GAN', 'DDPM'] and np.isclose(b.fd[1], a.fd[1], rtol=1e-3)
     with pytest.raises(ValueError, match='other settings'): gan_beside_ddpm(**{**args, 'n': 21})
+
+def test_reference_has_the_mixture_that_was_asked_for(monkeypatch):
+    "Test cells come class by class; what is painted and what it is compared with must both be drawn from all of them"
+    labels, seen = torch.arange(3).repeat_interleave(torch.tensor([80, 30, 10])), []
+    monkeypatch.setattr(gan, 'look', lambda judge, x: (x.flatten(1), x.flatten(1)[:, 0].long()))
+    monkeypatch.setattr(gan, 'compare', lambda a, b: seen.append([o.long().flatten().bincount(minlength=3) for o in (a, b)]) or {})
+    gan._beside(lambda y, seed: torch.tensor(y).float()[:, None, None, None], SimpleNamespace(classes='abc'), labels.float()[:, None, None, None], labels, 60, 0)
+    assert len(seen) == 2
+    for a, b in seen: assert a.sum() == b.sum() == 60 and (a > 0).all() and (a - b).abs().max() <= 12

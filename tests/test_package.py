@@ -2,17 +2,9 @@
 import email, os, subprocess, sys, tarfile, zipfile
 from configparser import ConfigParser
 import pytest
-from common import copy_project, modules, root
+from common import modules, root
 
 pytestmark = pytest.mark.xdist_group('built')
-
-@pytest.fixture(scope='module')
-def built(tmp_path_factory):
-    "The sdist, and the wheel made from it"
-    copy = copy_project(tmp_path_factory.mktemp('built')/'project')
-    done = subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir', 'dist'], cwd=copy, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return next((copy/'dist').glob('*.tar.gz')), next((copy/'dist').glob('*.whl'))
 
 @pytest.fixture(scope='module')
 def settings():
@@ -23,7 +15,7 @@ def settings():
 def _weights(): return sorted(p.relative_to(root).as_posix() for p in (root/'cell_diffusion').glob('weights/**/*') if p.suffix in ('.safetensors', '.json', '.csv', '.md'))
 
 def test_metadata_comes_from_settings(built, settings):
-    with zipfile.ZipFile(built[1]) as z: info = email.message_from_bytes(z.read(next(n for n in z.namelist() if n.endswith('METADATA'))))
+    with zipfile.ZipFile(built.wheel) as z: info = email.message_from_bytes(z.read(next(n for n in z.namelist() if n.endswith('METADATA'))))
     import cell_diffusion
     assert info['Version'] == cell_diffusion.__version__ and info['Name'].replace('-', '_') == settings['lib_name']
     assert info['Requires-Python'] == f">={settings['min_python']}" and info['Author'] == settings['author']
@@ -32,15 +24,15 @@ def test_metadata_comes_from_settings(built, settings):
     assert info.get_payload().strip().startswith('<!-- Made from'), 'README.md is not the long description'
 
 def test_wheel_holds_code_and_weights_only(built):
-    with zipfile.ZipFile(built[1]) as z: names = z.namelist()
+    with zipfile.ZipFile(built.wheel) as z: names = z.namelist()
     for m in modules(): assert f'cell_diffusion/{m}.py' in names
     assert sorted(n for n in names if n.startswith('cell_diffusion/weights/')) == _weights()
     assert not [n for n in names if n.endswith('.ipynb') or n.startswith(('nbs/', 'tests/', 'tools/'))]
     assert any(n.endswith('LICENSE') for n in names)
-    with zipfile.ZipFile(built[1]) as z: assert 'cell-diffusion = cell_diffusion.cli:app' in z.read(next(n for n in names if n.endswith('entry_points.txt'))).decode().replace('=cell', '= cell').replace('n=', 'n =')
+    with zipfile.ZipFile(built.wheel) as z: assert 'cell-diffusion = cell_diffusion.cli:app' in z.read(next(n for n in names if n.endswith('entry_points.txt'))).decode().replace('=cell', '= cell').replace('n=', 'n =')
 
 def test_sdist_holds_what_a_build_needs(built):
-    with tarfile.open(built[0]) as t: names = ['/'.join(n.split('/')[1:]) for n in t.getnames()]
+    with tarfile.open(built.sdist) as t: names = ['/'.join(n.split('/')[1:]) for n in t.getnames()]
     for f in 'settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE', *_weights(): assert f in names, f'{f} is missing'
 
 blocked = '''
@@ -56,7 +48,6 @@ for m in sys.argv[2:]:
 '''
 
 def test_imports_without_notebook_tools(built, tmp_path):
-    with zipfile.ZipFile(built[1]) as z: z.extractall(tmp_path)
     env = dict(os.environ, PYTHONPATH='')
-    done = subprocess.run([sys.executable, '-c', blocked, str(tmp_path), *modules()], cwd=tmp_path, capture_output=True, text=True, env=env)
+    done = subprocess.run([sys.executable, '-c', blocked, str(built.folder), *modules()], cwd=tmp_path, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr

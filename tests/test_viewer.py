@@ -93,3 +93,9 @@ def test_live_widget_follows_its_slider():
 def test_no_notebook_holds_a_widget_view(path):
     for c in cells(path, 'code'):
         for o in c.outputs: assert 'application/vnd.jupyter.widget-view+json' not in o.get('data', {}), 'show a FrameSlider itself, not its .widget'
+
+def test_alt_says_what_is_seen():
+    plain, told = (FrameSlider(noise(2), 'ab', alt=alt)._repr_html_() for alt in ('', 'Eight "cells" in <noise>.'))
+    assert Tags(plain).first('img')['alt'] == 't = a' and 'im.alt = names[i];' in plain
+    assert Tags(told).first('img')['alt'] == 'Eight "cells" in <noise>, t = a' and json.loads(re.search(r'im\.alt = (".*?") \+ names\[i\];', told)[1]) == 'Eight "cells" in <noise>, '
+    assert re.search(r'id="(fs-\w+)"', plain)[1] == re.search(r'id="(fs-\w+)"', told)[1], 'the frames are the same'

@@ -6,8 +6,14 @@ import nbformat
 
 root = Path(__file__).resolve().parent.parent
 
+site = re.search(r'^Documentation = "(.+?)/?"', (root/'pyproject.toml').read_text(encoding='utf-8'), re.M)[1]
+repo = re.search(r'^Repository = "(.+?)/?"', (root/'pyproject.toml').read_text(encoding='utf-8'), re.M)[1]
+
 def links(text):
-    "Links of a notebook in nbs/, as seen from the root"
+    "Links of a notebook in nbs/, as seen from the root; pages that are no notebooks are on the site, and divs are for the site alone"
+    text = re.sub(r'^:::.*\n?', '', text, flags=re.M)
+    text = text.replace(f'{repo}/blob/main/', '')
+    text = re.sub(r'(\]\()(\w+)\.qmd', rf'\1{site}/\2.html', text)
     text = re.sub(r'(\]\(|href="|src=")\.\./', r'\1', text)
     return re.sub(r'(\]\(|href=")(\w+\.ipynb)', r'\1nbs/\2', text)
 

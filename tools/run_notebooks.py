@@ -3,7 +3,7 @@
 
 Cells marked `#| eval: false` are left out, as nbdev does; so are those marked `#| notest` when testing.
 """
-import argparse, base64, io, os, re, sys, time
+import argparse, base64, html, io, os, re, sys, time
 from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
@@ -33,8 +33,8 @@ def skipped(cell, testing=False):
 def _noise(output):
     "Whether an output is only progress bars, and so would make a diff at each run"
     if output.output_type == 'stream' and output.name == 'stderr': return re.search(r'\d+%\||it/s|s/it|\r', output.text) is not None
-    html = output.get('data', {}).get('text/html', '')
-    return html == '<div></div>' or ('<progress' in html or 'progress-bar' in html) and '<table' not in html
+    shown = output.get('data', {}).get('text/html', '')
+    return shown == '<div></div>' or ('<progress' in shown or 'progress-bar' in shown) and '<table' not in shown
 
 def tidy(nb):
     "Drop what cannot be shown without a kernel or changes from run to run: widget views, progress bars, run times, memory addresses, a figure that is drawn twice; make large pictures smaller"
@@ -76,18 +76,18 @@ class Progress:
     def close(self):
         print(('\r' if sys.stdout.isatty() else '') + f'{self.label}  {self.total} cells  {time.time() - self.start:.1f} s   ', flush=True)
 
-def environment(scale=None, data=None, testing=False):
-    "The environment a notebook's kernel gets: this checkout's package, the scale, the data folder or none"
+def environment(scale=None, data=None, testing=False, package=None):
+    "The environment a notebook's kernel gets: the package of this checkout, or the one installed in the folder `package` and nothing beside it; the scale; the data folder or none"
     env = {k:v for k, v in os.environ.items() if k not in ('CELL_DIFFUSION_DATA', 'IN_TEST')}
     env.update(MPLBACKEND='module://matplotlib_inline.backend_inline', PYDEVD_DISABLE_FILE_VALIDATION='1', JUPYTER_PREFER_ENV_PATH='1',
                PYTHONWARNINGS='ignore::FutureWarning:torch.jit._script')  # fastai's import, nothing to do with the reader
-    env['PYTHONPATH'] = os.pathsep.join([str(root), *filter(None, [os.environ.get('PYTHONPATH')])])
+    env['PYTHONPATH'] = str(package) if package else os.pathsep.join([str(root), *filter(None, [os.environ.get('PYTHONPATH')])])
     if scale: env['CELL_DIFFUSION_SCALE'] = scale
     if data: env['CELL_DIFFUSION_DATA'] = str(Path(data).resolve())
     if testing: env['IN_TEST'] = '1'
     return env
 
-def run(nb, name, folder=nbs, scale=None, data=None, testing=False, label=None):
+def run(nb, name, folder=nbs, scale=None, data=None, testing=False, label=None, package=None):
     "Execute `nb` in place in a fresh kernel started in `folder`; raises `RuntimeError` that names notebook and cell when one fails"
     todo = [(i, c) for i, c in enumerate(nb.cells) if not skipped(c, testing)]
     progress = Progress(label or name, len(todo))
@@ -95,7 +95,7 @@ def run(nb, name, folder=nbs, scale=None, data=None, testing=False, label=None):
                             extra_arguments=['--log-level=CRITICAL'], resources=dict(metadata=dict(path=str(folder))))
     for c in nb.cells:
         if c.cell_type == 'code': c.outputs, c.execution_count = [], None
-    with client.setup_kernel(env=environment(scale, data, testing)):
+    with client.setup_kernel(env=environment(scale, data, testing, package)):
         for done, (i, cell) in enumerate(todo):
             progress(done + 1)
             try: client.execute_cell(cell, i)
@@ -114,12 +114,34 @@ def save_pictures(nb, folder):
     for k, png in enumerate(found, 1): (folder/f'{k:02d}.png').write_bytes(base64.b64decode(png))
     return len(found)
 
+def _option(source, name):
+    "A cell's Quarto option, such as `fig-alt`, or nothing"
+    m = re.search(rf'^#\|\s*{name}:\s*"?(.*?)"?\s*$', source, re.M)
+    return m[1] if m else ''
+
+def _readable(nb):
+    "Numbers for the equations and figures that have labels, captions below pictures, and their alternative texts: what Quarto would write"
+    labels, equation = {}, r'\$\$ \{#(eq-[\w-]+)\}'
+    for c in nb.cells:
+        found = re.findall(equation, c.source) if c.cell_type == 'markdown' else [_option(c.source, 'label')] if _option(c.source, 'fig-cap') else []
+        for l in found: labels[l] = sum(l[:3] == k[:3] for k in labels) + 1
+    for c in nb.cells:
+        if c.cell_type == 'markdown':
+            c.source = re.sub(equation, lambda m: rf'\tag{{{labels[m[1]]}}}$$', c.source)
+            c.source = re.sub(r'@((eq|fig)-[\w-]*\w)', lambda m: f"{'Equation' if m[2] == 'eq' else 'Figure'} {labels[m[1]]}" if m[1] in labels else m[0], c.source)
+        elif caption := c.cell_type == 'code' and _option(c.source, 'fig-cap'):
+            for o in c.outputs:
+                if 'image/png' not in o.get('data', {}): continue
+                picture = f'<img alt="{html.escape(_option(c.source, "fig-alt"))}" src="data:image/png;base64,{o.data["image/png"].strip()}">'
+                o.data = {'text/html': f'<figure style="margin:0">{picture}<figcaption>Figure {labels[_option(c.source, "label")]}: {html.escape(caption)}</figcaption></figure>'}
+    return nb
+
 def save_html(nb, path):
     "Write `nb` as one self-contained page: hidden cells and nbdev's directives left out, pictures inside"
     import logging; logging.getLogger('traitlets').setLevel(logging.ERROR)
     from copy import deepcopy
     from nbconvert import HTMLExporter
-    nb = deepcopy(nb)
+    nb = _readable(deepcopy(nb))
     nb.cells = [c for c in nb.cells if not flagged(c, 'hide') and not c.cell_type == 'raw']
     for c in nb.cells:
         if c.cell_type == 'code': c.source = re.sub(r'^#\|.*\n?', '', c.source, flags=re.M)

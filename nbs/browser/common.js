@@ -1,0 +1,137 @@
+// What the two pages share: the network in its worker, the settings, messages, and files to download
+
+const model = 'model/blood64-inpaint.json', runtimeBytes = 14_300_000;            // the runtime is onnxruntime-web's
+const url = path => new URL(path, import.meta.url);
+
+export async function fetchFrom(path, what) {
+  const response = await fetch(url(path)).catch(() => null);
+  if (!response?.ok) throw Error(`${what} is missing on this site (browser/${path}).`);
+  return response;
+}
+
+export const describe = async () => (await fetchFrom(model, 'The description of the network')).json();
+
+// The network, in a worker that is started when it is first needed
+export class Engine {
+  constructor(about) { this.about = about; }
+
+  start() {
+    this.worker = new Worker(url('worker.js'), { type: 'module' });
+    this.worker.onmessage = ({ data }) => this.hear(data);
+    this.worker.onerror = event => { event.preventDefault?.(); this.hear({ type: 'error', message: `The network could not be started in this browser. ${event.message ?? ''}` }); };
+  }
+
+  send(job, watch) { return new Promise((resolve, reject) => { this.job = { resolve, reject, watch }; this.worker.postMessage(job); }); }
+
+  hear({ type, ...data }) {
+    if (type === 'step' || type === 'loading') this.job?.watch?.(data);
+    else if (type === 'error') this.job?.reject(Object.assign(Error(data.message), { name: data.name ?? 'Error' }));
+    else this.job?.resolve(data);
+  }
+
+  // Fetches runtime and network; `watch` hears `{share}`, 0..1. Does nothing the second time.
+  async load(watch) {
+    if (this.ready) return;
+    this.worker?.terminate();
+    this.start();
+    this.ready = await this.send({ type: 'load', about: this.about, total: this.about.bytes + runtimeBytes }, watch);
+  }
+
+  // Samples; `watch` hears `{step, steps, xt, x0}`. Resolves to `{x0, seconds}`. See `run` in worker.js for a job.
+  run(job, watch) { return this.send({ type: 'run', ...job }, watch); }
+
+  cancel() { this.worker?.postMessage({ type: 'cancel' }); }
+}
+
+// The settings of a run, the button that starts it, and what is said while it goes on
+export const settings = (about, { classes, chosen, go, more = '', open = false }) => `
+  <div class="cd-fields">
+    <label>Class <select name="label" class="form-select">${classes.map(([value, text]) => `<option value="${value}"${value === chosen ? ' selected' : ''}>${text}</option>`).join('')}</select></label>
+    ${more}
+  </div>
+  <details${open ? ' open' : ''}><summary>Seed, steps, guidance</summary><div class="cd-fields">
+    <label>Steps <select name="steps" class="form-select">${Object.keys(about.walks).map(k => `<option${k === '20' ? ' selected' : ''}>${k}</option>`).join('')}</select></label>
+    <label>Seed <span class="cd-pair"><input name="seed" type="number" class="form-control" value="7" min="0" max="4294967295" step="1" required><button type="button" name="dice" title="Another seed" aria-label="Another seed">⚄</button></span></label>
+    <label class="cd-wide">Guidance <output name="shown">1</output> <input name="w" type="range" class="form-range" min="0" max="4" step="0.5" value="1"></label>
+  </div></details>
+  <div class="cd-go"><button type="button" name="go" class="cd-primary">${go}</button><button type="button" name="cancel" disabled>Cancel</button>
+    <div class="cd-progress" hidden><progress max="1" value="0" aria-label="Progress"></progress><span></span></div></div>
+  <p class="cd-status" role="status"></p>
+  <p class="cd-error" role="alert" hidden></p>`;
+
+// Wires `settings` up; `work(values, tell)` does what the button promises, `tell(share, text)` moves the bar
+export function wire(root, engine, work) {
+  const $ = s => root.querySelector(s), named = n => $(`[name=${n}]`), bar = $('.cd-progress'), error = $('.cd-error');
+  const tell = (share, text) => { bar.firstElementChild.value = share; bar.lastElementChild.textContent = text; };
+  const say = text => { $('.cd-status').textContent = text; };
+  const fail = text => { error.hidden = !text; error.textContent = text; };
+  const busy = on => { named('go').disabled = on; named('cancel').disabled = !on; bar.hidden = !on; root.setAttribute('aria-busy', on); };
+  named('dice').onclick = () => { named('seed').value = Math.floor(Math.random()*10000); };
+  named('w').oninput = () => { named('shown').value = named('w').value; };
+  named('cancel').onclick = () => { engine.cancel(); say('Cancelling …'); };
+  named('go').onclick = async () => {
+    const seed = named('seed');
+    fail('');
+    if (!seed.reportValidity()) return;
+    busy(true); tell(0, '');
+    try {
+      if (!engine.ready) say(`Loading the network, ${((engine.about.bytes + runtimeBytes)/1e6).toFixed(0)} MB. This is needed once.`);
+      await engine.load(({ share }) => tell(share, `${Math.round(100*share)} %`));
+      say(await work({ label: named('label').value, steps: named('steps').value, seed: seed.valueAsNumber, w: named('w').valueAsNumber }, tell, say));
+    } catch (e) {
+      say(e.name === 'AbortError' ? 'Cancelled. Nothing is lost: press the button to begin again.' : '');
+      if (e.name !== 'AbortError') fail(e.message);
+    }
+    busy(false);
+  };
+  return { say, fail };
+}
+
+// Which class number a choice stands for; none is null
+export const classNumber = (about, label) => about.classes.includes(label) ? about.classes.indexOf(label) : null;
+
+// The slider over a run: `show(k)` draws step k, the last of which is the finished picture
+export function trajectory(root, count, show) {
+  const slider = root.querySelector('[name=step]'), shown = root.querySelector('[name=at]');
+  const move = () => {
+    const k = slider.valueAsNumber;
+    shown.value = k === count ? `all ${count} steps` : `step ${k} of ${count}`;
+    slider.setAttribute('aria-valuetext', k === count ? 'finished' : `after ${k} of ${count} steps`);
+    show(k);
+  };
+  Object.assign(slider, { max: count, value: count, disabled: false, oninput: move });
+  move();
+}
+
+export const stepSlider = '<label class="cd-wide">How it formed: <output name="at"></output> <input name="step" type="range" class="form-range" min="0" max="1" value="1" step="1" disabled></label>';
+
+export function canvasOf(pixels) {
+  const canvas = Object.assign(document.createElement('canvas'), { width: pixels.width, height: pixels.height });
+  canvas.getContext('2d').putImageData(pixels, 0, 0);
+  return canvas;
+}
+
+const crcTable = Uint32Array.from({ length: 256 }, (_, n) => { for (let k = 0; k < 8; k++) n = n & 1 ? 0xEDB88320 ^ (n >>> 1) : n >>> 1; return n; });
+
+// A chunk of text for a PNG file, so that the file itself says what it is
+function textChunk(key, value) {
+  const body = new TextEncoder().encode(`tEXt${key}\0${value}`), chunk = new Uint8Array(body.length + 8), view = new DataView(chunk.buffer);
+  chunk.set(body, 4);
+  view.setUint32(0, body.length - 4);
+  view.setUint32(body.length + 4, ~body.reduce((crc, b) => crcTable[(crc ^ b) & 255] ^ (crc >>> 8), ~0));
+  return chunk;
+}
+
+// A PNG file of a canvas that is marked as synthetic, as the library marks its files
+export async function png(canvas, notes) {
+  const plain = new Uint8Array(await (await new Promise(resolve => canvas.toBlob(resolve, 'image/png'))).arrayBuffer()), head = 33;   // signature and IHDR
+  const chunks = Object.entries({ synthetic: 'True', software: 'cell_diffusion', ...notes }).map(([k, v]) => textChunk(k, String(v)));
+  return new Blob([plain.subarray(0, head), ...chunks, plain.subarray(head)], { type: 'image/png' });
+}
+
+// Makes `link` download `canvas`; the address of an earlier file is given back
+export async function offer(link, canvas, name, notes) {
+  const blob = await png(canvas, notes);
+  if (link.href) URL.revokeObjectURL(link.href);
+  Object.assign(link, { href: URL.createObjectURL(blob), download: name, hidden: false });
+}

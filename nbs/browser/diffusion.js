@@ -1,0 +1,48 @@
+// The sampler of the library in JavaScript. Pure functions on Float32Array: no page, no network. See web.ipynb.
+
+// Normal noise from a seed: the generator mulberry32 (a counter and two rounds of mixing), then Box and Muller's transform.
+// `browser_noise` in cell_diffusion.web gives the same numbers.
+export function noise(seed, length) {
+  const uniform = () => {
+    seed = (seed + 0x6D2B79F5) | 0;
+    let t = Math.imul(seed ^ (seed >>> 15), 1 | seed);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0)/2**32;
+  };
+  const z = new Float32Array(length + 1);
+  for (let i = 0; i < length; i += 2) {
+    const r = Math.sqrt(-2*Math.log(1 - uniform())), angle = 2*Math.PI*uniform();
+    z[i] = r*Math.cos(angle);
+    z[i + 1] = r*Math.sin(angle);
+  }
+  return z.subarray(0, length);
+}
+
+// One estimate of the clean picture: unconditional + w (conditional - unconditional), clipped to -1..1
+export function guided(ask, label, none, w) {
+  const clip = v => Math.min(1, Math.max(-1, v));
+  return async (x, t) => {
+    if (label === null || w === 0) return (await ask(x, t, none)).map(clip);
+    const asked = await ask(x, t, label);
+    if (w === 1) return asked.map(clip);
+    const free = await ask(x, t, none);
+    return asked.map((v, i) => clip(free[i] + w*(v - free[i])));
+  };
+}
+
+// DPM-Solver++(2M): each step extrapolates from the last two estimates of x0
+export async function sample(x0Of, x, { t, signal, noise }, watch = () => {}) {
+  const a = [...signal, 1], s = [...noise, 0], tiny = 1e-12;
+  const lam = a.map((v, i) => Math.log(Math.max(v, tiny)) - Math.log(Math.max(s[i], tiny)));   // half the log-SNR
+  let x0, before, hBefore;
+  for (let i = 0; i < t.length; i++) {
+    x0 = await x0Of(x, t[i]);
+    await watch(i, x, x0);
+    const h = lam[i + 1] - lam[i], last = i + 1 === t.length, k = h/(2*hBefore);
+    const d = before && !last ? x0.map((v, j) => v + k*(v - before[j])) : x0;
+    const keep = s[i + 1]/s[i], add = -a[i + 1]*Math.expm1(-h);
+    x = x.map((v, j) => keep*v + add*d[j]);
+    [before, hBefore] = [x0, h];
+  }
+  return x0;
+}

@@ -1,0 +1,171 @@
+// The page "Paint a cell": choose a cell, paint a hole, fill it
+import { Engine, describe, fetchFrom, settings, wire, classNumber, trajectory, stepSlider, canvasOf, offer } from './common.js';
+import { HoleCanvas } from './canvas.js';
+import { noise } from './diffusion.js';
+import { findWindow, closeUp, putBack, toPixels } from './picture.js';
+
+const root = document.getElementById('paint-a-cell'), $ = s => root.querySelector(s), megapixels = 24;
+
+const page = (about, cells) => `
+  <section class="cd-all" aria-labelledby="cd-1"><h2 id="cd-1"><b>1</b> Choose a cell</h2>
+    <fieldset class="cd-cells"><legend class="visually-hidden">Cells to paint on</legend>${cells.map(({ title }, i) => `
+      <label title="${title}"><input type="radio" name="cell" value="${i}" aria-label="${title}"><span style="background-image:url(${new URL('model/cells.png', import.meta.url)});background-size:${100*cells.length}% 200%;background-position:${100*i/(cells.length - 1)}% 0"></span></label>`).join('')}
+    </fieldset>
+    <div class="cd-row"><button type="button" name="open">Take a picture of my own …</button><input type="file" name="file" accept="image/*" hidden aria-label="A picture of my own">
+    <span class="cd-hint" name="named"></span></div>
+    <p class="cd-hint">None of these is a photograph: the network painted the first eight, and a program drew the others. A picture of your own stays in your browser.</p></section>
+  <section aria-labelledby="cd-2"><h2 id="cd-2"><b>2</b> Paint what is to be hidden</h2>
+    <div class="cd-row"><label>Brush <input type="range" name="brush" class="form-range" min="1" max="25" value="8"></label>
+      <button type="button" name="erase" aria-pressed="false">Erase</button><button type="button" name="undo">Undo</button><button type="button" name="clear">Clear</button></div>
+    <div class="cd-row" role="group" aria-label="Ready-made holes"><span>Or hide</span><button type="button" name="nucleus">the nucleus</button><button type="button" name="middle">the middle</button><button type="button" name="half">one half</button><button type="button" name="all">all</button></div>
+    <div class="cd-stage"><canvas class="cd-picture" aria-hidden="true"></canvas>
+      <canvas class="cd-paint" tabindex="0" role="application" aria-label="Picture to paint on" aria-describedby="cd-keys cd-brush"></canvas><div class="cd-ring"></div></div>
+    <p class="cd-hint" id="cd-brush" role="status"></p>
+    <p class="cd-hint" id="cd-keys">With keys: arrows move the brush (with shift by one pixel), space paints, Enter lowers and lifts the pen, Ctrl+Z takes a stroke back.</p></section>
+  <section aria-labelledby="cd-3"><h2 id="cd-3"><b>3</b> Fill it</h2>
+    ${settings(about, { classes: [['any', 'any'], ...about.classes.map(c => [c, c])], chosen: 'neutrophil', go: 'Fill',
+      more: '<label>How often <select name="fills" class="form-select"><option value="1">once</option><option value="2">twice</option><option value="3">three times</option><option value="4" selected>four times</option></select></label>' })}
+    <div class="cd-empty">Your fills will form here, out of noise.</div>
+    <div class="cd-result" hidden><div class="cd-stage"><canvas class="cd-shown" role="img"></canvas></div>
+      <fieldset class="cd-choose"><legend class="visually-hidden">Choose a fill</legend></fieldset>
+      ${stepSlider}
+      <div class="cd-row"><button type="button" name="original" aria-pressed="false">Show the original</button><a class="cd-button" name="download" hidden>Download this fill (PNG)</a></div></div></section>`;
+
+const named = n => $(`[name=${n}]`);
+
+async function begin() {
+  const [about, cells, strip] = await Promise.all([describe(), fetchFrom('model/cells.json', 'The list of cells').then(r => r.json()),
+    fetchFrom('model/cells.png', 'The picture of the cells').then(r => r.blob()).then(createImageBitmap)]);
+  root.innerHTML = page(about, cells);
+  const engine = new Engine(about), canvas = new HoleCanvas($('.cd-stage'), () => named('brush').valueAsNumber/100, tellBrush);
+  const { say, fail } = wire(root, engine, (values, tell, say) => fill(values, tell, say));
+  let nucleus = null, result = null;
+
+  function tellBrush() {
+    const [x, y] = canvas.at.map(Math.floor), n = canvas.painted;
+    $('#cd-brush').textContent = `${n ? `${n.toLocaleString('en')} of ${canvas.ink.length.toLocaleString('en')} pixels are hidden` : 'Nothing is hidden yet'}${canvas.down ? '; the pen is down' : ''}. Brush at ${x}, ${y}.`;
+  }
+
+  function take(pixels, title) {
+    engine.cancel();
+    canvas.show(pixels);
+    named('named').textContent = title;
+    named('nucleus').disabled = !nucleus?.includes(1);
+    result = null; $('.cd-result').hidden = true; $('.cd-empty').hidden = false;
+    fail(''); say('');
+  }
+
+  function part(x, y, w, h) {
+    const context = Object.assign(document.createElement('canvas'), { width: w, height: h }).getContext('2d');
+    context.drawImage(strip, -x, -y);
+    return context.getImageData(0, 0, w, h);
+  }
+
+  function choose(i) {
+    const size = about.size, white = part(i*size, size, size, size).data;
+    nucleus = Uint8Array.from({ length: size*size }, (_, k) => white[4*k] > 127 ? 1 : 0);
+    take(part(i*size, 0, size, size), `${cells[i].title}, ${size} × ${size} pixels`);
+    named('label').value = cells[i].label;
+  }
+
+  async function open(file) {
+    let bitmap;
+    try { bitmap = await createImageBitmap(file, { imageOrientation: 'from-image', colorSpaceConversion: 'none' }); }
+    catch { fail(`${file.name} cannot be read as a picture by this browser. PNG and JPEG always work.`); return; }
+    const { width: w, height: h } = bitmap;
+    if (w*h > megapixels*1e6) { fail(`${file.name} has ${Math.round(w*h/1e6)} megapixels, and ${megapixels} is the most that fits here: cut out the part with the cell first.`); return; }
+    const context = Object.assign(document.createElement('canvas'), { width: w, height: h }).getContext('2d');
+    context.fillStyle = 'white'; context.fillRect(0, 0, w, h); context.drawImage(bitmap, 0, 0);
+    root.querySelectorAll('[name=cell]').forEach(c => { c.checked = false; });
+    nucleus = null;
+    take(context.getImageData(0, 0, w, h), `${file.name}, ${w} × ${h} pixels`);
+    named('label').value = 'any';
+  }
+
+  async function fill({ label, steps, seed, w }, tell, say) {
+    const { pixels, hole } = canvas, window = findWindow(hole, pixels.width, pixels.height), { size, channels } = about;
+    if (!window) throw Error('Nothing is hidden yet: paint on the cell first, or take one of the ready-made holes.');
+    const seen = closeUp(pixels, hole, window, size), number = classNumber(about, label), wanted = +named('fills').value;
+    const mine = result = { pixels, hole, window, fills: [], label };
+    $('.cd-empty').hidden = true; $('.cd-result').hidden = false; $('.cd-choose').querySelectorAll('label').forEach(l => l.remove());
+    Object.assign(named('original'), { disabled: true, ariaPressed: 'false' }); named('step').disabled = true; named('download').hidden = true;
+    stage();
+    let seconds = 0;
+    for (let k = 0; k < wanted; k++) {
+      say(wanted > 1 ? `Filling: fill ${k + 1} of ${wanted}.` : 'Filling.');
+      const frames = [], now = { frames, seed: seed + k, steps, w };
+      const { x0, seconds: s } = await engine.run({ x: noise(seed + k, channels*size*size), labels: number === null ? null : [number], w, steps, ...seen }, ({ step, steps, xt }) => {
+        frames.push(xt);
+        if (result === mine) inHole(xt);
+        tell((k + (step + 1)/steps)/wanted, `step ${step + 1} of ${steps}`);
+      });
+      if (result !== mine) throw Object.assign(Error(), { name: 'AbortError' });     // another cell was chosen meanwhile
+      seconds += s;
+      add(Object.assign(now, { filled: putBack(pixels, hole, window, x0, size) }), k);
+    }
+    return `Done: ${wanted} fill${wanted > 1 ? 's' : ''} of ${hole.reduce((n, v) => n + v, 0).toLocaleString('en')} pixels in ${seconds.toFixed(1)} seconds.`;
+  }
+
+  function stage() {                                                             // the large picture of the result takes the shape of what is filled
+    const shown = $('.cd-shown'), { width, height } = result.pixels;
+    Object.assign(shown, { width, height });
+    shown.parentElement.style.cssText = $('.cd-stage').style.cssText;
+    draw(canvasOf(result.pixels), 'The picture before it is filled');
+  }
+
+  function draw(source, text) {
+    const shown = $('.cd-shown');
+    shown.getContext('2d').drawImage(source, 0, 0);
+    shown.setAttribute('aria-label', text);
+  }
+
+  function inHole(x) {                                                           // what the network works on, in its place in the picture
+    const { pixels, hole, window: { top, left, side } } = result, layer = Object.assign(document.createElement('canvas'), { width: pixels.width, height: pixels.height }), pen = layer.getContext('2d');
+    result.cover ??= canvasOf(new ImageData(Uint8ClampedArray.from({ length: 4*hole.length }, (_, i) => i%4 === 3 ? 255*hole[i >> 2] : 0), pixels.width, pixels.height));
+    pen.drawImage(canvasOf(toPixels(x, about.size)), left, top, side, side);
+    pen.globalCompositeOperation = 'destination-in'; pen.drawImage(result.cover, 0, 0);
+    draw(canvasOf(pixels), 'A fill that forms out of noise'); draw(layer, 'A fill that forms out of noise');
+  }
+
+  function add(one, k) {
+    const label = document.createElement('label'), small = canvasOf(one.filled);
+    result.fills.push(one);
+    label.innerHTML = `<input type="radio" name="fill" value="${k}" aria-label="Fill ${k + 1}">`;
+    label.append(small, `fill ${k + 1}`);
+    $('.cd-choose').append(label);
+    label.firstChild.checked = true;
+    label.firstChild.onchange = () => pick(k);
+    pick(k);
+  }
+
+  function pick(k) {
+    const one = result.fills[k], finished = canvasOf(one.filled), what = result.label === 'any' ? 'no class asked for' : `asked for: ${result.label}`;
+    Object.assign(named('original'), { disabled: false, ariaPressed: 'false' });
+    named('original').onclick = e => {
+      const on = e.target.getAttribute('aria-pressed') !== 'true';
+      e.target.setAttribute('aria-pressed', on);
+      if (on) draw(canvasOf(result.pixels), 'The picture before it was filled'); else draw(finished, `Fill ${k + 1}, ${what}`);
+    };
+    trajectory(root, one.frames.length, step => step === one.frames.length ? draw(finished, `Fill ${k + 1}, ${what}`) : inHole(one.frames[step]));
+    offer(named('download'), finished, `synthetic-${result.label}-${one.seed}.png`, { label: result.label, seed: one.seed, steps: one.steps, guidance: one.w });
+  }
+
+  root.querySelectorAll('[name=cell]').forEach(c => { c.onchange = () => choose(+c.value); });
+  named('open').onclick = () => named('file').click();
+  named('file').onchange = e => { if (e.target.files[0]) open(e.target.files[0]); e.target.value = ''; };
+  named('erase').onclick = e => { canvas.erase = !canvas.erase; e.target.setAttribute('aria-pressed', canvas.erase); };
+  named('undo').onclick = () => canvas.undo();
+  named('clear').onclick = () => canvas.set(new Uint8Array(canvas.ink.length));
+  named('nucleus').onclick = () => canvas.set(nucleus);
+  const shapes = { middle: (x, y) => Math.abs(x - .5) < .2 && Math.abs(y - .5) < .2, half: x => x < .5, all: () => true };
+  for (const [name, inside] of Object.entries(shapes)) named(name).onclick = () => {
+    const { width: w, height: h } = canvas.pixels;
+    canvas.set(Uint8Array.from({ length: w*h }, (_, i) => inside((i%w + .5)/w, (Math.floor(i/w) + .5)/h) ? 1 : 0));
+  };
+  const first = about.classes.indexOf('neutrophil');
+  root.querySelectorAll('[name=cell]')[first].checked = true;
+  choose(first);
+  if (nucleus.includes(1)) canvas.set(nucleus);
+}
+
+begin().catch(e => { root.innerHTML = `<section class="cd-all"><p class="cd-error" role="alert"></p></section>`; $('.cd-error').textContent = `${e.message} Without it nothing can be painted here; the notebooks can still do it.`; });

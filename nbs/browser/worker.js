@@ -1,0 +1,63 @@
+// Runs the network beside the page, so that the page stays awake: onnxruntime-web as WebAssembly, and the sampler of diffusion.js
+import { sample, guided } from './diffusion.js';
+
+let ort, session, info, cancelled = false;
+const tell = (type, data = {}) => self.postMessage({ type, ...data });
+const here = path => new URL(path, import.meta.url);
+
+async function bytesOf(path, what, report) {
+  const response = await fetch(here(path)).catch(() => { throw Error(`${what} could not be fetched. Is there a connection?`); });
+  if (!response.ok) throw Error(`${what} is missing on this site (browser/${path}, answer ${response.status}).`);
+  const parts = [], reader = response.body.getReader();
+  for (let part; !(part = await reader.read()).done;) { parts.push(part.value); report(part.value.length); }
+  return new Uint8Array(await new Blob(parts).arrayBuffer());
+}
+
+async function check(bytes, sha256) {
+  if (!self.crypto?.subtle) return;                                              // only over https, or on this machine
+  const sum = new Uint8Array(await crypto.subtle.digest('SHA-256', bytes));
+  if (Array.from(sum, b => b.toString(16).padStart(2, '0')).join('') !== sha256) throw Error('The network arrived damaged. Please reload the page.');
+}
+
+async function load({ about, total }) {
+  if (typeof WebAssembly !== 'object') throw Error('This browser has no WebAssembly, or it is switched off, so nothing can be computed here.');
+  let done = 0;
+  info = about;
+  const report = n => tell('loading', { share: Math.min(1, (done += n)/total) });
+  const [runtime, network] = await Promise.all([bytesOf('ort/ort-wasm-simd-threaded.wasm', 'The runtime', report), bytesOf(`model/${info.file}`, 'The network', report)]);
+  await check(network, info.sha256);
+  ort = await import('./ort/ort.wasm.bundle.min.mjs').catch(() => { throw Error('The runtime is missing on this site (browser/ort/ort.wasm.bundle.min.mjs).'); });
+  Object.assign(ort.env.wasm, { wasmBinary: runtime, numThreads: self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1 });
+  session = await ort.InferenceSession.create(network, { executionProviders: ['wasm'] });
+  tell('ready', { threads: ort.env.wasm.numThreads });
+}
+
+// One job: noise `x` (n, channels, size, size), `labels` (n numbers, or null), `w`, `steps`; `known` and `mask` of one picture, for all n
+async function run({ x, labels = null, w = 1, steps, known, mask }) {
+  const { channels, size, null_class, inputs } = info, n = x.length/(channels*size*size);
+  const floats = (data, c) => new ort.Tensor('float32', data, [n, c, size, size]), ints = data => new ort.Tensor('int32', Int32Array.from(data), [n]);
+  const repeat = part => { const all = new Float32Array(n*part.length); for (let i = 0; i < n; i++) all.set(part, i*part.length); return all; };
+  const told = inputs.includes('mask') ? { known: floats(repeat(known), channels), mask: floats(repeat(mask), 1) } : {};
+  const ask = async (x, t, label) => (await session.run({ x: floats(x, channels), t: ints(new Array(n).fill(t)), ...(inputs.includes('label') && { label: ints(label) }), ...told })).x0.data;
+  const started = performance.now();
+  const x0 = await sample(guided(ask, labels, new Array(n).fill(null_class), w), x, info.walks[steps], async (step, xt, x0) => {
+    tell('step', { step, steps: info.walks[steps].t.length, xt, x0 });
+    await new Promise(resolve => setTimeout(resolve));                           // a moment in which Cancel is heard
+    if (cancelled) throw Object.assign(Error('Cancelled.'), { name: 'AbortError' });
+  });
+  tell('done', { x0, seconds: (performance.now() - started)/1000 });
+}
+
+function explain(error) {
+  const text = String(error?.message ?? error);
+  if (/memory|allocat/i.test(text) || error instanceof RangeError) return 'There was not enough memory. Close other tabs, or ask for fewer cells at a time.';
+  if (error instanceof WebAssembly.CompileError) return 'This browser\'s WebAssembly is too old for the runtime (it needs SIMD). A current browser will do.';
+  return text;
+}
+
+self.onmessage = async ({ data: { type, ...job } }) => {
+  if (type === 'cancel') { cancelled = true; return; }
+  cancelled = false;
+  try { await (type === 'load' ? load(job) : run(job)); }
+  catch (error) { tell('error', { name: error?.name ?? 'Error', message: globalThis.WebAssembly ? explain(error) : error.message }); }
+};
