@@ -392,6 +392,29 @@ def judge(self:AugmentationStudy,
     return self._judge[1]
 
 # %% ../nbs/12_augmentation.ipynb #c058
+@patch
+def copies(self:AugmentationStudy,
+    kind:str, # `ddpm`, `gan`, or another name in `makers`
+    n:int=300, # Painted cells of a class and fold, at most
+)->pd.DataFrame: # A row for each class that was painted; see below
+    "Are painted cells copies? `ratio`: median distance of painted cells to the nearest training cell of their class, over that of held-out cells; `nearer`: share of painted cells nearer than the nearest held-out one; `spread`: median distance among painted cells, over that among training cells. Kept in `copies-<kind>.json`"
+    far, among = defaultdict(lambda: defaultdict(list)), defaultdict(lambda: defaultdict(list))
+    eyes = lambda x: torch.stack([thumbnails(v) for v in positions(encode(torch.as_tensor(x)))])
+    for fold, side in enumerate(self.sides()):
+        images, y, _ = self.generated(kind, fold)
+        for k in np.unique(y):
+            real = {name: self.cells.images[idx[self.cells.labels[idx] == k]] for name, idx in side.items()}
+            pool = eyes(real['train'])[0]
+            for name, x in dict(painted=images[y == k][:n], held_out=real['test']).items(): far[k][name].append(nearest(eyes(x), pool)[0][:, 0])
+            for name, x in dict(painted=eyes(images[y == k][:n])[0], train=pool).items(): among[k][name].append(torch.pdist(x))
+    rows = []
+    for k in far:
+        (p, h), (a, b) = ([torch.cat(v) for v in o[k].values()] for o in (far, among))
+        rows.append(dict(cls=self.cells.names[k], painted=len(p), held_out=len(h), ratio=(p.median()/h.median()).item(), nearer=(p < h.min()).float().mean().item(), spread=(a.median()/b.median()).item()))
+    _write(self.out/f'copies-{kind}.json', rows)
+    return pd.DataFrame(rows)
+
+# %% ../nbs/12_augmentation.ipynb #c060
 symbols = string.digits + string.ascii_letters      # a class or fold number as one letter
 
 def letters(
@@ -406,7 +429,7 @@ def numbers(
     "Class numbers out of text"
     return np.array([symbols.index(c) for c in text], dtype=np.int64)
 
-# %% ../nbs/12_augmentation.ipynb #c059
+# %% ../nbs/12_augmentation.ipynb #c061
 def _write(path, obj): # JSON, whole or not at all
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_suffix('.part'); half.write_text(json.dumps(obj, indent=1, default=float) + '\n', encoding='utf-8'); half.replace(path)
@@ -432,7 +455,7 @@ def run_one(self:AugmentationStudy,
     _write(file, record)
     return record
 
-# %% ../nbs/12_augmentation.ipynb #c060
+# %% ../nbs/12_augmentation.ipynb #c062
 @patch
 def write_cells(self:AugmentationStudy):
     "Write `cells.json`: who the cells are, in their order, their true classes and their folds. Raises `ValueError` where the folder has one of another study, and leaves it as it is"
@@ -460,7 +483,7 @@ def run(self:AugmentationStudy,
     bar = tqdm(jobs, disable=not self.progress, desc='study')
     return [self.run_one(*job) for job in bar if not bar.set_postfix_str('{} fold {} seed {}'.format(*job))]
 
-# %% ../nbs/12_augmentation.ipynb #c066
+# %% ../nbs/12_augmentation.ipynb #c070
 def load_records(
     folder, # Holds `cells.json` and a JSON file for each arm, fold and seed
 )->dict: # `classes`, `truth` `(n,)`, `fold` `(n,)`, `records` (a list) and `predicted`: from an arm to int `(seeds, n)`, with -1 for cells that were not tested
@@ -481,7 +504,7 @@ def load_records(
             for f, p in by_arm[arm][s].items(): predicted[arm][i, fold == f] = p
     return dict(classes=study['classes'], truth=truth, fold=fold, records=records, predicted=predicted)
 
-# %% ../nbs/12_augmentation.ipynb #c069
+# %% ../nbs/12_augmentation.ipynb #c073
 def _draws(study, draws, seed): # how often each cell and each seed counts, in each bootstrap draw; cells are drawn class by class, so that every draw has all fifteen anaphases' worth
     rng, truth, tested = np.random.default_rng(seed), study['truth'], study['fold'] >= 0
     groups = [np.flatnonzero((truth == k) & tested) for k in range(len(study['classes']))]
@@ -491,7 +514,7 @@ def _draws(study, draws, seed): # how often each cell and each seed counts, in e
             if len(g): w[g] = rng.multinomial(len(g), np.full(len(g), 1/len(g)))
         yield w, rng
 
-# %% ../nbs/12_augmentation.ipynb #c070
+# %% ../nbs/12_augmentation.ipynb #c074
 def bootstrap(
     study:dict, # From `load_records`
     draws:int=1000, # Bootstrap draws
@@ -509,7 +532,7 @@ def bootstrap(
             out[arm].append({name: v.mean(0) + wider*(v[pick].mean(0) - v.mean(0)) for name, v in class_scores(each).items()})
     return {arm: {name: np.stack([s[name] for s in scores]) for name in scores[0]} for arm, scores in out.items()}
 
-# %% ../nbs/12_augmentation.ipynb #c074
+# %% ../nbs/12_augmentation.ipynb #c078
 def _middle(v): # the ends of the middle 95% of draws, and where all draws are equal
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', RuntimeWarning)          # a precision that is undefined in all draws
@@ -535,7 +558,7 @@ def _gaps(a, b, n): # the same for the difference of two arms; where the draws o
         out[measure] = x - y, np.where(stuck, sure[0], low), np.where(stuck, sure[1], high)
     return out
 
-# %% ../nbs/12_augmentation.ipynb #c075
+# %% ../nbs/12_augmentation.ipynb #c079
 def arm_scores(
     study:dict, # From `load_records`
     against:str=None, # Name of an arm: give differences from it instead, on the same cells
@@ -550,7 +573,7 @@ def arm_scores(
     return pd.DataFrame([dict(arm=arm, measure=m, cls=c, value=v, low=l, high=h) for arm, s in spans.items() for m, span in s.items()
                          for c, v, l, h in zip(study['classes'] if span[0].ndim else ['all'], *map(np.atleast_1d, span))])
 
-# %% ../nbs/12_augmentation.ipynb #c077
+# %% ../nbs/12_augmentation.ipynb #c081
 def verdict(
     low:float, # Lower end of the interval of a difference
     high:float, # Its upper end
@@ -564,7 +587,7 @@ def judged(
     "Differences with their verdicts"
     return differences.assign(says=[verdict(*o) for o in zip(differences.low, differences.high)])
 
-# %% ../nbs/12_augmentation.ipynb #c078
+# %% ../nbs/12_augmentation.ipynb #c082
 def wide(
     scores:pd.DataFrame, # From `arm_scores`
     measure:str, # For example `f1`
@@ -575,7 +598,7 @@ def wide(
     text = rows.apply(lambda r: '–' if np.isnan(r.value) else f'{r.value:.{digits}f}' + ('' if np.isnan(r.low) else f' ({r.low:.{digits}f} to {r.high:.{digits}f})'), axis=1)
     return rows.assign(text=text).pivot(index='arm', columns='cls', values='text').loc[list(dict.fromkeys(rows.arm)), list(dict.fromkeys(rows.cls))].rename_axis(None, axis=1)
 
-# %% ../nbs/12_augmentation.ipynb #c086
+# %% ../nbs/12_augmentation.ipynb #c090
 def plot_scores(
     scores:pd.DataFrame, # From `arm_scores`
     measures=('precision', 'recall', 'f1'), # A panel for each
@@ -596,7 +619,7 @@ def plot_scores(
     axs[0, 0].invert_yaxis(); fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=4, fontsize=8, frameon=False)
     return fig
 
-# %% ../nbs/12_augmentation.ipynb #c087
+# %% ../nbs/12_augmentation.ipynb #c091
 def plot_confusion(
     study:dict, # From `load_records`
     names=None, # Arms to show; by default all
@@ -611,7 +634,7 @@ def plot_confusion(
     axs[0, 0].set_ylabel('true class'); fig.supxlabel('called', fontsize=9)
     return fig
 
-# %% ../nbs/12_augmentation.ipynb #c088
+# %% ../nbs/12_augmentation.ipynb #c092
 def write_results(
     folder, # Of a study; gets `scores.csv`, `differences.csv` (from *real*, or else the first arm), `scores.png` and `confusion.png`
 )->str: # The overall scores as text
@@ -624,7 +647,7 @@ def write_results(
     for name, fig in (('scores', plot_scores(scores)), ('confusion', plot_confusion(study))): fig.savefig(folder/f'{name}.png', dpi=110); plt.close(fig)
     return '\n\n'.join(f'{m}\n{wide(scores, m).to_string()}' for m in ('accuracy', 'balanced accuracy', 'macro F1', 'precision', 'recall', 'f1'))
 
-# %% ../nbs/12_augmentation.ipynb #c102
+# %% ../nbs/12_augmentation.ipynb #c106
 def told_apart(
     real:np.ndarray, # Real cells, uint8 `(n, channel, size, size)`
     painted:np.ndarray, # Painted cells, or other real ones to see what chance gives, uint8 `(m, channel, size, size)`
@@ -642,7 +665,7 @@ def told_apart(
         shares.append(class_scores(confusion(y[held], guess, 2))['balanced accuracy'])
     return np.array(shares)
 
-# %% ../nbs/12_augmentation.ipynb #c126
+# %% ../nbs/12_augmentation.ipynb #c130
 def _save_image(path, image, notes): # PNG for one or three channels, else a TIFF with a page for each; both carry the notes
     if len(image) in (1, 3):
         info = PngImagePlugin.PngInfo()
@@ -652,7 +675,7 @@ def _save_image(path, image, notes): # PNG for one or three channels, else a TIF
         pages = [Image.fromarray(c) for c in image]
         pages[0].save(path, save_all=True, append_images=pages[1:], description=json.dumps(notes))
 
-# %% ../nbs/12_augmentation.ipynb #c127
+# %% ../nbs/12_augmentation.ipynb #c131
 def balance(
     folder, # A folder of class folders with your *training* cells only, or one of `sources`
     out, # Gets `<class>/synthetic-….png` and `manifest.csv`; must be new or empty, and not inside `folder`
@@ -687,7 +710,7 @@ def balance(
     x = decode(sample(model, label=names.tolist(), seed=seed, steps=steps, progress=progress)).numpy()
     return _write_synthetic(out, x, names, dict(generator=str(weights or f'trained on {cells.source} for {minutes} minutes'), seed=seed, size=cells.images.shape[-1]))
 
-# %% ../nbs/12_augmentation.ipynb #c128
+# %% ../nbs/12_augmentation.ipynb #c132
 def _write_synthetic(out, x, names, notes): # the images, then the manifest
     rows, suffix = [], 'png' if x.shape[1] in (1, 3) else 'tif'
     for i, (image, name) in enumerate(zip(x, names)):

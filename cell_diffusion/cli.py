@@ -200,7 +200,7 @@ def study_(
     seeds:int=typer.Option(3, help="Classifiers of each arm on each fold.", min=1),
     fold:list[int]=typer.Option([], help="Do this fold only, to share the work between machines; may be repeated."),
     goal:Optional[int]=typer.Option(None, help="Size to which small classes are brought; by default the median."),
-    keep:Optional[str]=typer.Option(None, help="Make a class rare: monocyte=50."),
+    keep:list[str]=typer.Option([], help="Make a class rare: monocyte=50; may be repeated."),
     steps:int=typer.Option(600, help="Optimiser steps of every classifier.", min=1),
     network:str=typer.Option('cell', help="cell, or a ResNet of torchvision such as resnet18."),
     ddpm_epochs:int=typer.Option(8, help="Passes over its training fold of every DDPM.", min=1),
@@ -209,8 +209,8 @@ def study_(
     "Compare classifiers with and without generated cells, fold by fold."
     from cell_diffusion.augmentation import AugmentationStudy, arms as every, write_results
     from cell_diffusion.data import load_cells
-    kept = None if keep is None else {keep.partition('=')[0]: int(keep.partition('=')[2])} if keep.partition('=')[2].isdigit() else _mistake(f"--keep {keep} should look like monocyte=50.")
-    study = AugmentationStudy(load_cells(data, size=size, channels=_channels(channels), n=n), out, tuple(arms.split(',')) if arms else tuple(every), folds, seeds, goal, kept, steps,
+    kept = {name: int(number) if number.isdigit() else _mistake(f"--keep {name}{sign}{number} should look like monocyte=50.") for name, sign, number in (k.partition('=') for k in keep)}
+    study = AugmentationStudy(load_cells(data, size=size, channels=_channels(channels), n=n), out, arms or tuple(every), folds, seeds, goal, kept or None, steps,
                               network=network, ddpm=dict(epochs=ddpm_epochs), gan=dict(epochs=gan_epochs))
     study.run(fold or None)
     typer.echo(write_results(out))
@@ -221,8 +221,9 @@ def _mistake(sentence): raise ValueError(sentence)
 @app.command('balance')
 @_plain_errors
 def balance_(
-    folder:str=typer.Argument(help="A folder of class folders."),
-    out:Path=typer.Option(..., help="New folder for the generated cells and their manifest."),
+    folder:str=typer.Argument(help="A folder of class folders, with your training cells only: whoever tests on a cell that the generator has seen fools himself."),
+    out:Path=typer.Option(..., help="New folder for the generated cells and their manifest, not inside the other."),
+    test:Optional[Path]=typer.Option(None, help="Folder of the cells on which you will test: refused if one of them is among the training cells."),
     goal:Optional[int]=typer.Option(None, help="Size to which small classes are brought; by default the median."),
     weights:Optional[str]=typer.Option(None, help="Shipped weights or a folder from `train --classes`; by default a network is trained now."),
     minutes:float=typer.Option(10, help="Time to train it.", min=.01),
@@ -232,7 +233,7 @@ def balance_(
 ):
     "Paint cells for the rare classes of a folder, every one marked as synthetic."
     from cell_diffusion.augmentation import balance
-    table = balance(folder, out, goal, weights, minutes, size, seed, steps)
+    table = balance(folder, out, goal, weights, minutes, size, seed, steps, test)
     typer.echo(table.groupby('class').size().rename('generated').to_string())
     typer.echo(f"Manifest: {out/'manifest.csv'}")
 

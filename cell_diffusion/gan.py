@@ -334,9 +334,9 @@ def gan_learner(
 
 # %% ../nbs/11_gan.ipynb #c082
 def _beside(paint, judge, real, labels, n, seed): # everything measured of one painter; `paint` takes classes and a seed
-    pick = torch.from_numpy(np.random.default_rng(seed).permutation(len(real))[:min(n, len(real)//2)])
+    order, n = torch.from_numpy(np.random.default_rng(seed).permutation(len(real))), min(n, len(real)//2)
+    pick, rest = order[:n], order[n:2*n]        # whose classes are asked for, and who is compared with: two draws from the same mixture
     fake, f = paint(labels[pick].tolist(), seed), look(judge, real)[0]
-    rest = torch.from_numpy(np.setdiff1d(np.arange(len(real)), pick.numpy()))[:len(pick)]
     wish = torch.arange(len(judge.classes)).repeat_interleave(-(-n//len(judge.classes)))
     started = time.perf_counter(); asked = paint(wish.tolist(), seed + 1); seconds = time.perf_counter() - started
     row = {k: v for k, v in compare(f[rest], look(judge, fake)[0]).items() if k in ('fd', 'kd', 'precision', 'recall')}

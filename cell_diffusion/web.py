@@ -1,4 +1,4 @@
-"""Export a denoiser to ONNX, check that it says the same there, and paint cells with twenty lines of JavaScript
+"""Write a denoiser as an ONNX file, see that it says the same there, and paint cells with twenty lines of JavaScript
 
 Docs: https://cell-diffusion.github.io/cell_diffusion/web.html.md"""
 
@@ -8,7 +8,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/web.html.md"""
 __all__ = ['DenoiserStep', 'step_inputs', 'export_onnx', 'onnx_session', 'verify_onnx', 'browser_noise', 'browser_cells',
            'write_browser_files']
 
-# %% ../nbs/web.ipynb #c002
+# %% ../nbs/web.ipynb #c006
 import hashlib, importlib, io, json, math, warnings
 from copy import deepcopy
 from pathlib import Path
@@ -19,7 +19,7 @@ from .simulation import *
 from .ddpm import *
 from .inpainting import *
 
-# %% ../nbs/web.ipynb #c003
+# %% ../nbs/web.ipynb #c014
 class DenoiserStep(nn.Module):
     "What one call of an exported file does: from noisy pictures and their timesteps to the estimate of the clean ones"
     def __init__(self,
@@ -36,7 +36,7 @@ class DenoiserStep(nn.Module):
         hidden = mask > 0
         return torch.where(hidden, self.model.x0(x, t, label, clip=False, known=known.masked_fill(hidden, 0), mask=hidden.float()), known)
 
-# %% ../nbs/web.ipynb #c004
+# %% ../nbs/web.ipynb #c016
 def step_inputs(
     model:Denoiser, # A network
     n:int=2, # Batch size
@@ -50,7 +50,7 @@ def step_inputs(
     inputs = dict(x=x, t=ts.int(), label=(torch.arange(n) - 1).remainder(len(model.classes) + 1).int(), known=x.tanh().flip(0), mask=(torch.rand(n, 1, size, size, generator=rng) > .5).float())
     return {k: inputs[k] for k in DenoiserStep(model).inputs}
 
-# %% ../nbs/web.ipynb #c005
+# %% ../nbs/web.ipynb #c020
 def _need(name):
     "A module that only exporting needs"
     try: return importlib.import_module(name)
@@ -66,7 +66,7 @@ def _trace(model):
                           dynamic_axes={**axes, 'x0': axes['x']}, opset_version=18, dynamo=False)
     return file.getvalue()
 
-# %% ../nbs/web.ipynb #c006
+# %% ../nbs/web.ipynb #c022
 def _store_in_half(graph):
     "Weights that lose nothing by it are stored in half precision; what computes with them still gets single"
     onnx, casts = _need('onnx'), []
@@ -81,7 +81,7 @@ def _store_in_half(graph):
     nodes = [*casts, *graph.node]
     del graph.node[:]; graph.node.extend(nodes)
 
-# %% ../nbs/web.ipynb #c007
+# %% ../nbs/web.ipynb #c024
 def _walks(schedule, counts):
     "For each number of steps the timesteps that `dpm_solver` visits, with their signal and noise"
     walks = {k: timesteps(schedule, k) for k in counts if k <= schedule.T}
@@ -110,7 +110,7 @@ def export_onnx(
     file.with_suffix('.json').write_text(json.dumps(facts, indent=1) + '\n', encoding='utf-8')
     return file
 
-# %% ../nbs/web.ipynb #c008
+# %% ../nbs/web.ipynb #c029
 def onnx_session(
     file, # From `export_onnx`
 ):  # An onnxruntime `InferenceSession` on one thread of the CPU
@@ -139,7 +139,7 @@ def verify_onnx(
             rows.append(dict(n=n, t=t, error=error))
     return rows
 
-# %% ../nbs/web.ipynb #c009
+# %% ../nbs/web.ipynb #c037
 def browser_noise(
     seed:int, # As on the page
     shape:tuple, # For example `(1, 3, 64, 64)`
@@ -154,7 +154,7 @@ def browser_noise(
     r, angle = np.sqrt(-2*np.log(1 - u[:, 0])), 2*np.pi*u[:, 1]
     return torch.from_numpy(np.stack([r*np.cos(angle), r*np.sin(angle)], 1).ravel()[:n].astype(np.float32)).reshape(shape)
 
-# %% ../nbs/web.ipynb #c010
+# %% ../nbs/web.ipynb #c048
 def _sheet(images, masks):
     "Cells in one row, and below each its nucleus in white, as one picture"
     nuclei = masks.expand(-1, 3, -1, -1).to(torch.uint8)*255
@@ -173,7 +173,7 @@ def browser_cells(
     titles = [dict(title=f'{c}, {how}', label=c) for how, group in (('painted', model.classes), ('drawn', drawn)) for c in group]
     return _sheet(images, nuclei), titles
 
-# %% ../nbs/web.ipynb #c011
+# %% ../nbs/web.ipynb #c049
 def write_browser_files(
     folder, # Where the pages look for them: `browser/model` beside them
     name:str='blood64-inpaint', # Shipped weights or a folder, of an `Inpainter` with classes

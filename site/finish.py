@@ -2,6 +2,7 @@
 import html, io, json, re, shutil, subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 from assets import here, modules
 
 def render(
@@ -108,7 +109,7 @@ def check_links(
         problems += [f'{name}: loads {l} from another host' for l in page.loads if re.match(r'(https?:)?//', l)]
         for link in page.links + page.loads:
             if re.match(r'[a-z]+:|//', link): continue
-            path, _, anchor = link.partition('#')
+            path, _, anchor = unquote(link).partition('#')
             path = path.split('?')[0] or name
             target = (docs/path/'index.html') if path.endswith('/') else docs/path
             if not target.exists(): dead.setdefault(link, []).append(name)

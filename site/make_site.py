@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """make_site.py [--assets]: the course as a static site in _docs/, from the notebooks with the outputs they hold, in pure Python (and npm's KaTeX).
 Nothing is run and nothing is fetched when a page is read. `--assets` makes only what the pages need beside them, which nbdev-docs with Quarto needs too."""
-import argparse, os, shutil, subprocess, sys, time
+import argparse, os, sys, time
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
@@ -23,8 +23,8 @@ def main():
     step('npm packages', assets.packages)
     step('assets', assets.make, root/'nbs')
     if only_assets: return
-    try: import smalldocs
-    except ImportError: sys.exit("The site needs smalldocs: pip install -e '.[site]' (make site does it)")
+    try: import smalldocs, yaml, fontTools
+    except ImportError as e: sys.exit(f"The site needs {e.name}: pip install -e '.[site]' with Python 3.11 or later (make site does it)")
     import finish, stage
     from nbdev.config import get_config
     proc, docs, cfg = root/'_proc', root/'_docs', get_config()

@@ -109,8 +109,9 @@ def smaller_pictures(text, proc):
     return re.sub(r'(!\[[^\]]*\]\()([\w/.-]+\.png)(\))', change, text)
 
 def plain_table(text):
-    "A pandas table in the site's own style"
+    "A pandas table, or what a terminal shows, in the site's own style"
     text = re.sub(r'<style scoped>.*?</style>', '', text, flags=re.S)
+    text = re.sub(r'<pre style="white-space:pre.*?</pre>', lambda m: re.sub(r'(text-decoration-)?color: #[0-9a-f]{6}(; )?', '', m[0]), text, flags=re.S)  # a terminal's colours
     return re.sub(r'<table border="1" class="dataframe">', '<table class="dataframe table table-sm">', text)
 
 # Cells

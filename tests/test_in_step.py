@@ -50,7 +50,8 @@ def test_version_in_one_place():
     assert f'## {cell_diffusion.__version__}' in (root/'CHANGELOG.md').read_text(), 'CHANGELOG.md has no entry for this version'
 
 def test_no_machine_paths():
-    files = [*chapters(), *(root/'cell_diffusion').glob('*.py'), *(root/'tools').glob('*.py'), *(root/'cell_diffusion').rglob('weights/**/*.json'), *root.glob('*.md'), *root.glob('*.toml'), *root.glob('*.ini')]
+    files = [*chapters(), *(root/'cell_diffusion').glob('*.py'), *(root/'tools').glob('*.py'), *(root/'cell_diffusion').rglob('weights/**/*.json'), *root.glob('*.md'), *root.glob('*.toml'), *root.glob('*.ini'),
+             *nbs.glob('*.qmd'), *(nbs/'browser').glob('*.js'), *(root/'site').glob('*.*'), *(root/'tests'/'site').glob('*.py')]
     machine = re.compile(r'(?<![\w.~:/-])/(?:home|Users|root|work|mnt|opt|srv)/\w+|site-packages|ipykernel_\d+')
     bad = {p.name: m[0] for p in files if (m := machine.search(_words(p)))}
     assert not bad, f'paths of one machine in {bad}'

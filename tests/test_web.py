@@ -1,15 +1,13 @@
 "Networks as ONNX: the same answers as PyTorch, a JSON file that a page can trust, cells to choose from, errors that are sentences"
 import hashlib, json, re, sys
 from pathlib import Path
-import numpy as np, pytest, torch
+import numpy as np, onnx, pytest, torch
 from PIL import Image
+from common import cells, nbs
 from cell_diffusion.conditioning import Guided
 from cell_diffusion.ddpm import *
 from cell_diffusion.inpainting import *
 from cell_diffusion.web import *
-
-onnx = pytest.importorskip('onnx', reason='needs the extra `web`')
-pytest.importorskip('onnxruntime', reason='needs onnxruntime')
 
 def tiny(kind=Denoiser, channels=3, **kwargs):
     "An untrained network that does not answer zero"
@@ -109,6 +107,10 @@ def test_noise_is_normal_and_seeded():
     assert z.dtype == torch.float32 and abs(z.mean()) < .03 and abs(z.std() - 1) < .03 and torch.equal(z, browser_noise(7, (1, 3, 64, 64)))
     assert abs(torch.corrcoef(torch.stack([z.flatten(), browser_noise(8, (12288,))]))[0, 1]) < .03 and z.abs().max() > 3
     assert np.allclose(browser_noise(7, (3,)), [.1420, .0582, -.8643], atol=1e-4) and browser_noise(2**32 + 7, (3,)).equal(browser_noise(7, (3,)))
+
+def test_the_chapter_shows_the_pages_own_sampler():
+    [shown] = [block for c in cells(nbs/'web.ipynb', 'markdown') for block in re.findall(r'```js\n(.*?)\n```', c.source, re.S)]
+    assert 'export async function sample' in shown and shown in (nbs/'browser'/'diffusion.js').read_text(encoding='utf-8')
 
 # errors
 
