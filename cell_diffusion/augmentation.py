@@ -505,14 +505,13 @@ def load_records(
     return dict(classes=study['classes'], truth=truth, fold=fold, records=records, predicted=predicted)
 
 # %% ../nbs/12_augmentation.ipynb #c073
-def _draws(study, draws, seed): # how often each cell and each seed counts, in each bootstrap draw; cells are drawn class by class, so that every draw has all fifteen anaphases' worth
-    rng, truth, tested = np.random.default_rng(seed), study['truth'], study['fold'] >= 0
-    groups = [np.flatnonzero((truth == k) & tested) for k in range(len(study['classes']))]
-    for _ in range(draws):
-        w = np.zeros(len(truth))
-        for g in groups:
-            if len(g): w[g] = rng.multinomial(len(g), np.full(len(g), 1/len(g)))
-        yield w, rng
+def _draws(study, draws, seed): # how often each tested cell counts, `(1 + draws, n)`; cells are drawn class by class, so that every draw has all fifteen anaphases' worth. First the cells as they are
+    rng, truth = np.random.default_rng(seed), study['truth'][study['fold'] >= 0]
+    w = np.ones((1 + draws, len(truth)), dtype=np.float32)
+    for k in np.unique(truth):
+        cells = np.flatnonzero(truth == k)
+        w[1:, cells] = rng.multinomial(len(cells), np.full(len(cells), 1/len(cells)), size=draws)
+    return w, rng.random((draws, 64))
 
 # %% ../nbs/12_augmentation.ipynb #c074
 def bootstrap(
@@ -521,16 +520,17 @@ def bootstrap(
     seed:int=0, # Their seed
 )->dict: # From an arm to its scores (as `class_scores`), each with a first axis: the study itself, then the draws
     "Scores of every arm, the mean over its seeds, on the cells as they are and on `draws` resamples of cells (the same for all arms) and seeds"
-    truth, tested, k = study['truth'], study['fold'] >= 0, len(study['classes'])
-    out = {arm: [] for arm in study['predicted']}
-    for w, rng in [(tested.astype(float), None), *_draws(study, draws, seed)]:
-        u = rng.random(64) if rng is not None else None
-        for arm, p in study['predicted'].items():
-            each = np.stack([confusion(truth[tested], row[tested], k, w[tested]) for row in p])
-            pick = np.arange(len(p)) if u is None else (u[:len(p)]*len(p)).astype(int)
-            wider = (len(p)/max(1, len(p) - 1))**.5 if u is not None else 1.      # a draw of few seeds varies less than new seeds would
-            out[arm].append({name: v.mean(0) + wider*(v[pick].mean(0) - v.mean(0)) for name, v in class_scores(each).items()})
-    return {arm: {name: np.stack([s[name] for s in scores]) for name in scores[0]} for arm, scores in out.items()}
+    tested, k, out = study['fold'] >= 0, len(study['classes']), {}
+    w, u = _draws(study, draws, seed)
+    for arm, p in study['predicted'].items():
+        pairs, n = study['truth'][tested]*k + p[:, tested], len(p)                  # truth and call as one number
+        counts = np.stack([w @ np.eye(k*k, dtype=np.float32)[row] for row in pairs], 1).reshape(len(w), n, k, k)
+        picked, wider = (u[:, :n]*n).astype(int), (n/max(1, n - 1))**.5             # a draw of few seeds varies less than new seeds would
+        out[arm] = {}
+        for name, v in class_scores(counts).items():
+            mean, again = v.mean(1), np.take_along_axis(v[1:], picked.reshape(picked.shape + (1,)*(v.ndim - 2)), 1).mean(1)
+            out[arm][name] = np.concatenate([mean[:1], mean[1:] + wider*(again - mean[1:])])
+    return out
 
 # %% ../nbs/12_augmentation.ipynb #c078
 def _middle(v): # the ends of the middle 95% of draws, and where all draws are equal
@@ -546,7 +546,7 @@ def _spans(scores, n): # from a measure to (value, low, high)
     out = {}
     for measure, v in scores.items():
         (low, high, stuck), sure = _middle(v), _certain(measure, v[0], n)
-        out[measure] = v[0], np.where(stuck, sure[0], low), np.where(stuck, sure[1], high)
+        out[measure] = v[0], *(np.clip(np.where(stuck, a, b), 0, 1) for a, b in ((sure[0], low), (sure[1], high)))
     return out
 
 def _gaps(a, b, n): # the same for the difference of two arms; where the draws of one do not differ, a recall gets Newcombe's interval
@@ -647,7 +647,7 @@ def write_results(
     for name, fig in (('scores', plot_scores(scores)), ('confusion', plot_confusion(study))): fig.savefig(folder/f'{name}.png', dpi=110); plt.close(fig)
     return '\n\n'.join(f'{m}\n{wide(scores, m).to_string()}' for m in ('accuracy', 'balanced accuracy', 'macro F1', 'precision', 'recall', 'f1'))
 
-# %% ../nbs/12_augmentation.ipynb #c106
+# %% ../nbs/12_augmentation.ipynb #c107
 def told_apart(
     real:np.ndarray, # Real cells, uint8 `(n, channel, size, size)`
     painted:np.ndarray, # Painted cells, or other real ones to see what chance gives, uint8 `(m, channel, size, size)`
@@ -665,7 +665,7 @@ def told_apart(
         shares.append(class_scores(confusion(y[held], guess, 2))['balanced accuracy'])
     return np.array(shares)
 
-# %% ../nbs/12_augmentation.ipynb #c130
+# %% ../nbs/12_augmentation.ipynb #c136
 def _save_image(path, image, notes): # PNG for one or three channels, else a TIFF with a page for each; both carry the notes
     if len(image) in (1, 3):
         info = PngImagePlugin.PngInfo()
@@ -675,7 +675,7 @@ def _save_image(path, image, notes): # PNG for one or three channels, else a TIF
         pages = [Image.fromarray(c) for c in image]
         pages[0].save(path, save_all=True, append_images=pages[1:], description=json.dumps(notes))
 
-# %% ../nbs/12_augmentation.ipynb #c131
+# %% ../nbs/12_augmentation.ipynb #c137
 def balance(
     folder, # A folder of class folders with your *training* cells only, or one of `sources`
     out, # Gets `<class>/synthetic-….png` and `manifest.csv`; must be new or empty, and not inside `folder`
@@ -710,7 +710,7 @@ def balance(
     x = decode(sample(model, label=names.tolist(), seed=seed, steps=steps, progress=progress)).numpy()
     return _write_synthetic(out, x, names, dict(generator=str(weights or f'trained on {cells.source} for {minutes} minutes'), seed=seed, size=cells.images.shape[-1]))
 
-# %% ../nbs/12_augmentation.ipynb #c132
+# %% ../nbs/12_augmentation.ipynb #c138
 def _write_synthetic(out, x, names, notes): # the images, then the manifest
     rows, suffix = [], 'png' if x.shape[1] in (1, 3) else 'tif'
     for i, (image, name) in enumerate(zip(x, names)):

@@ -1,4 +1,4 @@
-"""Two networks play against each other, one painting cells, the other looking for the fakes; the painter needs a single call for a cell, and we give it every advantage before we compare it with diffusion
+"""Two networks play against each other, one painting cells, the other looking for the fakes; the painter needs a single call for a cell; what that costs is seen beside a diffusion model with the same cells, the same seconds and the same judge
 
 Docs: https://cell-diffusion.github.io/cell_diffusion/gan.html.md"""
 
@@ -332,18 +332,19 @@ def gan_learner(
     return Learner(dls, gan, loss_func=games[game][0], opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=betas)), splitter=players,
                    cbs=[callback, GeneratorEMA(ema), TerminateOnNaNCallback(), *cbs])
 
-# %% ../nbs/11_gan.ipynb #c082
+# %% ../nbs/11_gan.ipynb #c084
 def _beside(paint, judge, real, labels, n, seed): # everything measured of one painter; `paint` takes classes and a seed
     order, n = torch.from_numpy(np.random.default_rng(seed).permutation(len(real))), min(n, len(real)//2)
     pick, rest = order[:n], order[n:2*n]        # whose classes are asked for, and who is compared with: two draws from the same mixture
-    fake, f = paint(labels[pick].tolist(), seed), look(judge, real)[0]
+    fake, (f, said) = paint(labels[pick].tolist(), seed), look(judge, real)
     wish = torch.arange(len(judge.classes)).repeat_interleave(-(-n//len(judge.classes)))
     started = time.perf_counter(); asked = paint(wish.tolist(), seed + 1); seconds = time.perf_counter() - started
     row = {k: v for k, v in compare(f[rest], look(judge, fake)[0]).items() if k in ('fd', 'kd', 'precision', 'recall')}
     row |= {f'{k}_floor': v for k, v in compare(f[rest], f[pick]).items() if k in row}
+    row['recognised_floor'] = recognised(said, labels, judge.classes)['share'][:-1].mean()      # real cells, classes equally often, as in `wish`
     return dict(recognised=(look(judge, asked)[1] == wish).float().mean().item(), **row, seconds_per_100=100*seconds/len(wish))
 
-# %% ../nbs/11_gan.ipynb #c083
+# %% ../nbs/11_gan.ipynb #c085
 def gan_beside_ddpm(
     data='simulated-jurkat', # A source or a folder, as `cell_dls` takes it
     minutes:float=2.5, # Time to train each network

@@ -206,7 +206,7 @@ def repaint_calls(
     "What RePaint costs: a call for every step down its walk"
     return sum(b < a for a, b in pairwise(jump_schedule(steps, jump, repeats)))
 
-# %% ../nbs/10_inpainting.ipynb #c046
+# %% ../nbs/10_inpainting.ipynb #c047
 def repaint(
     model:Filling, # A network bound to the pictures, see `Filling`
     x:torch.Tensor, # Noise `(batch, channel, height, width)`
@@ -234,7 +234,7 @@ def repaint(
 
 samplers['repaint'], repaint.calls = repaint, lambda steps, jump=5, repeats=5, **kw: repaint_calls(steps, jump, repeats)
 
-# %% ../nbs/10_inpainting.ipynb #c050
+# %% ../nbs/10_inpainting.ipynb #c051
 def hole_error(
     real:torch.Tensor, # Images in -1..1, `(n, channel, height, width)`
     filled:torch.Tensor, # Of the same shape
@@ -255,7 +255,7 @@ def seam_energy(
         total, pairs = total + ((x*127.5).diff(dim=dim)**2*border).sum((1, 2, 3)), pairs + border.sum((1, 2, 3))*x.shape[1]
     return total/pairs.clamp(min=1)
 
-# %% ../nbs/10_inpainting.ipynb #c053
+# %% ../nbs/10_inpainting.ipynb #c054
 class InpaintingCallback(DiffusionCallback):
     "Adds a fresh mask and the pixels around it to every training pair, and weighs the error inside and outside of the hole"
     name = 'diffusion'
@@ -285,7 +285,7 @@ def hole_mse(
     "Mean squared error in which every pixel has its own weight"
     return (weight*(pred - target)**2).mean()
 
-# %% ../nbs/10_inpainting.ipynb #c054
+# %% ../nbs/10_inpainting.ipynb #c055
 def inpainting_learner(
     dls, # From `cell_dls`
     objective:str='edm-mid', # One of `objectives`
@@ -299,7 +299,7 @@ def inpainting_learner(
     return diffusion_learner(dls, objective, classes, kind=Inpainter, unet=dict(channels=2*channels + 1, out_channels=channels),
                              pairs=partial(InpaintingCallback, outside=outside, shares=shares), loss_func=hole_mse, **kwargs)
 
-# %% ../nbs/10_inpainting.ipynb #c065
+# %% ../nbs/10_inpainting.ipynb #c066
 ablation_arms = {'v, outside 0.1': ('edm-mid', .1), 'v, outside 0': ('edm-mid', 0.), 'v, outside 1': ('edm-mid', 1.),
                  'ε same levels, outside 0.1': ('eps-mid', .1), 'ε cosine, outside 0.1': ('cosine', .1)}
 
@@ -339,7 +339,7 @@ def ablation_study(
             pd.DataFrame(rows).round(4).to_csv(path, index=False)
     return pd.DataFrame(rows)
 
-# %% ../nbs/10_inpainting.ipynb #c077
+# %% ../nbs/10_inpainting.ipynb #c078
 def mean_fill(
     images:torch.Tensor, # In -1..1, `(n, channel, height, width)`
     masks:torch.Tensor, # bool `(n, 1, height, width)`, or one for all
@@ -356,7 +356,7 @@ def biharmonic_fill(
     filled = [inpaint_biharmonic(x.permute(1, 2, 0).numpy(), m[0].numpy(), channel_axis=-1) for x, m in zip(images.double(), masks.expand(len(images), -1, -1, -1))]
     return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).float().clamp(-1, 1)
 
-# %% ../nbs/10_inpainting.ipynb #c079
+# %% ../nbs/10_inpainting.ipynb #c080
 def hole_scores(
     real:torch.Tensor, # Real cells `(n, channel, size, size)` in -1..1
     fills:torch.Tensor, # Several fills of each, `(k, n, channel, size, size)`
@@ -377,7 +377,7 @@ def hole_scores(
     error, features, seam, hit, deviation = (o.double() for o in (error, features, seam, hit, deviation))
     return pd.DataFrame(dict(error=error, features=features, seam=seam, recognised=hit, spread=deviation, recognised_real=(guess == labels).float()))
 
-# %% ../nbs/10_inpainting.ipynb #c081
+# %% ../nbs/10_inpainting.ipynb #c082
 def _fill_arm(arm, real, mask, label, seed, progress): # one fill of every cell by one arm of the study
     if callable(arm): return arm(real, mask)
     kwargs = dict(arm)
@@ -415,7 +415,7 @@ def inpainting_study(
             tables.append(scores.assign(arm=name, hole=hole, cell=there.numpy(), label=labels[there].numpy(), calls=arm_calls(arm), seconds=seconds))
     return pd.concat(tables, ignore_index=True)
 
-# %% ../nbs/10_inpainting.ipynb #c082
+# %% ../nbs/10_inpainting.ipynb #c083
 def study_table(
     study:pd.DataFrame, # From `inpainting_study`
     by=('arm',), # Columns that make a row
@@ -431,7 +431,7 @@ def study_table(
             rows.append(dict(zip(by, key), measure=k, mean=v.mean(), low=np.quantile(means, .025), high=np.quantile(means, .975), n=len(v), calls=d.calls.iloc[0], seconds=d.seconds.mean()))
     return pd.DataFrame(rows)
 
-# %% ../nbs/10_inpainting.ipynb #c086
+# %% ../nbs/10_inpainting.ipynb #c087
 class Untold(GetAttr):
     "An `Inpainter` that is told nothing about its picture: the same weights as a plain painter, so that methods can be compared with equal training"
     _default = 'model'
@@ -443,7 +443,7 @@ class Untold(GetAttr):
         "As in `Denoiser`"
         return self.model.x0(xt, t, label, clip)
 
-# %% ../nbs/10_inpainting.ipynb #c087
+# %% ../nbs/10_inpainting.ipynb #c088
 def study_arms(
     trained:Inpainter, # Knows classes
     free:Denoiser, # A network that was not trained for filling
@@ -464,7 +464,7 @@ def study_holes(
     "Three shapes that do not look at the cell, and two that do"
     return {**{k: random_masks(len(x), x.shape[-1], {k: 1}, seed) for k in ('box', 'brush', 'half')}, **{k: stained_masks(x, k) for k in ('nucleus', 'cell')}}
 
-# %% ../nbs/10_inpainting.ipynb #c089
+# %% ../nbs/10_inpainting.ipynb #c090
 def write_inpainting_study(
     out, # Folder for `inpainting.csv` and `inpainting.json`; arms that a table with the same settings has already are not filled again
     data='pbc', # A source or folder with real cells
@@ -494,7 +494,7 @@ def write_inpainting_study(
         pd.concat(done).to_csv(out/'inpainting.csv', index=False)
     return pd.concat(done, ignore_index=True)
 
-# %% ../nbs/10_inpainting.ipynb #c097
+# %% ../nbs/10_inpainting.ipynb #c098
 def read_pixels(
     image, # File name, PIL image, or array `(height, width)`, `(height, width, 1 to 4)` of uint8 or uint16
 )->np.ndarray: # The pixels as they are
@@ -524,7 +524,7 @@ def _pil_pixels(image):
     if im.mode not in ('L', 'LA', 'RGB', 'RGBA'): raise ValueError(f"Images of mode {im.mode} cannot be filled: convert to grey, RGB or RGBA.")
     return np.array(im)
 
-# %% ../nbs/10_inpainting.ipynb #c098
+# %% ../nbs/10_inpainting.ipynb #c099
 def read_mask(
     mask, # File name, PIL image or array; True, 1 or white is to be filled
     shape:tuple, # Height and width of the image
@@ -540,7 +540,7 @@ def read_mask(
     if not hole.any(): raise ValueError(f"{named} is empty: nothing is to be filled. Paint white (or 1) what is to be filled.")
     return hole
 
-# %% ../nbs/10_inpainting.ipynb #c100
+# %% ../nbs/10_inpainting.ipynb #c101
 def find_window(
     hole:np.ndarray, # bool `(height, width)`
     side:int=None, # Height and width of the window in pixels, at most twice the picture's longer side; by default all of a picture of up to 256 pixels, else 200 pixels as the cells were cut for training, or more for a large hole
@@ -561,7 +561,7 @@ def cut(
     ys, xs = (np.clip(np.arange(at, at + side), 0, length - 1) for at, length in zip((top, left), pixels.shape))
     return pixels[ys][:, xs]
 
-# %% ../nbs/10_inpainting.ipynb #c102
+# %% ../nbs/10_inpainting.ipynb #c103
 def _levels(known): # white: 255, or for 16 bits what the known pixels suggest, such as 4,095 for a camera of 12 bits; hidden ones are not looked at
     return 255 if known.dtype == np.uint8 else max(255, 2**int(known.max()).bit_length() - 1) if known.size else 65535
 
@@ -577,7 +577,7 @@ def _close_up(pixels, hole, size): # colours in -1..1 `(1, 3, size, size)` and h
     m = F.adaptive_max_pool2d(torch.from_numpy(hole)[None, None].float(), size) > 0
     return x.float().clamp(-1, 1).expand(-1, 3, -1, -1), m
 
-# %% ../nbs/10_inpainting.ipynb #c104
+# %% ../nbs/10_inpainting.ipynb #c105
 methods = dict(trained=dict(model='blood64-inpaint', steps=20), clamp=dict(model='blood64', steps=50), repaint=dict(model='blood64', sampler='repaint', steps=25))
 
 def inpaint(
@@ -608,7 +608,7 @@ def inpaint(
     fills = fill(net, x.repeat(n, 1, 1, 1), m, label, w, seed, progress=progress, **settings)
     return np.stack([_put_back(pixels, hole, place, f.permute(1, 2, 0).numpy(), top) for f in fills])
 
-# %% ../nbs/10_inpainting.ipynb #c105
+# %% ../nbs/10_inpainting.ipynb #c106
 def load_network(
     name, # Name of shipped weights, or a folder
 )->Denoiser: # An `Inpainter` if it was trained to fill holes

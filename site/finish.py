@@ -70,11 +70,13 @@ def cut_styles(docs):
 
 def cut_icons(docs):
     "Leave in the icon font only the icons that the style sheet still names"
+    import logging
     from fontTools import subset
     from fontTools.ttLib import TTFont
     folder = docs/'site_libs'/'bootstrap-icons'
     css = folder/'bootstrap-icons.min.css'
     used = {int(c, 16) for c in re.findall(r'content:\s*"\\(f[0-9a-f]+)"', css.read_text(encoding='utf-8') + (docs/'site_libs'/'smalldocs.css').read_text(encoding='utf-8'))}
+    logging.getLogger('fontTools').setLevel(logging.ERROR)
     font = TTFont(folder/'fonts'/'bootstrap-icons.woff')
     cutter = subset.Subsetter()
     cutter.populate(unicodes=used)

@@ -126,10 +126,11 @@ def options(source):
     return (opts if isinstance(opts, dict) else {}), '\n'.join(rest + lines[n:])
 
 def only_imports(code):
-    "Whether a cell does nothing but import"
-    try: tree = ast.parse(code).body
+    "Whether a cell does nothing but import, quietly or where it can"
+    try: tree = ast.parse(code)
     except SyntaxError: return False
-    return bool(tree) and all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in tree)
+    leaves = [n for n in ast.walk(tree) if isinstance(n, ast.stmt) and not isinstance(n, (ast.With, ast.Try))]
+    return bool(leaves) and all(isinstance(n, (ast.Import, ast.ImportFrom)) or ast.unparse(n).startswith('warnings.') for n in leaves)
 
 def _several(value, n):
     "An option for `n` pictures: a list, or one text for all"

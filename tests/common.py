@@ -6,7 +6,7 @@ from run_notebooks import chapters, flagged
 
 root = Path(__file__).resolve().parent.parent
 nbs = root/'nbs'
-left_out = shutil.ignore_patterns('.git', '.venv', 'venv', '*.egg-info', 'course', 'runs', 'build', 'dist', '__pycache__', '.pytest_cache', '_proc', '_docs', '.ipynb_checkpoints', 'node_modules')
+left_out = shutil.ignore_patterns('.git', '.venv', 'venv', '*.egg-info', 'course', 'runs', 'build', 'dist', '__pycache__', '.pytest_cache', '_proc', '_docs', '_docs_screenshots', '.ipynb_checkpoints', 'node_modules', 'katex', 'ort')
 
 def copy_project(to):
     "A copy of the project without what is made from it; symlinks stay symlinks"

@@ -213,11 +213,25 @@ def test_study_resumes_and_refuses(tmp_path, monkeypatch):
     assert b.model.tolist() == ['GAN', 'DDPM'] and np.isclose(b.fd[1], a.fd[1], rtol=1e-3)
     with pytest.raises(ValueError, match='other settings'): gan_beside_ddpm(**{**args, 'n': 21})
 
+def test_yardstick_counts_classes_alike(monkeypatch):
+    "A judge that calls everything `a` names a third of the phases, however frequent `a` is"
+    labels = torch.arange(3).repeat_interleave(torch.tensor([80, 30, 10]))
+    monkeypatch.setattr(gan, 'look', lambda judge, x: (x.flatten(1), torch.zeros(len(x), dtype=torch.long)))
+    monkeypatch.setattr(gan, 'compare', lambda a, b: {})
+    row = gan._beside(lambda y, seed: torch.tensor(y).float()[:, None, None, None], SimpleNamespace(classes='abc'), labels.float()[:, None, None, None], labels, 60, 0)
+    assert np.isclose(row['recognised_floor'], 1/3) and np.isclose(row['recognised'], 1/3)
+
+def test_shipped_race_was_run_against_all_phases():
+    "Two heaps of real cells of one mixture are near: a reference that lacks classes is not"
+    race, floors = pd.read_csv(gan.weights_folder/'gan.csv'), {'fd', 'kd', 'precision', 'recall', 'recognised'}
+    assert race.groupby('model').seed.apply(sorted).to_dict() == dict(GAN=[0, 1, 2], DDPM=[0, 1, 2]) and {f'{k}_floor' for k in floors} <= set(race)
+    assert (race.kd_floor.abs() < .01).all() and (race.fd_floor < 1).all() and (race.fd > 3*race.fd_floor).all()
+
 def test_reference_has_the_mixture_that_was_asked_for(monkeypatch):
     "Test cells come class by class; what is painted and what it is compared with must both be drawn from all of them"
     labels, seen = torch.arange(3).repeat_interleave(torch.tensor([80, 30, 10])), []
     monkeypatch.setattr(gan, 'look', lambda judge, x: (x.flatten(1), x.flatten(1)[:, 0].long()))
     monkeypatch.setattr(gan, 'compare', lambda a, b: seen.append([o.long().flatten().bincount(minlength=3) for o in (a, b)]) or {})
-    gan._beside(lambda y, seed: torch.tensor(y).float()[:, None, None, None], SimpleNamespace(classes='abc'), labels.float()[:, None, None, None], labels, 60, 0)
-    assert len(seen) == 2
+    row = gan._beside(lambda y, seed: torch.tensor(y).float()[:, None, None, None], SimpleNamespace(classes='abc'), labels.float()[:, None, None, None], labels, 60, 0)
+    assert len(seen) == 2 and row['recognised'] == row['recognised_floor'] == 1
     for a, b in seen: assert a.sum() == b.sum() == 60 and (a > 0).all() and (a - b).abs().max() <= 12

@@ -97,6 +97,7 @@ def test_sliders_get_captions(tmp_path):
 
 def test_imports_are_folded(tmp_path):
     assert stage.only_imports('import a\nfrom b import c') and not stage.only_imports('import a\nx = 1') and not stage.only_imports('%magic')
+    assert stage.only_imports('import warnings\nwith warnings.catch_warnings():\n    warnings.simplefilter("ignore")\n    import a')
     assert '#| code-fold: true' in page(tmp_path, 'import torch')[0]['cells'][0]['source']
 
 def test_large_pictures_are_made_small(tmp_path):

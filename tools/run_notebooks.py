@@ -55,7 +55,7 @@ def tidy(nb):
         cell.outputs = keep
     return nb
 
-def _smaller(png, limit=40_000):
+def _smaller(png, limit=20_000):
     "A large picture with 256 colours of its own choice: a third of the size, and the eye sees no difference"
     raw = base64.b64decode(png)
     if len(raw) < limit: return png

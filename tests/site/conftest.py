@@ -27,7 +27,7 @@ def browser():
     found = os.environ.get('CELL_DIFFUSION_CHROMIUM') or next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
     if not found: pytest.fail('There is no Chromium on the PATH: install it (Debian: apt-get install chromium), or name one in CELL_DIFFUSION_CHROMIUM', pytrace=False)
     with sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=found, args=['--no-sandbox'])
+        chromium = p.chromium.launch(executable_path=found, args=['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'])
         yield chromium
         chromium.close()
 

@@ -55,6 +55,27 @@ def test_dark_mode_is_remembered(page, site_url):
     visit(page, site_url, 'schedules')
     assert max(paper()) < 60
 
+contrasts = '''() => {
+  const numbers = (c) => c.match(/[\\d.]+/g).map(Number);
+  const light = (c) => { const [r, g, b] = numbers(c).slice(0, 3).map((v) => (v /= 255) <= .03928 ? v/12.92 : ((v + .055)/1.055)**2.4); return .2126*r + .7152*g + .0722*b; };
+  const paper = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor; if ((numbers(c)[3] ?? 1) === 1) return c; } return "rgb(255, 255, 255)"; };
+  const seen = {};
+  for (const e of document.querySelectorAll("pre.sourceCode span[class]")) {
+    if (e.className in seen) continue;
+    const [a, b] = [light(getComputedStyle(e).color), light(paper(e))];
+    seen[e.className] = (Math.max(a, b) + .05)/(Math.min(a, b) + .05);
+  }
+  return seen;
+}'''
+
+def test_colours_of_code(page, site_url):
+    "Every kind of word in code stands out from its ground, in light and in dark"
+    visit(page, site_url, 'unet')
+    for theme in 'light', 'dark':
+        found = page.evaluate(contrasts)
+        assert len(found) > 5 and not (faint := {k: round(v, 1) for k, v in found.items() if v < 4.5}), f'{theme}: {faint}'
+        page.click('.quarto-color-scheme-toggle'); page.wait_for_timeout(200)
+
 def test_the_system_chooses_dark(browser, site_url):
     context = browser.new_context(color_scheme='dark')
     page = context.new_page()
