@@ -1,5 +1,5 @@
 "Files that the pages need beside them and git does not hold: npm's packages, KaTeX, onnxruntime-web and the exported network"
-import hashlib, json, shutil, subprocess, sys
+import hashlib, importlib.util, shutil, subprocess, sys
 from pathlib import Path
 
 here = Path(__file__).resolve().parent
@@ -26,14 +26,22 @@ def copy(source, target):
 def export(model):
     "The network of the two browser pages as ONNX, written anew when its code or its weights have changed"
     package = here.parent/'cell_diffusion'
-    sources = [*(package/f'{m}.py' for m in ('web', 'inpainting', 'ddpm', 'unet')), *sorted((package/'weights'/network).iterdir())]
+    sources = [*sorted(package.glob('*.py')), *sorted((package/'weights'/network).iterdir())]
     now = hashlib.sha256(b''.join(s.read_bytes() for s in sources)).hexdigest()
     stamp = model/'.sources-sha256'
-    if stamp.is_file() and stamp.read_text() == now: return
+    if stamp.is_file() and stamp.read_text() == now and any(model.glob('*.onnx')): return
     code = f'from cell_diffusion.web import write_browser_files as w; w({str(model)!r}, {network!r})'
     done = subprocess.run([sys.executable, '-c', code], cwd=here.parent, capture_output=True, text=True)
     if done.returncode: sys.exit(f"The network could not be exported (it needs the extra `web`: pip install -e '.[site,web]'):\n{done.stderr[-2000:]}")
     stamp.write_text(now)
+
+def licences(folder):
+    "The licences of what the pages ship, as text: `licences.qmd` links to them"
+    ours = {'katex': modules/'katex'/'LICENSE'}
+    for package, files in dict(onnxruntime=('LICENSE', 'ThirdPartyNotices.txt'), smalldocs=[f'assets/vendor/{v}/LICENSE' for v in ('bootstrap', 'bootstrap-icons', 'bootswatch', 'fuse')]).items():
+        root = Path(importlib.util.find_spec(package).origin).parent
+        for f in files: ours['-'.join([package, *Path(f).with_suffix('').parts[-2:]]).lower() if package == 'smalldocs' else f'{package}-{Path(f).stem.lower()}'] = root/f
+    for name, file in ours.items(): copy(file, folder/f'{name}.txt')
 
 def make(nbs):
     "Bring the assets into `nbs`, where both builders find them"
@@ -41,3 +49,4 @@ def make(nbs):
     katex = modules/'katex'/'dist'
     for f in [katex/'katex.min.css', katex/'katex.min.js', *sorted((katex/'fonts').glob('*.woff2'))]: copy(f, nbs/'katex'/f.relative_to(katex))
     export(nbs/'browser'/'model')
+    licences(nbs/'licences')

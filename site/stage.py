@@ -1,12 +1,13 @@
 """From notebooks to pages: nbdev's own processing, then what the Python renderer smalldocs leaves open.
 Reads nbs/, writes _proc/ (the folder that nbdev-docs uses too), ready for smalldocs."""
-import ast, base64, html, importlib, io, json, os, re, shutil
+import ast, base64, html, importlib, inspect, io, json, os, re, shutil
 from pathlib import Path
 import yaml
 from PIL import Image
 from refs import Labels, labels_in, outside_code
 
 image_types = 'image/png', 'image/jpeg'
+root = Path(__file__).resolve().parent.parent
 
 # nbdev's part
 
@@ -26,7 +27,7 @@ def _docs_class():
         def cell(self, cell):
             if not P._is_showdoc(cell): return
             found = re.search(r'^show_doc\(([\w.]+)', cell.source, re.M)[1]
-            told = show_doc(eval(found, self.names))._repr_markdown_().replace('#LNone', f"#L{self.lines.get(found, 1)}")
+            told = plain(show_doc(eval(found, self.names))._repr_markdown_(), eval(found, self.names)).replace('#LNone', f"#L{self.lines.get(found, 1)}")
             cell.outputs = [dict(output_type='display_data', metadata={}, data={'text/markdown': f'::: {{.api-entry}}\n{told}\n:::'})]
 
     def rm_hidden(cell):
@@ -37,6 +38,14 @@ def _docs_class():
         swap = dict(exec_show_docs=FromPackage, rm_export=rm_hidden)
         def base_procs(self): return [self.swap.get(p.__name__, p) for p in super().base_procs() if p.__name__ not in ('mv_exports', 'add_fold')]
     return Docs
+
+def plain(text, of):
+    "The reference of a function or class without the addresses of typer's options and without the folder of this checkout"
+    options = [p.default for p in inspect.signature(of).parameters.values() if hasattr(p.default, 'help')] if callable(of) else []
+    for o in options:
+        default = '…' if o.default is ... else repr(o.default)
+        for name in (repr(o), html.escape(repr(o))): text = text.replace(name, default, 1).replace(name, f'{default}: {o.help}' if o.help else default)
+    return text.replace(f'{root}/', '')
 
 def process(
     nbs,  # The folder of the notebooks

@@ -11,6 +11,8 @@ export async function fetchFrom(path, what) {
 
 export const describe = async () => (await fetchFrom(model, 'The description of the network')).json();
 
+const aborted = () => Object.assign(Error('Cancelled.'), { name: 'AbortError' });
+
 // The network, in a worker that is started when it is first needed
 export class Engine {
   constructor(about) { this.about = about; }
@@ -21,12 +23,20 @@ export class Engine {
     this.worker.onerror = event => { event.preventDefault?.(); this.hear({ type: 'error', message: `The network could not be started in this browser. ${event.message ?? ''}` }); };
   }
 
-  send(job, watch) { return new Promise((resolve, reject) => { this.job = { resolve, reject, watch }; this.worker.postMessage(job); }); }
+  send(job, watch) {
+    return new Promise((resolve, reject) => {
+      if (this.stopped) throw aborted();                                         // Cancel came between two jobs
+      this.job = { resolve, reject, watch };
+      this.worker.postMessage(job);
+    });
+  }
 
   hear({ type, ...data }) {
     if (type === 'step' || type === 'loading') this.job?.watch?.(data);
-    else if (type === 'error') this.job?.reject(Object.assign(Error(data.message), { name: data.name ?? 'Error' }));
-    else this.job?.resolve(data);
+    else if (type === 'error') {
+      if (data.name !== 'AbortError') this.ready = null;                         // the session may be broken: begin with a new worker
+      this.job?.reject(Object.assign(Error(data.message), { name: data.name ?? 'Error' }));
+    } else this.job?.resolve(data);
   }
 
   // Fetches runtime and network; `watch` hears `{share}`, 0..1. Does nothing the second time.
@@ -40,7 +50,12 @@ export class Engine {
   // Samples; `watch` hears `{step, steps, xt, x0}`. Resolves to `{x0, seconds}`. See `run` in worker.js for a job.
   run(job, watch) { return this.send({ type: 'run', ...job }, watch); }
 
-  cancel() { this.worker?.postMessage({ type: 'cancel' }); }
+  // Ends what goes on; while the network is being fetched by ending the worker
+  cancel() {
+    this.stopped = true;
+    if (this.ready) this.worker.postMessage({ type: 'cancel' });
+    else { this.worker?.terminate(); this.job?.reject(aborted()); }
+  }
 }
 
 // The settings of a run, the button that starts it, and what is said while it goes on
@@ -74,6 +89,7 @@ export function wire(root, engine, work) {
     fail('');
     if (!seed.reportValidity()) return;
     busy(true); tell(0, '');
+    engine.stopped = false;
     try {
       if (!engine.ready) say(`Loading the network, ${((engine.about.bytes + runtimeBytes)/1e6).toFixed(0)} MB. This is needed once.`);
       await engine.load(({ share }) => tell(share, `${Math.round(100*share)} %`));

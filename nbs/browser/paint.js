@@ -4,7 +4,7 @@ import { HoleCanvas } from './canvas.js';
 import { noise } from './diffusion.js';
 import { findWindow, closeUp, putBack, toPixels } from './picture.js';
 
-const root = document.getElementById('paint-a-cell'), $ = s => root.querySelector(s), megapixels = 24;
+const root = document.getElementById('paint-a-cell'), $ = s => root.querySelector(s), megapixels = 12;
 
 const page = (about, cells) => `
   <section class="cd-all" aria-labelledby="cd-1"><h2 id="cd-1"><b>1</b> Choose a cell</h2>
@@ -69,13 +69,17 @@ async function begin() {
   }
 
   async function open(file) {
+    const outline = new Image(), address = URL.createObjectURL(file);              // knows the size without decoding the pixels
     let bitmap;
-    try { bitmap = await createImageBitmap(file, { imageOrientation: 'from-image', colorSpaceConversion: 'none' }); }
-    catch { fail(`${file.name} cannot be read as a picture by this browser. PNG and JPEG always work.`); return; }
+    try {
+      await new Promise((resolve, reject) => { Object.assign(outline, { onload: resolve, onerror: reject, src: address }); });
+      const size = Math.round(outline.naturalWidth*outline.naturalHeight/1e6);
+      if (size > megapixels) { fail(`${file.name} has ${size} megapixels, and ${megapixels} is the most that fits here: cut out the part with the cell first.`); return; }
+      bitmap = await createImageBitmap(file, { imageOrientation: 'from-image', colorSpaceConversion: 'none' });
+    } catch { fail(`${file.name} cannot be read as a picture by this browser. PNG and JPEG always work.`); return; } finally { URL.revokeObjectURL(address); }
     const { width: w, height: h } = bitmap;
-    if (w*h > megapixels*1e6) { fail(`${file.name} has ${Math.round(w*h/1e6)} megapixels, and ${megapixels} is the most that fits here: cut out the part with the cell first.`); return; }
     const context = Object.assign(document.createElement('canvas'), { width: w, height: h }).getContext('2d');
-    context.fillStyle = 'white'; context.fillRect(0, 0, w, h); context.drawImage(bitmap, 0, 0);
+    context.fillStyle = 'white'; context.fillRect(0, 0, w, h); context.drawImage(bitmap, 0, 0); bitmap.close();
     root.querySelectorAll('[name=cell]').forEach(c => { c.checked = false; });
     nucleus = null;
     take(context.getImageData(0, 0, w, h), `${file.name}, ${w} × ${h} pixels`);
@@ -120,15 +124,22 @@ async function begin() {
   }
 
   function inHole(x) {                                                           // what the network works on, in its place in the picture
-    const { pixels, hole, window: { top, left, side } } = result, layer = Object.assign(document.createElement('canvas'), { width: pixels.width, height: pixels.height }), pen = layer.getContext('2d');
-    result.cover ??= canvasOf(new ImageData(Uint8ClampedArray.from({ length: 4*hole.length }, (_, i) => i%4 === 3 ? 255*hole[i >> 2] : 0), pixels.width, pixels.height));
-    pen.drawImage(canvasOf(toPixels(x, about.size)), left, top, side, side);
-    pen.globalCompositeOperation = 'destination-in'; pen.drawImage(result.cover, 0, 0);
-    draw(canvasOf(pixels), 'A fill that forms out of noise'); draw(layer, 'A fill that forms out of noise');
+    const { pixels, hole, window: { top, left, side } } = result, { width, height } = pixels;
+    if (!result.cover) {                                                         // three canvases of full size for a run, none for a step
+      const cover = new ImageData(width, height);
+      hole.forEach((v, i) => { cover.data[4*i + 3] = 255*v; });
+      Object.assign(result, { cover: canvasOf(cover), before: canvasOf(pixels), layer: Object.assign(document.createElement('canvas'), { width, height }) });
+    }
+    const { cover, before, layer } = result, pen = layer.getContext('2d');
+    pen.globalCompositeOperation = 'source-over'; pen.clearRect(0, 0, width, height); pen.drawImage(canvasOf(toPixels(x, about.size)), left, top, side, side);
+    pen.globalCompositeOperation = 'destination-in'; pen.drawImage(cover, 0, 0);
+    draw(before, 'A fill that forms out of noise'); draw(layer, 'A fill that forms out of noise');
   }
 
   function add(one, k) {
-    const label = document.createElement('label'), small = canvasOf(one.filled);
+    const label = document.createElement('label'), small = document.createElement('canvas'), { width, height } = one.filled, scale = Math.min(1, 144/Math.min(width, height));
+    Object.assign(small, { width: Math.ceil(scale*width), height: Math.ceil(scale*height) });
+    small.getContext('2d').drawImage(canvasOf(one.filled), 0, 0, small.width, small.height);
     result.fills.push(one);
     label.innerHTML = `<input type="radio" name="fill" value="${k}" aria-label="Fill ${k + 1}">`;
     label.append(small, `fill ${k + 1}`);

@@ -1,6 +1,7 @@
 "What one does on the site: search, sliders, dark mode, menus, all of it by key and by mouse"
+import re
 import pytest
-from conftest import docs
+from conftest import docs, root
 
 def visit(page, site_url, name): page.goto(f'{site_url}{name}.html', wait_until='networkidle')
 
@@ -127,3 +128,15 @@ def test_works_without_scripts(browser, site_url):
     assert page.locator('.katex').count() > 20 and page.locator('.equation').count() >= 1
     assert page.locator('main img').count() > 10
     context.close()
+
+def test_no_page_tells_of_the_machine_or_of_work_to_do():
+    "No folder of this checkout, no address in memory, no placeholder, no Markdown that nobody read"
+    for path in sorted(docs.glob('*.html')):
+        text = path.read_text(encoding='utf-8')
+        words = re.sub(r'<(script|style|pre|code)\b.*?</\1>|<[^>]+>', ' ', text, flags=re.S)
+        assert str(root) not in text and ' object at 0x' not in text, path.name
+        assert not (found := re.findall(r'\b[A-Z]{3,}TEXT\b|\]\([\w./#-]+\)|\b\w+\.qmd\b', words)), f'{path.name}: {found}'
+
+def test_licences_are_there():
+    for name in ('katex', 'onnxruntime-license', 'onnxruntime-thirdpartynotices', 'smalldocs-bootstrap-license', 'smalldocs-fuse-license'):
+        assert (docs/'licences'/f'{name}.txt').stat().st_size > 500, name

@@ -107,9 +107,12 @@ def test_a_picture_of_ones_own_and_its_file(page, site_url, tmp_path):
     saved = Image.open(waiting.value.path()); saved.load()
     assert saved.size == (420, 301) and saved.text['synthetic'] == 'True' and saved.text['label'] == 'monocyte'
     assert np.array_equal(np.array(saved.convert('RGB')), pixels(page, '.cd-shown')[..., :3])
+    Image.new('1', (5000, 2600)).save(tmp_path/'large.png')
+    page.set_input_files('[name=file]', tmp_path/'large.png')
+    page.wait_for_selector('.cd-error:visible'); assert 'large.png has 13 megapixels, and 12 is the most' in page.inner_text('.cd-error') and pixels(page, '.cd-picture').shape == (301, 420, 4)
     (tmp_path/'text.png').write_text('no picture')
     page.set_input_files('[name=file]', tmp_path/'text.png')
-    page.wait_for_selector('.cd-error:visible'); assert 'cannot be read as a picture' in page.inner_text('.cd-error')
+    page.wait_for_selector('.cd-error:has-text("text.png"):visible'); assert 'cannot be read as a picture' in page.inner_text('.cd-error')
 
 def test_nothing_hidden_and_cancel(page, site_url):
     visit(page, site_url, 'paint')
@@ -122,6 +125,39 @@ def test_nothing_hidden_and_cancel(page, site_url):
     page.wait_for_function("document.querySelector('.cd-progress span').textContent.startsWith('step 2')", timeout=minute)
     page.check('[name=cell][value="2"]', force=True)                              # and another cell ends it
     assert done(page).startswith('Cancelled') and page.is_visible('.cd-empty') and not hole(page).any()
+
+def test_cancel_while_the_network_is_fetched(page, site_url):
+    held = []
+    page.route('**/blood64-inpaint.onnx', lambda r: held.append(r))                            # as slow as a network can be
+    visit(page, site_url, 'paint')
+    def fetching():
+        n = len(held)
+        page.click('[name=all]'); choose(page, 1); page.click('[name=go]')
+        while len(held) == n: page.wait_for_timeout(50)
+    def nothing_painted(): return page.is_visible('.cd-empty') and not page.is_visible('.cd-result') and page.is_enabled('[name=go]')
+    fetching(); page.click('[name=cancel]')
+    assert done(page).startswith('Cancelled') and nothing_painted()
+    fetching(); page.check('[name=cell][value="2"]', force=True)                  # another cell ends it too
+    assert done(page).startswith('Cancelled') and nothing_painted() and not hole(page).any()
+    page.unroute('**/blood64-inpaint.onnx')
+    for r in held:
+        try: r.continue_()                                                        # what was asked for arrives after all
+        except Exception: pass                                                    # unless the browser has given it up
+    page.wait_for_timeout(1000)
+    assert nothing_painted() and page.inner_text('.cd-status').startswith('Cancelled')
+    page.click('[name=middle]')
+    assert 'Done: 1 fill' in go(page)
+    only_the_hole_changed(page)
+    page.focus('[name=step]'); page.keyboard.press('Home')
+    m, noisy = hole(page), pixels(page, '.cd-shown')
+    assert np.array_equal(noisy[~m], pixels(page, '.cd-picture')[~m]) and noisy[m].std() > 60
+
+def test_a_broken_session_is_replaced(page, site_url):
+    broken = "session = { run() { throw RangeError('Out of memory'); } }; tell('ready'"
+    page.route('**/worker.js', lambda r: r.fulfill(content_type='text/javascript', body=r.fetch().text().replace("tell('ready'", broken)), times=1)
+    visit(page, site_url, 'paint'); choose(page, 1); page.click('[name=all]'); page.click('[name=go]')
+    page.wait_for_selector('.cd-error:visible', timeout=minute); assert 'not enough memory' in page.inner_text('.cd-error')
+    assert 'Done: 1 fill' in go(page)
 
 def test_cells_grow(page, site_url):
     visit(page, site_url, 'grow')
