@@ -612,7 +612,7 @@ def plot_scores(
         for i, arm in enumerate(names):
             r = scores[(scores.arm == arm) & (scores.measure == measure)].set_index('cls').loc[classes]
             y = np.arange(len(classes)) + .8*((i + .5)/len(names) - .5)
-            ax.errorbar(r.value, y, xerr=[(r.value - r.low).clip(lower=0), (r.high - r.value).clip(lower=0)], fmt='o', ms=3, lw=1, color=sns.color_palette('tab20')[(list(arms).index(arm) if arm in arms else i) % 20], label=arm)
+            ax.errorbar(r.value, y, xerr=[(r.value - r.low).clip(lower=0), (r.high - r.value).clip(lower=0)], fmt='o', ms=3, lw=1, color=f'C{i}', label=arm)
         ax.set(xlabel=measure, yticks=range(len(classes)), yticklabels=classes); ax.grid(axis='x', alpha=.4)
         if scores.low.min() < 0: ax.axvline(0, color='k', lw=.8)
         for y in range(1, len(classes)): ax.axhline(y - .5, color='.85', lw=.6)
