@@ -1,5 +1,5 @@
 "Files that the pages need beside them and git does not hold: npm's packages, KaTeX, onnxruntime-web and the exported network"
-import hashlib, importlib.util, shutil, subprocess, sys
+import hashlib, importlib.metadata, importlib.util, shutil, subprocess, sys
 from pathlib import Path
 
 here = Path(__file__).resolve().parent
@@ -37,11 +37,11 @@ def export(model):
 
 def licences(folder):
     "The licences of what the pages ship, as text: `licences.qmd` links to them"
-    ours = {'katex': modules/'katex'/'LICENSE'}
-    for package, files in dict(onnxruntime=('LICENSE', 'ThirdPartyNotices.txt'), smalldocs=[f'assets/vendor/{v}/LICENSE' for v in ('bootstrap', 'bootstrap-icons', 'bootswatch', 'fuse')]).items():
-        root = Path(importlib.util.find_spec(package).origin).parent
-        for f in files: ours['-'.join([package, *Path(f).with_suffix('').parts[-2:]]).lower() if package == 'smalldocs' else f'{package}-{Path(f).stem.lower()}'] = root/f
-    for name, file in ours.items(): copy(file, folder/f'{name}.txt')
+    of = lambda package: Path(importlib.util.find_spec(package).origin).parent
+    files = {'katex': modules/'katex'/'LICENSE', 'onnxruntime': of('onnxruntime')/'LICENSE', 'onnxruntime-notices': of('onnxruntime')/'ThirdPartyNotices.txt',
+             **{name: of('smalldocs')/'assets'/'vendor'/name/'LICENSE' for name in ('bootstrap', 'bootstrap-icons', 'bootswatch', 'fuse')}}
+    for name, file in files.items(): copy(file, folder/f'{name}.txt')
+    (folder/'smalldocs.txt').write_text(next(f for f in importlib.metadata.files('smalldocs') if f.name == 'LICENSE' and 'vendor' not in f.parts).read_text(encoding='utf-8'), encoding='utf-8')
 
 def make(nbs):
     "Bring the assets into `nbs`, where both builders find them"

@@ -138,5 +138,5 @@ def test_no_page_tells_of_the_machine_or_of_work_to_do():
         assert not (found := re.findall(r'\b[A-Z]{3,}TEXT\b|\]\([\w./#-]+\)|\b\w+\.qmd\b', words)), f'{path.name}: {found}'
 
 def test_licences_are_there():
-    for name in ('katex', 'onnxruntime-license', 'onnxruntime-thirdpartynotices', 'smalldocs-bootstrap-license', 'smalldocs-fuse-license'):
+    for name in ('katex', 'onnxruntime', 'onnxruntime-notices', 'bootstrap', 'bootstrap-icons', 'bootswatch', 'fuse', 'smalldocs'):
         assert (docs/'licences'/f'{name}.txt').stat().st_size > 500, name
