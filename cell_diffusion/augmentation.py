@@ -647,7 +647,7 @@ def write_results(
     for name, fig in (('scores', plot_scores(scores)), ('confusion', plot_confusion(study))): fig.savefig(folder/f'{name}.png', dpi=110); plt.close(fig)
     return '\n\n'.join(f'{m}\n{wide(scores, m).to_string()}' for m in ('accuracy', 'balanced accuracy', 'macro F1', 'precision', 'recall', 'f1'))
 
-# %% ../nbs/12_augmentation.ipynb #c107
+# %% ../nbs/12_augmentation.ipynb #c109
 def told_apart(
     real:np.ndarray, # Real cells, uint8 `(n, channel, size, size)`
     painted:np.ndarray, # Painted cells, or other real ones to see what chance gives, uint8 `(m, channel, size, size)`
@@ -665,7 +665,7 @@ def told_apart(
         shares.append(class_scores(confusion(y[held], guess, 2))['balanced accuracy'])
     return np.array(shares)
 
-# %% ../nbs/12_augmentation.ipynb #c136
+# %% ../nbs/12_augmentation.ipynb #c138
 def _save_image(path, image, notes): # PNG for one or three channels, else a TIFF with a page for each; both carry the notes
     if len(image) in (1, 3):
         info = PngImagePlugin.PngInfo()
@@ -675,7 +675,7 @@ def _save_image(path, image, notes): # PNG for one or three channels, else a TIF
         pages = [Image.fromarray(c) for c in image]
         pages[0].save(path, save_all=True, append_images=pages[1:], description=json.dumps(notes))
 
-# %% ../nbs/12_augmentation.ipynb #c137
+# %% ../nbs/12_augmentation.ipynb #c139
 def balance(
     folder, # A folder of class folders with your *training* cells only, or one of `sources`
     out, # Gets `<class>/synthetic-….png` and `manifest.csv`; must be new or empty, and not inside `folder`
@@ -710,7 +710,7 @@ def balance(
     x = decode(sample(model, label=names.tolist(), seed=seed, steps=steps, progress=progress)).numpy()
     return _write_synthetic(out, x, names, dict(generator=str(weights or f'trained on {cells.source} for {minutes} minutes'), seed=seed, size=cells.images.shape[-1]))
 
-# %% ../nbs/12_augmentation.ipynb #c138
+# %% ../nbs/12_augmentation.ipynb #c140
 def _write_synthetic(out, x, names, notes): # the images, then the manifest
     rows, suffix = [], 'png' if x.shape[1] in (1, 3) else 'tif'
     for i, (image, name) in enumerate(zip(x, names)):
