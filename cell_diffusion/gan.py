@@ -332,7 +332,7 @@ def gan_learner(
     return Learner(dls, gan, loss_func=games[game][0], opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=betas)), splitter=players,
                    cbs=[callback, GeneratorEMA(ema), TerminateOnNaNCallback(), *cbs])
 
-# %% ../nbs/11_gan.ipynb #c084
+# %% ../nbs/11_gan.ipynb #c086
 def _beside(paint, judge, real, labels, n, seed): # everything measured of one painter; `paint` takes classes and a seed
     order, n = torch.from_numpy(np.random.default_rng(seed).permutation(len(real))), min(n, len(real)//2)
     pick, rest = order[:n], order[n:2*n]        # whose classes are asked for, and who is compared with: two draws from the same mixture
@@ -344,7 +344,7 @@ def _beside(paint, judge, real, labels, n, seed): # everything measured of one p
     row['recognised_floor'] = recognised(said, labels, judge.classes)['share'][:-1].mean()      # real cells, classes equally often, as in `wish`
     return dict(recognised=(look(judge, asked)[1] == wish).float().mean().item(), **row, seconds_per_100=100*seconds/len(wish))
 
-# %% ../nbs/11_gan.ipynb #c085
+# %% ../nbs/11_gan.ipynb #c087
 def gan_beside_ddpm(
     data='simulated-jurkat', # A source or a folder, as `cell_dls` takes it
     minutes:float=2.5, # Time to train each network
