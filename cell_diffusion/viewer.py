@@ -1,4 +1,4 @@
-"""Frames, a slider and nothing else: it works in Jupyter, on a static page, on a phone and offline
+"""Frames under a slider, and nothing else: it works in Jupyter, on a static page, on a phone and offline
 
 Docs: https://cell-diffusion.github.io/cell_diffusion/viewer.html.md"""
 
@@ -8,97 +8,173 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/viewer.html.md"""
 __all__ = ['grid_frame', 'FrameSlider']
 
 # %% ../nbs/viewer.ipynb #c005
-import base64, hashlib, html, io, json
+import base64
+import hashlib
+import html
+import io
+import json
 from functools import cached_property
 from string import Template
-import numpy as np, torch
+import numpy as np
+import torch
 from PIL import Image
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from fastcore.basics import patch
-from .core import *
+from fastcore.basics import patch, store_attr
+from .core import pixel_batch
 
 # %% ../nbs/viewer.ipynb #c008
+def opaque(pixels):
+    "uint8 `(n, c, h, w)` as RGBA `(n, h, w, 4)`: 3 channels as colour, others as grey"
+    if pixels.shape[1] != 3:
+        pixels = pixels[:, :1].expand(-1, 3, -1, -1)
+    alpha = torch.full_like(pixels[:, :1], 255)
+    return torch.cat([pixels, alpha], 1).permute(0, 2, 3, 1).numpy()
+
+def paste_grid(images, ncols, pad):
+    "RGBA images `(n, h, w, 4)` in rows of `ncols`, with clear gaps of `pad` pixels"
+    n, height, width, _ = images.shape
+    nrows = -(-n//ncols)
+    shape = nrows*(height + pad) - pad, ncols*(width + pad) - pad, 4
+    grid = np.zeros(shape, np.uint8)
+    for i, image in enumerate(images):
+        row, column = divmod(i, ncols)
+        top = row*(height + pad)
+        left = column*(width + pad)
+        grid[top:top + height, left:left + width] = image
+    return grid
+
+# %% ../nbs/viewer.ipynb #c008a
 def grid_frame(
-    x,           # Images `(batch, channel, height, width)`: floats in -1..1 or uint8 pixels; 3 channels as colour, otherwise the first in grey
+    x,           # Images `(batch, channel, height, width)`: in -1..1, or uint8 pixels
     ncols:int=8, # Images in a row
     zoom:int=2,  # Screen pixels for a pixel
     pad:int=4,   # Transparent gap between images, in screen pixels
-)->Image.Image: # The grid, RGBA, so that the page's background shows in the gaps
-    "Lay a batch of images out in a grid, as one picture. Raises `ValueError` unless `x` has four dimensions."
-    x = x if torch.is_tensor(x) else torch.as_tensor(np.asarray(x))
-    if x.ndim != 4: raise ValueError(f"grid_frame expects images of shape (batch, channel, height, width), got {tuple(x.shape)}.")
-    pixels = (x if x.dtype == torch.uint8 else decode(x)).cpu()
-    pixels = pixels if pixels.shape[1] == 3 else pixels[:, :1].expand(-1, 3, -1, -1)
-    pixels = torch.cat([pixels, torch.full_like(pixels[:, :1], 255)], 1).permute(0, 2, 3, 1).numpy()
-    (n, h, w, _), ncols = pixels.shape, min(ncols, len(pixels))
-    h, w = h*zoom, w*zoom; grid = np.zeros((-(-n//ncols)*(h + pad) - pad, ncols*(w + pad) - pad, 4), np.uint8)
-    for i,im in enumerate(pixels):
-        r, c = i//ncols*(h + pad), i%ncols*(w + pad)
-        grid[r:r + h, c:c + w] = im.repeat(zoom, 0).repeat(zoom, 1)
-    return Image.fromarray(grid)
+)->Image.Image: # RGBA, so that the background of the page shows in the gaps
+    """Lay out a batch of images in a grid, as one picture: three channels as colour,
+    others as the first channel in grey. Raises `ValueError` for any other shape."""
+    images = opaque(pixel_batch(x))
+    images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    return Image.fromarray(paste_grid(images, min(ncols, len(images)), pad))
 
 # %% ../nbs/viewer.ipynb #c013
-def _as_image(frame):
-    "A PIL image from a PIL image, a figure, a batch of images `(n, c, h, w)` or an array of pixels `(h, w)` or `(h, w, 3)`"
+def draw_figure(fig):
+    "A matplotlib figure as a PIL image; the figure is closed"
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format='png')
+    plt.close(fig)
+    return Image.open(buffer).convert('RGB')
+
+def as_image(frame):
+    "A PIL image from an image, a figure, a batch `(n, c, h, w)` or pixels `(h, w, 3)`"
     if isinstance(frame, Image.Image): return frame
-    if isinstance(frame, Figure):
-        import matplotlib.pyplot as plt
-        buffer = io.BytesIO(); frame.savefig(buffer, format='png'); plt.close(frame)
-        return Image.open(buffer).convert('RGB')
+    if isinstance(frame, Figure): return draw_figure(frame)
     if getattr(frame, 'ndim', 0) == 4: return grid_frame(frame)
     return Image.fromarray(np.asarray(frame, dtype=np.uint8))
 
-def _webp(image, quality):
+def webp_bytes(image, quality):
     "The bytes of an image as lossy WebP"
-    buffer = io.BytesIO(); image.save(buffer, 'WEBP', quality=quality)
+    buffer = io.BytesIO()
+    image.save(buffer, 'WEBP', quality=quality)
     return buffer.getvalue()
 
 # %% ../nbs/viewer.ipynb #c015
-_page = '''<figure id="$id" class="frame-slider" role="group" aria-label="$name" data-lm-suppress-shortcuts="true" style="margin:.5em 0;max-width:${width}px;color:inherit">
-<img src="$first" width="$width" height="$height" alt="$alt" style="display:block;width:100%;height:auto;margin:0;background:none">
-<div class="frame-slider-bar" style="display:none;align-items:center;gap:.6em;margin-top:.3em">
-<button type="button" aria-label="Play" style="width:2.4em;height:2.2em;padding:0;border:1px solid currentColor;border-radius:4px;background:none;color:inherit;cursor:pointer">&#9654;</button>
-<input type="range" min="0" max="$last" value="0" step="1" aria-label="$label" style="flex:1;min-width:0;height:2.2em;margin:0;accent-color:#3b82c4;cursor:pointer">
-<output style="min-width:${chars}ch;font-variant-numeric:tabular-nums;text-align:right">$now</output></div>
+page_template = '''
+<figure id="$id" class="frame-slider" role="group" aria-label="$name"
+ data-lm-suppress-shortcuts="true"
+ style="margin:.5em 0;max-width:${width}px;color:inherit">
+<img src="$first" width="$width" height="$height" alt="$alt"
+ style="display:block;width:100%;height:auto;margin:0;background:none">
+<div class="frame-slider-bar"
+ style="display:none;align-items:center;gap:.6em;margin-top:.3em">
+<button type="button" aria-label="Play"
+ style="width:2.4em;height:2.2em;padding:0;border:1px solid currentColor;
+ border-radius:4px;background:none;color:inherit;cursor:pointer">&#9654;</button>
+<input type="range" min="0" max="$last" value="0" step="1" aria-label="$label"
+ style="flex:1;min-width:0;height:2.2em;margin:0;
+ accent-color:#3b82c4;cursor:pointer">
+<output style="min-width:${chars}ch;font-variant-numeric:tabular-nums;
+ text-align:right">$now</output></div>
 <figcaption style="font-size:.85em;opacity:.85;margin-top:.2em">$caption</figcaption>
-<script>$script</script></figure>'''
+<script>$script</script></figure>'''.strip()
 
 # %% ../nbs/viewer.ipynb #c016
-_script = '''(() => { for (const f of document.querySelectorAll('[id="$id"]:not([data-ready])')) {
+script_template = '''
+(() => { for (const f of document.querySelectorAll('[id="$id"]:not([data-ready])')) {
 f.dataset.ready = "yes";
-const [im, input, out, play] = ["img", "input", "output", "button"].map(s => f.querySelector(s));
-const frames = [im.src].concat($frames), names = $names, kept = frames.map(s => Object.assign(new Image(), {src: s}));
+const find = s => f.querySelector(s);
+const [im, input, out, play] = ["img", "input", "output", "button"].map(find);
+const frames = [im.src].concat($frames), names = $names;
+const kept = frames.map(s => Object.assign(new Image(), {src: s}));
 let timer = null;
-const show = () => { const i = +input.value; im.src = frames[i]; im.alt = $spoken; out.textContent = names[i]; input.setAttribute("aria-valuetext", names[i]); };
-const stop = () => { clearInterval(timer); timer = null; play.innerHTML = "&#9654;"; play.setAttribute("aria-label", "Play"); };
-const step = () => { if (!f.isConnected) return stop(); input.value = (+input.value + 1) % frames.length; show(); };
-play.onclick = () => { if (timer) return stop(); timer = setInterval(step, 350); play.innerHTML = "&#10074;&#10074;"; play.setAttribute("aria-label", "Pause"); };
+const show = () => {
+  const i = +input.value;
+  im.src = frames[i];
+  im.alt = $spoken;
+  out.textContent = names[i];
+  input.setAttribute("aria-valuetext", names[i]);
+};
+const stop = () => {
+  clearInterval(timer);
+  timer = null;
+  play.innerHTML = "&#9654;";
+  play.setAttribute("aria-label", "Play");
+};
+const step = () => {
+  if (!f.isConnected) return stop();
+  input.value = (+input.value + 1) % frames.length;
+  show();
+};
+play.onclick = () => {
+  if (timer) return stop();
+  timer = setInterval(step, 350);
+  play.innerHTML = "&#10074;&#10074;";
+  play.setAttribute("aria-label", "Pause");
+};
 input.oninput = () => { stop(); show(); };
-f.querySelector(".frame-slider-bar").style.display = "flex"; show(); } })();'''
+find(".frame-slider-bar").style.display = "flex";
+show(); } })();'''.strip()
 
 # %% ../nbs/viewer.ipynb #c018
+def check_frames(images, labels, most):
+    "Raises `ValueError` for too few or too many frames, mixed sizes or missing labels"
+    n = len(images)
+    if not 1 <= n <= most:
+        advice = f": take one in {-(-n//most)}." if n else "."
+        raise ValueError(f"FrameSlider takes 1 to {most} frames, got {n}{advice}")
+    if len(labels) != n:
+        raise ValueError("FrameSlider needs one label a frame: "
+            f"got {n} frames and {len(labels)} labels.")
+    sizes = {image.size for image in images}
+    if len(sizes) > 1:
+        raise ValueError("FrameSlider needs frames of one size, "
+            f"got widths and heights {sorted(sizes)}.")
+
+# %% ../nbs/viewer.ipynb #c018a
 class FrameSlider:
-    "A slider over frames, shown as self-contained HTML; `.widget` is the same as a live ipywidgets slider"
+    "A slider over frames, shown as self-contained HTML; `.widget` is a live one"
     max_frames = 24 # More would make a notebook heavy
+
     def __init__(self,
-        frames,      # 1 to 24 pictures of one size: PIL images, uint8 arrays, matplotlib figures, or batches `(n, c, h, w)` for `grid_frame`; else `ValueError`
-        labels,      # One label a frame, shown as `label = labels[i]`; else `ValueError`
-        label:str='t', # What the slider changes
-        caption:str='', # One sentence under the picture; also the slider's name for a screen reader
+        frames,         # 1 to 24 images, figures, arrays or batches, all of one size
+        labels,         # One label a frame, shown as `label = labels[i]`
+        label:str='t',  # What the slider changes
+        caption:str='', # One sentence under the picture, and the slider's spoken name
         quality:int=60, # Quality of the WebP frames, 0..100
-        alt:str='', # What the frames show, for someone who cannot see them; the label of the moment is added
+        alt:str='',     # What the frames show, for readers who cannot see them
     ):
-        self.images, self.labels, self.label, self.caption, self.quality = [_as_image(f) for f in frames], [str(l) for l in labels], label, caption, quality
+        """A batch `(n, c, h, w)` becomes a frame by `grid_frame`. Raises `ValueError`
+        for a wrong number of frames or labels and for frames of different sizes."""
+        store_attr('label,caption,quality')
+        self.images = [as_image(frame) for frame in frames]
+        self.labels = [str(l) for l in labels]
         self.alt = alt.rstrip('.')
-        n, sizes = len(self.images), {im.size for im in self.images}
-        if not 1 <= n <= self.max_frames: raise ValueError(f"FrameSlider takes 1 to {self.max_frames} frames, got {n}" + (f": take one in {-(-n//self.max_frames)}." if n else "."))
-        if len(self.labels) != n: raise ValueError(f"FrameSlider needs one label a frame: got {n} frames and {len(self.labels)} labels.")
-        if len(sizes) > 1: raise ValueError(f"FrameSlider needs frames of one size, got widths and heights {sorted(sizes)}.")
+        check_frames(self.images, self.labels, self.max_frames)
 
     @cached_property
     def webp(self):
         "The frames as WebP bytes, encoded once"
-        return [_webp(im, self.quality) for im in self.images]
+        return [webp_bytes(image, self.quality) for image in self.images]
 
     @property
     def names(self):
@@ -106,38 +182,80 @@ class FrameSlider:
         return [f'{self.label} = {l}' for l in self.labels]
 
 # %% ../nbs/viewer.ipynb #c020
-def _inline(webp): return 'data:image/webp;base64,' + base64.b64encode(webp).decode()
-
-def _js(x): return json.dumps(x, ensure_ascii=False).replace('<', '\\u003c')
-
 @patch(as_prop=True)
 def id(self:FrameSlider):
     "The HTML element's id, a hash of pixels and texts"
+    pixels = b''.join(image.tobytes() for image in self.images)
     texts = repr((self.names, self.caption, self.quality)).encode()
-    return 'fs-' + hashlib.sha1(b''.join(im.tobytes() for im in self.images) + texts).hexdigest()[:12]
+    return 'fs-' + hashlib.sha1(pixels + texts).hexdigest()[:12]
 
+# %% ../nbs/viewer.ipynb #c020b
+def inline(webp):
+    "A WebP image as a data address"
+    return 'data:image/webp;base64,' + base64.b64encode(webp).decode()
+
+def js(x):
+    "A value as JavaScript, safe inside a `<script>`"
+    return json.dumps(x, ensure_ascii=False).replace('<', '\\u003c')
+
+# %% ../nbs/viewer.ipynb #c020c
+def slider_script(slider, addresses):
+    "The script of a `FrameSlider`; the first frame is in the page already"
+    spoken = js(f'{slider.alt}, ') + ' + names[i]' if slider.alt else 'names[i]'
+    return Template(script_template).substitute(
+        id=slider.id,
+        frames=js(addresses[1:]),
+        names=js(slider.names),
+        spoken=spoken,
+    )
+
+# %% ../nbs/viewer.ipynb #c020d
 @patch
 def _repr_html_(self:FrameSlider):
     "Self-contained HTML and JavaScript; without scripts it shows the first frame"
-    (width, height), src = self.images[0].size, [_inline(w) for w in self.webp]
-    script = Template(_script).substitute(id=self.id, frames=_js(src[1:]), names=_js(self.names),
-        spoken=_js(f'{self.alt}, ') + ' + names[i]' if self.alt else 'names[i]')
-    return Template(_page).substitute(id=self.id, first=src[0], width=width, height=height, last=len(src) - 1, alt=html.escape(f'{self.alt}, {self.names[0]}' if self.alt else self.names[0]),
-        now=html.escape(self.names[0]), label=html.escape(self.label), caption=html.escape(self.caption), name=html.escape(self.caption or self.label), chars=max(map(len, self.names)), script=script)
+    width, height = self.images[0].size
+    addresses = [inline(webp) for webp in self.webp]
+    now = self.names[0]
+    texts = dict(
+        id=self.id,
+        first=addresses[0],
+        width=width,
+        height=height,
+        last=len(addresses) - 1,
+        alt=f'{self.alt}, {now}' if self.alt else now,
+        now=now,
+        label=self.label,
+        caption=self.caption,
+        name=self.caption or self.label,
+        chars=max(map(len, self.names)),
+    )
+    texts = {name: html.escape(str(text)) for name, text in texts.items()}
+    script = slider_script(self, addresses)
+    return Template(page_template).substitute(texts, script=script)
 
 # %% ../nbs/viewer.ipynb #c021
 @patch
 def __repr__(self:FrameSlider):
     "One line: how many frames, of what size, and their weight"
-    (w, h), kb = self.images[0].size, sum(map(len, self.webp))*4/3/1024
-    return f'FrameSlider({len(self.images)} frames of {w}x{h}, {self.names[0]} to {self.labels[-1]}, {kb:.0f} KB in a notebook)'
+    width, height = self.images[0].size
+    kb = sum(map(len, self.webp))*4/3/1024   # base64 makes 4 bytes of 3
+    return (f'FrameSlider({len(self.images)} frames of {width}x{height}, '
+        f'{self.names[0]} to {self.labels[-1]}, {kb:.0f} KB in a notebook)')
 
 # %% ../nbs/viewer.ipynb #c025
 @patch(as_prop=True)
 def widget(self:FrameSlider):
-    "A live `ipywidgets.VBox` of an image, a slider and the caption; its slider's `value` is the frame's number"
+    "A live `ipywidgets.VBox` of image, slider and caption"
     import ipywidgets as w
-    image = w.Image(value=self.webp[0], format='webp', layout=dict(max_width='100%', width=f'{self.images[0].width}px'))
-    slider = w.SelectionSlider(options=[(l, i) for i,l in enumerate(self.labels)], value=0, description=self.label, layout=dict(width='100%', max_width=f'{self.images[0].width}px'))
-    slider.observe(lambda change: setattr(image, 'value', self.webp[change['new']]), 'value')
+    width = f'{self.images[0].width}px'
+    image = w.Image(value=self.webp[0], format='webp',
+        layout=dict(max_width='100%', width=width))
+    slider = w.SelectionSlider(value=0, description=self.label,
+        options=[(l, i) for i, l in enumerate(self.labels)],
+        layout=dict(width='100%', max_width=width))
+
+    def show(change):
+        image.value = self.webp[change['new']]
+
+    slider.observe(show, 'value')
     return w.VBox([image, slider, w.HTML(html.escape(self.caption))])
