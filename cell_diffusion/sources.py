@@ -4,3 +4,6 @@
 
 # %% auto #0
 __all__ = []
+
+# %% ../nbs/02_data.ipynb #n003
+from .data import download, find_data, cache_folder, origins, sources, Origin, channel_codes, published_counts, _channel_names
