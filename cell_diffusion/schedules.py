@@ -112,5 +112,6 @@ def get_schedule(
     if left > .1:
         warnings.warn(
             f"{name!r} with T={T} ends with sqrt(alphas_cumprod)={left:.2f} of the "
-            "signal left: use more steps, larger betas (times 1000/T), or zero_snr=True.")
+            "signal left: use more steps, larger betas (times 1000/T), "
+            "or zero_snr=True.")
     return schedule
