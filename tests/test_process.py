@@ -1,4 +1,4 @@
-"The forward and reverse process: against diffusers, at the ends of the chain, and bad input"
+"The forward and reverse process: against diffusers, at its ends, and with bad input"
 import copy, math, pickle
 import pytest, torch
 from diffusers import DDPMScheduler
@@ -8,8 +8,8 @@ from cell_diffusion.core import generator
 from cell_diffusion.process import *
 from cell_diffusion.process import (predictions, noise_like, reverse_walk, v_from,
     x0_from_eps, eps_from_x0, x0_from_v, eps_from_v)
-from cell_diffusion.schedules import (cosine_schedule, linear_schedule, log_snr_schedule,
-    rescale_zero_snr)
+from cell_diffusion.schedules import (cosine_schedule, linear_schedule,
+    log_snr_schedule, rescale_zero_snr)
 from cell_diffusion.toys import Toy, set_denoiser
 
 names = dict(eps='epsilon', x0='sample', v='v_prediction')
@@ -187,7 +187,8 @@ def test_bad_cumulative_products(ab):
 @pytest.mark.parametrize('t', [-1, 10, torch.tensor([0, 1, 2, 10])])
 def test_bad_steps(t):
     x0, _ = images()
-    with pytest.raises(IndexError, match=r'0\.\.9'): q_sample(x0, t, linear_schedule(10))
+    with pytest.raises(IndexError, match=r'0\.\.9'):
+        q_sample(x0, t, linear_schedule(10))
 
 @pytest.mark.parametrize('f', [prediction_target, to_x0, to_eps])
 def test_bad_predictions(f):
@@ -224,9 +225,13 @@ class Net(nn.Module):
         self.schedule = cosine_schedule()
 
 casts = dict(
-    half=lambda m: m.half(), double=lambda m: m.double(), bfloat16=lambda m: m.bfloat16(),
-    to=lambda m: m.to(torch.float16), to_both=lambda m: m.to('cpu', torch.bfloat16),
-    type=lambda m: m.type(torch.float16), back=lambda m: m.half().float())
+    half=lambda m: m.half(),
+    double=lambda m: m.double(),
+    bfloat16=lambda m: m.bfloat16(),
+    to=lambda m: m.to(torch.float16),
+    to_both=lambda m: m.to('cpu', torch.bfloat16),
+    type=lambda m: m.type(torch.float16),
+    back=lambda m: m.half().float())
 
 @pytest.mark.parametrize('cast', casts.values(), ids=casts)
 def test_a_cast_leaves_a_schedule_alone(cast):
@@ -252,7 +257,8 @@ def test_a_model_takes_its_schedule_along():
     assert net.schedule is schedule
     assert all(getattr(schedule, k).device.type == 'meta' for k in tables)
     assert schedule._ab.device.type == 'cpu'
-    assert linear_schedule(10).half().to('meta', torch.float64).betas.dtype == torch.float32
+    both = linear_schedule(10).half().to('meta', torch.float64)
+    assert both.betas.dtype == torch.float32
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_there_and_back_on_a_gpu():
