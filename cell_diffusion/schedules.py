@@ -52,8 +52,8 @@ def sigmoid_schedule(
     low = torch.tensor(start/tau, dtype=torch.float64).sigmoid()
     high = torch.tensor(end/tau, dtype=torch.float64).sigmoid()
     def curve(u):
-        here = ((u*(end - start) + start)/tau).sigmoid()
-        return (high - here)/(high - low)
+        sigmoid = ((u*(end - start) + start)/tau).sigmoid()
+        return (high - sigmoid)/(high - low)
     return _from_curve(curve, T, max_beta)
 
 # %% ../nbs/04_schedules.ipynb #c026
