@@ -52,7 +52,7 @@ class Schedule(nn.Module):
     The tables are betas, alphas, alphas_cumprod, signal, noise, snr, log_snr, and, for
     `q_posterior`, mean_x0, mean_xt and posterior_variance."""
     def __init__(self,
-        betas, # Variance that each step adds, `(T,)`, in (0, 1]; 1 only at the last step
+        betas, # Variance that each step adds, `(T,)`, in (0, 1]; 1 only at the end
     ):
         betas = torch.as_tensor(betas, dtype=torch.float64).cpu()
         self._fill(betas, (1 - betas).cumprod(-1))
