@@ -127,12 +127,16 @@ def _begin(self:Records, file, settings):
     "Store the settings, unless another process has just done so"
     if settings is None:
         raise FileNotFoundError(f"{self.folder} holds no study (no settings.json).")
-    if any(self.folder.glob('*=*.json')):
-        raise ValueError(f"{self.folder} holds results without settings: {_advice}")
     self.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f'{file}.lock'):
-        if not file.exists(): write_json(file, settings)
-    with suppress(OSError): os.remove(f'{file}.lock')
+    try:
+        with FileLock(f'{file}.lock'):
+            if file.exists(): return
+            if any(self.folder.glob('*=*.json')):
+                raise ValueError(f"{self.folder} holds results without settings: "
+                                 + _advice)
+            write_json(file, settings)
+    finally:
+        with suppress(OSError): os.remove(f'{file}.lock')
 
 def _differences(old, new):
     "In words: each key whose value is not the same in both"

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from pathlib import Path
+import cell_diffusion.records as stored
 from cell_diffusion.records import Records, file_name, jobs_of, machine, write_json
 
 grid = dict(arm=['plain', 'balanced'], seed=range(3))
@@ -122,7 +123,8 @@ def test_damaged_settings_are_refused(tmp_path, damage):
     Records(tmp_path, dict(steps=20))
     (tmp_path/'settings.json').write_text(damage)
     for settings in dict(steps=20), None:
-        with pytest.raises(ValueError, match='damaged: give'): Records(tmp_path, settings)
+        with pytest.raises(ValueError, match='damaged: give'):
+            Records(tmp_path, settings)
 
 
 def test_records_without_settings_are_refused(tmp_path):
@@ -144,6 +146,10 @@ def test_a_study_can_be_opened_to_read(tmp_path):
 @needs_fork
 def test_one_of_two_settings_wins_in_a_new_folder(tmp_path):
     def begin(n):
+        def slow(*args):
+            time.sleep(.05 + n/10)
+            write_json(*args)
+        stored.write_json = slow
         try: Records(tmp_path/'study', dict(n=n))
         except ValueError: os._exit(3)
     both = [start(begin, n) for n in range(2)]
