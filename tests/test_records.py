@@ -284,6 +284,14 @@ def test_a_failed_write_leaves_the_old_record(tmp_path, monkeypatch):
 class Stop(Exception): pass
 
 
+def seen_by_another(folder):
+    "How many jobs another process finds to do"
+    if sys.platform == 'win32': return 4
+    process = start(lambda: os._exit(len(list(Records(folder).todo(grid)))))
+    process.join()
+    return process.exitcode
+
+
 @pytest.mark.parametrize('stop', [Stop, KeyboardInterrupt])
 def test_a_stopped_study_goes_on(tmp_path, stop):
     done = []
@@ -293,6 +301,7 @@ def test_a_stopped_study_goes_on(tmp_path, stop):
         return score(**job)
     whole = Records(tmp_path/'whole', {}).run(score, grid)
     with pytest.raises(stop) as kept: Records(tmp_path/'stopped', {}).run(f, grid)
+    assert seen_by_another(tmp_path/'stopped') == 4
     table = Records(tmp_path/'stopped', {}).run(f, grid, progress=True)
     pd.testing.assert_frame_equal(table, whole)
     assert len(done) == 7 and done[2] == done[3] and kept
