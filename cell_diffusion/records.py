@@ -9,7 +9,7 @@ __all__ = ['write_json', 'Records', 'machine']
 
 # %% ../nbs/records.ipynb #c005
 import hashlib, itertools, json, os, platform, re, uuid, warnings
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path, PurePath
 import pandas as pd
 from fastcore.basics import patch
@@ -72,8 +72,8 @@ def file_name(
     "A readable name for this job only. Raises `ValueError` for an empty job."
     if not job: raise ValueError("A job needs at least one name and value.")
     job = {k: _whole(v) for k, v in sorted(_normal(job).items())}
-    words = [(k, v if isinstance(v, str) else json.dumps(v)) for k, v in job.items()]
-    name = ','.join(f'{k}={word}' for k, word in words)
+    text = lambda v: v if isinstance(v, str) else json.dumps(v)
+    name = ','.join(f'{k}={text(v)}' for k, v in job.items())
     if len(name) <= 100 and all(map(_is_plain, job, job.values())):
         return name + '.json'
 
@@ -127,12 +127,16 @@ def _begin(self:Records, file, settings):
     "Store the settings, unless another process has just done so"
     if settings is None:
         raise FileNotFoundError(f"{self.folder} holds no study (no settings.json).")
-    if any(self.folder.glob('*=*.json')):
-        raise ValueError(f"{self.folder} holds results without settings: {_advice}")
     self.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f'{file}.lock'):
-        if not file.exists(): write_json(file, settings)
-    with suppress(OSError): os.remove(f'{file}.lock')
+    try:
+        with FileLock(f'{file}.lock'):
+            if file.exists(): return
+            if any(self.folder.glob('*=*.json')):
+                raise ValueError(f"{self.folder} holds results without settings: "
+                                 + _advice)
+            write_json(file, settings)
+    finally:
+        with suppress(OSError): os.remove(f'{file}.lock')
 
 def _differences(old, new):
     "In words: each key whose value is not the same in both"
@@ -158,7 +162,7 @@ def write(self:Records,
     for row in _rows(result):
         if clash := [k for k in row if k in job and row[k] != job[k]]:
             raise ValueError(f"The result has another {clash[0]} than its job {job}: "
-                             f"give that column a name of its own.")
+                             "give that column a name of its own.")
     write_json(self.path(job), dict(job=job, result=result))
 
 def _rows(result):
@@ -280,9 +284,8 @@ def run(self:Records,
 )->pd.DataFrame: # The table of the grid
     "Do the jobs that have no record yet, write each result, and return the table"
     total = sum(job not in self for job in jobs_of(grid))
-    with tqdm(self.todo(grid), total=total, disable=not progress) as bar:
-        for job in bar:
-            bar.set_postfix(job)
+    with closing(self.todo(grid)) as left:
+        for job in tqdm(left, total=total, disable=not progress):
             self.write(job, f(**job))
     return self.table(grid)
 

@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 import torch
 from pathlib import Path
+from filelock import FileLock
+import cell_diffusion.records as stored
 from cell_diffusion.records import Records, file_name, jobs_of, machine, write_json
 
 grid = dict(arm=['plain', 'balanced'], seed=range(3))
@@ -122,7 +124,8 @@ def test_damaged_settings_are_refused(tmp_path, damage):
     Records(tmp_path, dict(steps=20))
     (tmp_path/'settings.json').write_text(damage)
     for settings in dict(steps=20), None:
-        with pytest.raises(ValueError, match='damaged: give'): Records(tmp_path, settings)
+        with pytest.raises(ValueError, match='damaged: give'):
+            Records(tmp_path, settings)
 
 
 def test_records_without_settings_are_refused(tmp_path):
@@ -144,6 +147,10 @@ def test_a_study_can_be_opened_to_read(tmp_path):
 @needs_fork
 def test_one_of_two_settings_wins_in_a_new_folder(tmp_path):
     def begin(n):
+        def slow(*args):
+            time.sleep(.05 + n/10)
+            write_json(*args)
+        stored.write_json = slow
         try: Records(tmp_path/'study', dict(n=n))
         except ValueError: os._exit(3)
     both = [start(begin, n) for n in range(2)]
@@ -286,8 +293,11 @@ def test_a_stopped_study_goes_on(tmp_path, stop):
         if len(done) == 3: raise stop
         return score(**job)
     whole = Records(tmp_path/'whole', {}).run(score, grid)
-    with pytest.raises(stop) as kept: Records(tmp_path/'stopped', {}).run(f, grid)
-    table = Records(tmp_path/'stopped', {}).run(f, grid, progress=True)
+    with pytest.raises(stop) as kept:
+        Records(tmp_path/'stopped', {}).run(f, grid, progress=True)
+    for file in tmp_path.glob('stopped/*.lock'):
+        with FileLock(file, timeout=0): pass              # free for other processes
+    table = Records(tmp_path/'stopped', {}).run(f, grid)
     pd.testing.assert_frame_equal(table, whole)
     assert len(done) == 7 and done[2] == done[3] and kept
     assert contents(tmp_path/'stopped') == contents(tmp_path/'whole')
