@@ -23,7 +23,7 @@ setup(
     install_requires=cfg['requirements'].split(),
     extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'web', 'site')},
     packages=find_packages(include=[lib, f'{lib}.*']),
-    package_data={lib: ['weights/**/*.safetensors', 'weights/**/*.json', 'weights/**/*.csv', 'weights/**/*.md']},
+    package_data={lib: ['weights/**/*.safetensors', 'weights/**/*.json', 'weights/**/*.md', 'results/**/*.csv', 'results/**/*.json']},
     include_package_data=False,
     entry_points=dict(console_scripts=cfg['console_scripts'].split('\n'), nbdev=[f'{lib} = {lib}._modidx:d']),
     zip_safe=False,

@@ -337,7 +337,17 @@ def _check_same_task(model, trained):
                          f"{', '.join(trained.classes)}, here they are "
                          f"{', '.join(model.classes) or 'none'}.")
 
-# %% ../nbs/06_ddpm.ipynb #n046
+# %% ../nbs/weights.ipynb #n003
+import inspect, json, math, os, tempfile
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from cell_diffusion.core import default_device, fast_bfloat16
+from cell_diffusion.unet import UNet, n_params
+
+# %% ../nbs/weights.ipynb #n005
 weights_folder = Path(str(files('cell_diffusion')))/'weights'
 format_version = 2 # Of the folders that `save` writes; version 1 named no class
 
@@ -349,7 +359,7 @@ networks = dict(
     Generator='gan',
 )
 
-# %% ../nbs/06_ddpm.ipynb #n047
+# %% ../nbs/weights.ipynb #n006
 def shipped(
     name:str, # For example `blood32`
 )->Path: # Folder with `model.safetensors`, `config.json` and `record.json`
@@ -360,7 +370,7 @@ def shipped(
                          f"{', '.join(names) or 'none'}.")
     return weights_folder/name
 
-# %% ../nbs/06_ddpm.ipynb #n048
+# %% ../nbs/weights.ipynb #n007
 def save(
     model:Network, # A network of the course
     folder, # Gets `model.safetensors` and `config.json`
@@ -389,7 +399,7 @@ def _for_file(tensor):
 
 def _is_finite(tensor): return bool(torch.isfinite(tensor.float()).all())
 
-# %% ../nbs/06_ddpm.ipynb #n049
+# %% ../nbs/weights.ipynb #n008
 def _refuse(folder, reason):
     raise ValueError(f"{folder} cannot be loaded: {reason}.")
 
@@ -419,7 +429,7 @@ def _class_of_version_1(config):
     if 'latent' in config: return 'Generator'
     return 'CellClassifier' if 'classes' in config and 'dim' in config else None
 
-# %% ../nbs/06_ddpm.ipynb #n050
+# %% ../nbs/weights.ipynb #n009
 def _check_settings(folder, function, settings, where=''):
     "Every setting has a known name, the type that the code expects, and a sane size"
     parameters = dict(inspect.signature(function).parameters)
@@ -451,7 +461,7 @@ def _is_entry(value):
     if isinstance(value, str): return True
     return type(value) in (int, float) and math.isfinite(value) and abs(value) <= 1e5
 
-# %% ../nbs/06_ddpm.ipynb #n051
+# %% ../nbs/weights.ipynb #n010
 largest = 200_000_000 # Parameters of a network that is loaded
 
 def _build(folder, cls, settings):
@@ -487,7 +497,7 @@ def _read_tensors(folder, expected):
             _refuse(folder, f"{name} holds numbers that are not finite")
     return state
 
-# %% ../nbs/06_ddpm.ipynb #n052
+# %% ../nbs/weights.ipynb #n011
 def load(
     name, # Name of shipped weights, or a folder that `save` or a training run wrote
     device=None, # Where it is to run; by default `default_device()`

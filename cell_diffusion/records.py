@@ -17,6 +17,11 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from . import __version__
 
+# %% ../nbs/records.ipynb #n001
+from importlib.resources import files
+
+results_folder = Path(str(files('cell_diffusion')))/'results'
+
 # %% ../nbs/records.ipynb #c008
 def write_json(
     path, # File to write; missing folders are made

@@ -429,10 +429,10 @@ def repaint(
 
         x0 = denoise(x, ts[here - 1])
         if callback: callback(ts[here - 1], x, x0)
-        eps = (x - signal[here]*x0)/noise[here]
         fresh = fresh_noise(signal, noise, here, there)
         kept = max(0., noise[there]**2 - fresh**2)**.5
-        unknown = signal[there]*x0 + kept*eps + fresh*z
+        noise_part = kept*(x - signal[here]*x0)/noise[here]
+        unknown = signal[there]*x0 + noise_part + fresh*z
         x = torch.where(mask, unknown, signal[there]*known + noise[there]*z)
     return x
 

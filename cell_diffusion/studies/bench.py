@@ -17,6 +17,7 @@ from cell_diffusion.unet import UNet, gflops, n_params
 from cell_diffusion.core import default_device, fast_bfloat16
 from cell_diffusion.records import machine
 from cell_diffusion.denoiser import weights_folder
+from cell_diffusion.records import results_folder
 
 # %% ../../nbs/recipes.ipynb #c037
 def _alternating(steps, rounds):
@@ -101,7 +102,7 @@ def bench_summary(
 
 # %% ../../nbs/recipes.ipynb #c041
 def bench_line(
-    file=weights_folder/'bench.json', # What `cell-diffusion bench --out` wrote
+    file=results_folder/'bench.json', # What `cell-diffusion bench --out` wrote
 )->str: # Markdown
     "What a benchmark found, as a sentence"
     b = json.loads(Path(file).read_text(encoding='utf-8')); m = b['machine']
