@@ -68,6 +68,7 @@ def test_bfloat16_on_gpus_that_have_it(generation, fast, monkeypatch):
 
 @pytest.mark.parametrize('fast', [False, True])
 def test_bfloat16_on_processors_that_have_it(fast, monkeypatch):
-    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: fast, raising=False)
+    question = '_is_avx512_bf16_supported'
+    monkeypatch.setattr(torch.cpu, question, lambda: fast, raising=False)
     assert fast_bfloat16('cpu') is fast
     assert not fast_bfloat16('mps')

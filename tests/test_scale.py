@@ -1,4 +1,4 @@
-"The scale is one visible object, chosen by the environment; errors list the right names"
+"The scale is one visible object, chosen by the environment; errors list the names"
 import pytest
 from cell_diffusion.core import get_scale, scales
 

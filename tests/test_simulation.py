@@ -54,8 +54,8 @@ def test_a_cell_is_the_same_drawing_at_two_sizes():
     labels = np.arange(16) % 8
     small = simulate_blood(16, 32, labels, seed=2)
     large = simulate_blood(16, 64, labels, seed=2)
-    apart = torch.nn.functional.avg_pool2d(large.images.float(), 2) - small.images.float()
-    assert apart.abs().mean() < 6
+    shrunk = torch.nn.functional.avg_pool2d(large.images.float(), 2)
+    assert (shrunk - small.images.float()).abs().mean() < 6
     areas = [cells.cell.float().mean((1, 2)) for cells in (small, large)]
     assert (areas[0] - areas[1]).abs().max() < .02
 
@@ -97,7 +97,8 @@ def test_labels_by_name_by_number_and_one_for_all():
 
 @pytest.mark.parametrize('size', [40, 66])
 def test_dna_doubles_from_g1_to_g2(size):
-    cells = simulate_jurkat(120, size, labels=np.arange(120) % 3, seed=8, channels='dna')
+    labels = np.arange(120) % 3
+    cells = simulate_jurkat(120, size, labels, seed=8, channels='dna')
     light = cells.images.double().mean((1, 2, 3)) - 1.7
     g1, s, g2 = [light[cells.labels == k].mean().item() for k in range(3)]
     assert g2/g1 == pytest.approx(2, abs=.08) and 1.3*g1 < s < 1.7*g1
