@@ -1,4 +1,4 @@
-"""Blood smears and dividing Jurkat cells, drawn from a few formulas: a world whose truth is known
+"""Blood smears and dividing Jurkat cells, drawn from a few formulas, so that we know everything about them
 
 Docs: https://cell-diffusion.github.io/cell_diffusion/simulation.html.md"""
 
