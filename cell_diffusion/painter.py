@@ -384,7 +384,8 @@ def slider(self:MaskPainter)->FrameSlider:
     frames = [contact_sheet([*before, *self.fills_after(k)]) for k in steps]
 
     n = len(self.fills)
-    caption = f"A cell, what is hidden of it, and {count_fills(n)}, from noise to picture"
+    caption = (
+        f"A cell, what is hidden of it, and {count_fills(n)}, from noise to picture")
     if self.label: caption += f", conditioned on the class {self.label}"
     alt = (
         f"The cell; the same cell with its hole in blue; and {count_fills(n)} "
