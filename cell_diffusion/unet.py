@@ -187,8 +187,12 @@ def attention_flops(q, k, v, *args, **kwargs):
 
 def flop_counter():
     "PyTorch's counter of operations, which by itself overlooks attention on a CPU"
-    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={on_cpu: attention_flops})
+    overlooked = {}
+    # Older versions of PyTorch have one kernel for CPU and GPU, which is counted
+    if hasattr(torch.ops.aten, '_scaled_dot_product_flash_attention_for_cpu'):
+        on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        overlooked[on_cpu] = attention_flops
+    return FlopCounterMode(display=False, custom_mapping=overlooked)
 
 # %% ../nbs/05_unet.ipynb #c044
 class Embedding(nn.Module):

@@ -1,6 +1,6 @@
 """
-The mask painter: the mask goes to the browser and back, every kind of picture is filled,
-buttons do what they say, errors are sentences
+The mask painter: the mask goes to the browser and back, every kind of picture is
+filled, buttons do what they say, errors are sentences
 """
 import base64, io, re
 import numpy as np, pytest, torch
@@ -86,7 +86,8 @@ def test_the_script():
     state = MaskCanvas(Image.fromarray(pixels())).get_state()
     script = state['_esm']
     assert script == MaskCanvas._esm and state['_css'] == MaskCanvas._css
-    assert not re.search(r'https?:|import[ (]|require\(|fetch\(', script + state['_css'])
+    from_elsewhere = r'https?:|import[ (]|require\(|fetch\('
+    assert not re.search(from_elsewhere, script + state['_css'])
     for what in ('setPointerCapture', 'aria-label', 'tabindex="0"', 'preventDefault',
                  'pointercancel', 'export default'):
         assert what in script

@@ -1,6 +1,6 @@
 """
-Networks as ONNX: the same answers as PyTorch, a JSON file that a page can trust, cells to
-choose from, errors that are sentences
+Networks as ONNX: the same answers as PyTorch, a JSON file that a page can trust, cells
+to choose from, errors that are sentences
 """
 import hashlib, json, re, sys
 from pathlib import Path
@@ -10,8 +10,9 @@ from common import cells, nbs
 from cell_diffusion.conditioning import Guided
 from cell_diffusion.ddpm import Denoiser, dpm_solver, timesteps
 from cell_diffusion.inpainting import Inpainter, load_network
-from cell_diffusion.web import export_onnx, onnx_session, verify_onnx, write_browser_files
-from cell_diffusion.web import DenoiserStep, browser_noise, run_session
+from cell_diffusion.web import (
+    DenoiserStep, browser_noise, export_onnx, onnx_session, run_session, verify_onnx,
+    write_browser_files)
 
 def tiny(kind=Denoiser, channels=3, **kwargs):
     "An untrained network that does not answer zero"
