@@ -16,11 +16,12 @@ import anywidget, ipywidgets as widgets, numpy as np, torch
 from PIL import Image
 from traitlets import Bool, Int, Unicode, link
 from fastcore.basics import patch, store_attr
-from .core import default_device, encode
+from .core import encode
 from .viewer import FrameSlider, grid_frame
-from .ddpm import fast_bfloat16
-from .inpainting import arm_calls, find_window, inpaint, load_network
-from .inpainting import masked_view, methods, read_mask, read_pixels
+from .imageio import read_image, read_mask
+from .denoiser import load
+from .sampling import nfe
+from .inpainting import find_window, inpaint, masked_view, methods
 from .inpainting import _levels as white_level
 
 # %% ../nbs/painter.ipynb #c011
@@ -251,9 +252,7 @@ def undo(self:MaskCanvas):
 def ready_network(model):
     "A network as it is, or a saved one by name or folder, loaded onto the best device"
     if not isinstance(model, (str, Path)): return model
-    net = load_network(model).to(default_device())
-    net.bfloat16 = fast_bfloat16(net.device)
-    return net
+    return load(model)
 
 # %% ../nbs/painter.ipynb #c026
 class MaskPainter:
@@ -269,7 +268,7 @@ class MaskPainter:
         **kwargs, # More arguments of `inpaint`, such as `window` and `method`
     ):
         store_attr('label,n,steps,seed,model,kwargs')
-        self.pixels = read_pixels(image)
+        self.pixels = read_image(image)
         self.top = white_level(colour_channels(self.pixels))
         self.picture = screen_picture(self.pixels, self.top)
         self.canvas = MaskCanvas(self.picture, mask)
@@ -475,7 +474,9 @@ def show_progress(p, trace):
 def network_calls_of(p):
     "How often a fill will call the network"
     method = methods.get(p.kwargs.get('method', 'trained'), {})
-    return arm_calls({**method, **p.kwargs, 'steps': p.steps})
+    chosen = {**method, **p.kwargs}
+    options = {name: chosen[name] for name in ('jump', 'repeats') if name in chosen}
+    return nfe(chosen.get('sampler', 'dpm_solver'), p.steps, **options)
 
 # %% ../nbs/painter.ipynb #c042a
 def press_fill(p):

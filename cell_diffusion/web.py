@@ -15,8 +15,10 @@ import numpy as np, torch, torch.nn as nn
 from PIL import Image
 from .core import decode, generator
 from .simulation import simulate_blood
-from .ddpm import Denoiser, sample, shipped, timesteps
-from .inpainting import load_network, stained_masks
+from .denoiser import Denoiser, load, shipped
+from .records import write_json
+from .sampling import sample, timesteps
+from .inpainting import stained_masks
 
 # %% ../nbs/web.ipynb #c014
 class DenoiserStep(nn.Module):
@@ -41,11 +43,11 @@ class DenoiserStep(nn.Module):
         """
         t = t.long()
         if label is not None: label = label.long()
-        if not self.masked: return self.model.x0(x, t, label, clip=False)
+        if not self.masked: return self.model.estimate(x, t, label)
 
         hidden = mask > 0
         blanked = known.masked_fill(hidden, 0)
-        x0 = self.model.x0(x, t, label, clip=False, known=blanked, mask=hidden.float())
+        x0 = self.model.estimate(x, t, label, known=blanked, mask=hidden.float())
         return torch.where(hidden, x0, known)
 
 # %% ../nbs/web.ipynb #c016
@@ -155,15 +157,12 @@ def page_facts(model, file, data, about, steps):
 def single_precision(model):
     "A copy of a network on the CPU that computes in float32"
     model = deepcopy(model).cpu().float().eval()
-    model.bfloat16 = False
+    model.precision = 'float32'
     return model
-
-def write_json(file, data):
-    file.write_text(json.dumps(data, indent=1) + '\n', encoding='utf-8')
 
 # %% ../nbs/web.ipynb #c024
 def export_onnx(
-    model:Denoiser, # A trained network, for example from `load_network`
+    model:Denoiser, # A trained network, for example from `load`
     file, # Name that ends in `.onnx`; a `.json` of the same name goes beside it
     about:str='', # Credit, licence and limits, kept in both files
     steps:tuple=(5, 10, 20, 50), # Numbers of steps to hold the timesteps of
@@ -312,7 +311,7 @@ def write_browser_files(
 )->list: # The files
     "Write what the two pages need: the network, compared with PyTorch, and the cells"
     folder = Path(folder)
-    model = load_network(name)
+    model = load(name, 'cpu', 'float32')
     card = (shipped(name)/'README.md').read_text(encoding='utf-8')
     about = card.partition('## Licence and limits')[2].strip()
     file = export_onnx(model, folder/f'{name}.onnx', about)

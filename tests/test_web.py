@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np, onnx, pytest, torch
 from PIL import Image
 from common import cells, nbs
-from cell_diffusion.conditioning import Guided
-from cell_diffusion.ddpm import Denoiser, dpm_solver, timesteps
-from cell_diffusion.inpainting import Inpainter, load_network
+from cell_diffusion.denoiser import Condition, Denoiser, load
+from cell_diffusion.inpainting import Inpainter
+from cell_diffusion.sampling import batched_denoise, dpm_solver, timesteps
 from cell_diffusion.web import (
     DenoiserStep, browser_noise, export_onnx, onnx_session, run_session, verify_onnx,
     write_browser_files)
@@ -32,7 +32,7 @@ def facts(file):
 
 @pytest.mark.parametrize('name', ['blood32', 'blood64', 'blood64-inpaint', 'jurkat40'])
 def test_shipped_networks_agree(name, tmp_path):
-    model = load_network(name)
+    model = load(name, precision='float32')
     file = export_onnx(model, tmp_path/f'{name}.onnx')
     rows = verify_onnx(file, model)
     assert {r['n'] for r in rows} == {1, 3} and len({r['t'] for r in rows}) == 5
@@ -85,24 +85,23 @@ def test_a_whole_run_with_the_json_file_alone(tmp_path):
     session = onnx_session(file)
     about = facts(file)
 
-    class Exported:
+    def estimate(xt, t):
         "Stands in for the network, guided as a page does it"
-        schedule = model.schedule
-
-        def x0(self, xt, t, label, clip=True):
-            def ask(c):
-                one = torch.tensor([c]).int()
-                return run_session(session, dict(x=xt, t=t.int(), label=one))
-            unconditional = ask(about['null_class'])
-            conditional = ask(label.item())
-            x0 = unconditional + 2*(conditional - unconditional)
-            return torch.from_numpy(x0).clamp(-1, 1)
+        def ask(c):
+            inputs = dict(x=xt, t=torch.tensor([t]).int(), label=torch.tensor([c]).int())
+            return run_session(session, inputs)
+        unconditional = ask(about['null_class'])
+        conditional = ask(1)
+        x0 = unconditional + 2*(conditional - unconditional)
+        return torch.from_numpy(x0).clamp(-1, 1)
 
     x = browser_noise(3, (1, 3, 16, 16))
     label = torch.tensor([1])
     assert about['walks']['6']['t'] == timesteps(model.schedule, 6).tolist()
-    exported = dpm_solver(Exported(), x, label, steps=6)
-    library = dpm_solver(Guided(model, 2), x, label, steps=6)
+    ts = timesteps(model.schedule, 6)
+    exported = dpm_solver(estimate, x, model.schedule, ts)
+    guided = batched_denoise(model, Condition(label, guidance_scale=2))
+    library = dpm_solver(guided, x, model.schedule, ts)
     assert torch.allclose(exported, library, atol=1e-4)
 
 def test_another_network_is_noticed(tmp_path):
