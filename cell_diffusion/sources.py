@@ -256,7 +256,7 @@ def install(
     source:str,    # `pbc` or `jurkat`
     progress:bool, # Show progress bars
 ):
-    "Archive to temporary folder to final folder; raises `ValueError` if a class lacks"
+    "Archive to temporary folder to final folder; `ValueError` if a class is missing"
     names = class_names[source]
     final = folder/final_folder[source]
     work = folder/'.unfinished'
