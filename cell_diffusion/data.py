@@ -150,6 +150,16 @@ def choose_cells(
         chosen.append(rng.permutation(np.flatnonzero(labels == k))[:m])
     return np.sort(np.concatenate(chosen))
 
+# %% ../nbs/02_data.ipynb #d031
+def check_classes(items, good, names, first_complaint):
+    "Raise `ValueError` for a class of `items` of which no cell is good"
+    lost = {label for label, _ in items} - {label for label, *_ in good}
+    if lost:
+        k = min(lost)
+        raise ValueError(
+            f"No image of class {names[k]!r} can be used. "
+            f"The first: {first_complaint[k]}.")
+
 # %% ../nbs/02_data.ipynb #c044
 def decode_cells(
     folder:Path, # Holds the class folders
@@ -162,7 +172,9 @@ def decode_cells(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         cells = list(pool.map(read, items))
 
-    good, skipped, first_complaint = [], [], {}
+    good = []
+    skipped = []
+    first_complaint = {}
     for (label, paths), cell in zip(items, cells):
         if isinstance(cell, Cell): good.append((label, paths[0], cell))
         else:
@@ -180,15 +192,6 @@ def decode_cells(
         hashes=np.array([cell.hash for cell in cells]),
         enlarged=sum(cell.side < how['size']*.99 for cell in cells))
 
-def check_classes(items, good, names, first_complaint):
-    "Raise `ValueError` for a class of `items` of which no cell is good"
-    lost = {label for label, _ in items} - {label for label, *_ in good}
-    if lost:
-        k = min(lost)
-        raise ValueError(
-            f"No image of class {names[k]!r} can be used. "
-            f"The first: {first_complaint[k]}.")
-
 # %% ../nbs/02_data.ipynb #c046
 def cache_file(
     folder:Path, # Holds the class folders
@@ -200,11 +203,10 @@ def cache_file(
     h = hashlib.blake2b(start.encode(), digest_size=12)
     for _, paths in items:
         for p in paths:
-            size = time = None
-            if p.exists():
-                stat = p.stat()
-                size, time = stat.st_size, stat.st_mtime_ns
-            h.update(f"{p.relative_to(folder)}|{size}|{time}\n".encode())
+            stat = p.stat() if p.exists() else None
+            size = stat and stat.st_size
+            modified = stat and stat.st_mtime_ns
+            h.update(f"{p.relative_to(folder)}|{size}|{modified}\n".encode())
     return cache_folder()/'decoded'/f"{h.hexdigest()}.npz"
 
 # %% ../nbs/02_data.ipynb #c047
@@ -289,7 +291,8 @@ def load_folder(
     names = folder_classes(folder, source)
     if source == 'jurkat':
         items = list_jurkat(folder, channels)
-        channels, keep = 1, 40
+        channels = 1
+        keep = 40
     else:
         items = list_images(folder, names)
         keep = 200/360
@@ -309,7 +312,9 @@ def load_bloodmnist(path, size:int, n:int, seed:int)->CellImages:
     root, stored = find_bloodmnist(path, size)
     images, labels, part = read_bloodmnist(root, stored)
     chosen = choose_cells(labels, n, seed)
-    images, labels, part = images[chosen], labels[chosen], part[chosen]
+    images = images[chosen]
+    labels = labels[chosen]
+    part = part[chosen]
     hashes = np.array([pixel_hash(image) for image in images])
     if size != stored:
         resized = []
@@ -342,8 +347,8 @@ def load_simulated(
 
     def draw():
         drawn = simulate(n, **drawing)
-        images, labels = np.asarray(drawn.images), np.asarray(drawn.labels)
-        return CellImages(images, labels, tuple(drawn.names))
+        images = np.asarray(drawn.images)
+        return CellImages(images, np.asarray(drawn.labels), tuple(drawn.names))
 
     source_code = np.frombuffer(inspect.getsource(simulation).encode(), np.uint8)
     settings = dict(n=n, size=size, seed=seed, channels=channels)
@@ -443,8 +448,8 @@ class CellLoader:
         vocab,             # Names of the classes
         bs:int=64,         # Cells in a batch
         train:bool=False,  # Shuffle, and leave out the last incomplete batch
-        augment:bool=False,# Flips and quarter turns
-        seed:int=0,        # With the epoch's number it decides order and turns
+        augment:bool=False,    # Flips and quarter turns
+        seed:int=0,            # With the epoch's number it decides order and turns
         with_labels:bool=True, # Batches `(x, y)`, else `(x,)`
         balanced:bool=False,   # Draw the classes equally often, with replacement
     ):

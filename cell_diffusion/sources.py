@@ -177,17 +177,20 @@ def jurkat_cells(
     cells = {}
     for file in files:
         if m := jurkat_file.fullmatch(file.name):
-            cell, code = m[1], m[2]
+            cell = m[1]
+            code = m[2]
             cells.setdefault(cell, {})[code] = file
     return cells
 
+# %% ../nbs/sources.ipynb #o043
 def list_jurkat(
     folder:Path, # Holds the folders of the phases
     channels,    # As in `channel_names`
 )->list: # `(label, [a file for each channel])` for each cell
     "What to read of Jurkat cells; raises `ValueError` where no cell has a channel"
     codes = [channel_codes[c] for c in channel_names(channels)]
-    items, seen = [], set()
+    items = []
+    seen = set()
     for label, files in enumerate(class_files(folder, jurkat_phases)):
         phase = folder/jurkat_phases[label]
         for cell, by_code in sorted(jurkat_cells(files).items()):

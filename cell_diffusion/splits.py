@@ -32,7 +32,8 @@ def group_duplicates(
     for i, h in enumerate(range(len(labels)) if hashes is None else hashes):
         groups.setdefault(h, []).append(i)
 
-    agreed, dropped = [], []
+    agreed = []
+    dropped = []
     for group in groups.values():
         same_label = len({int(labels[i]) for i in group}) == 1
         (agreed if same_label else dropped).append(group)
