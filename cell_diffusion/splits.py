@@ -163,3 +163,12 @@ def kfold_cells(
     def cells_of(which): return np.sort(np.concatenate([groups[i] for i in which]))
     folds = StratifiedKFold(k, shuffle=True, random_state=seed).split(y, y)
     return [dict(train=cells_of(a), valid=cells_of(b)) for a, b in folds]
+
+
+# %% ../nbs/07_evaluation.ipynb #n014
+import hashlib
+
+# %% ../nbs/12_augmentation.ipynb #n015
+import numpy as np
+import torch
+from cell_diffusion.transforms import dihedral_views
