@@ -99,6 +99,9 @@ def plain(text, of):
         for name in repr(option), html.escape(repr(option)):
             # First in the signature, then in the comment
             text = text.replace(name, default, 1).replace(name, helped)
+
+    # Types of this package by their names alone
+    text = re.sub(r'(:|->|\[)cell_diffusion\.(?:\w+\.)*(\w+)', r'\1\2', text)
     return text.replace(f'{root}/', '')
 
 
@@ -214,14 +217,18 @@ def plain_table(text):
     "A pandas table, or what a terminal shows, in the site's own style"
     text = re.sub(r'<style scoped>.*?</style>', '', text, flags=re.S)
 
-    # The colours of a terminal
-    def without_colours(m):
-        return re.sub(r'(text-decoration-)?color: #[0-9a-f]{6}(; )?', '', m[0])
-    terminal = r'<pre style="white-space:pre.*?</pre>'
-    text = re.sub(terminal, without_colours, text, flags=re.S)
-
+    terminal = r'<pre style="white-space:pre[^>]*>(.*?)</pre>'
+    text = re.sub(terminal, _terminal, text, flags=re.S)
     ours = '<table class="dataframe table table-sm">'
     return text.replace('<table border="1" class="dataframe">', ours)
+
+
+def _terminal(m):
+    "What a terminal shows, without its colours; the style sheet needs its width"
+    text = re.sub(r'(text-decoration-)?color: #[0-9a-f]{6}(; )?', '', m[1])
+    lines = html.unescape(re.sub(r'<[^>]+>', '', text)).splitlines()
+    columns = max(map(len, lines))
+    return f'<pre class="terminal" style="--columns: {columns}">{text}</pre>'
 
 
 # Cells

@@ -56,6 +56,15 @@ def _pieces(path):
     return [(at, code) for at, code in found if not code.lstrip().startswith('%%')]
 
 
+def _blocks(path):
+    "The blocks of code in a notebook's words, in the same form"
+    if path.suffix == '.py':
+        return []
+    fence = re.compile(r'^```[^\n]*\n(.*?)^```', re.M | re.S)
+    return [(f'cell {c.id}, ', code) for c in cells(path, 'markdown')
+            for code in fence.findall(c.source)]
+
+
 # Rule 1: at most 88 characters. A table of text is declared by a comment.
 
 text_table = '# text table'
@@ -84,7 +93,7 @@ def _without_nbdev(source):
 
 
 def long_lines(path):
-    for at, source in _pieces(path):
+    for at, source in [*_pieces(path), *_blocks(path)]:
         source = _without_nbdev(source)
         for line in source.splitlines():
             if len(line) > width and not _may_be_long(line, source):
