@@ -260,7 +260,7 @@ def _nothing_is_filled(page):
 
 def test_cancel_while_the_network_is_fetched(page, site_url):
     held = []
-    page.route('**/blood64-inpaint.onnx', held.append)  # It never arrives
+    page.route('**/blood64-inpaint.onnx', lambda r: held.append(r))  # It never arrives
     visit(page, site_url, 'paint')
 
     def begin():
