@@ -244,15 +244,17 @@ def output(data):
 
 
 def options(source):
-    "A code cell's `#|` options, and its code without those for figures and labels"
+    "A code cell's `#|` options, and its code without those that are not for smalldocs"
     lines = source.split('\n')
     starts = [i for i, line in enumerate(lines) if not line.startswith('#|')]
     n = starts[0] if starts else len(lines)
+    named = [l[2:].strip() for l in lines[:n] if ':' in l]
     try:
-        opts = yaml.safe_load('\n'.join(l[2:].strip() for l in lines[:n]))
+        opts = yaml.safe_load('\n'.join(named))
     except yaml.YAMLError:
         opts = {}
-    rest = [l for l in lines[:n] if not re.match(r'#\|\s*(label|fig-|tbl-)', l)]
+    hidden = re.compile(r'#\|\s*(label|fig-|tbl-|export)')
+    rest = [l for l in lines[:n] if not hidden.match(l)]
     return (opts if isinstance(opts, dict) else {}), '\n'.join(rest + lines[n:])
 
 

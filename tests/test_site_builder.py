@@ -201,6 +201,12 @@ def test_imports_are_folded(tmp_path):
     assert '#| code-fold: true' in nb['cells'][0]['source']
 
 
+def test_directives_for_nbdev_are_not_shown(tmp_path):
+    source = '#| exporti: sampling\n#| export sampling\n#| label: fig-a\nx = 1'
+    nb, p = page(tmp_path, code_cell(source))
+    assert nb['cells'][0]['source'] == 'x = 1' and 'fig-a' in p.labels.text
+
+
 def test_a_chapter_of_several_modules_has_a_reference_for_each(tmp_path):
     nb, _ = page(
         tmp_path,
