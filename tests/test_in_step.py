@@ -258,6 +258,20 @@ def test_citation_is_the_last_release():
     assert (str(cited['version']), str(cited['date-released'])) == releases()[0]
 
 
+@on_the_way
+def test_the_list_of_slow_tests_names_tests():
+    "A line of `slow.txt` that names no test would do nothing"
+    lines = (root/'tests'/'slow.txt').read_text(encoding='utf-8').splitlines()
+    for line in lines:
+        if line.startswith('#') or not line.strip():
+            continue
+        file, _, name = line.strip().partition('::')
+        path = root/'tests'/file
+        assert path.exists(), f'slow.txt: there is no {file}'
+        function = f"def {name.partition('[')[0]}"
+        assert function in path.read_text(encoding='utf-8'), f'slow.txt: {line}'
+
+
 # What is committed
 
 def _texts():
