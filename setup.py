@@ -15,7 +15,8 @@ begin = (here/lib/'__init__.py').read_text(encoding='utf-8')
 version = re.search(r'__version__ = "(.*?)"', begin)[1]
 
 extras = 'dev', 'web', 'site'
-shipped = 'safetensors', 'json', 'csv', 'md'
+shipped = ['weights/**/*.safetensors', 'weights/**/*.json', 'weights/**/*.md',
+           'results/**/*.csv', 'results/**/*.json']
 
 setup(
     version=version,
@@ -33,7 +34,7 @@ setup(
     install_requires=cfg['requirements'].split(),
     extras_require={e: cfg[f'{e}_requirements'].split() for e in extras},
     packages=find_packages(include=[lib, f'{lib}.*']),
-    package_data={lib: [f'weights/**/*.{kind}' for kind in shipped]},
+    package_data={lib: shipped},
     include_package_data=False,
     entry_points=dict(
         console_scripts=cfg['console_scripts'].split('\n'),
