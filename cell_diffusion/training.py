@@ -76,7 +76,7 @@ class NoiseCallback(Callback):
         self.learn.xb = (xt, t, *self.labels())
         self.learn.yb = (self.network.target(x0, eps, t), self.weights(t))
 
-# %% ../nbs/06_ddpm.ipynb #n008
+# %% ../nbs/06_ddpm.ipynb #n078
 @patch(as_prop=True)
 def network(self:NoiseCallback):
     "The network that is trained, without what wraps it on several GPUs"
@@ -102,7 +102,7 @@ def weights(self:NoiseCallback, t):
     if self.gamma is None: return torch.ones(len(t), device=t.device)
     return snr_weight(self.network, t, self.gamma)
 
-# %% ../nbs/06_ddpm.ipynb #n010
+# %% ../nbs/06_ddpm.ipynb #n080
 @patch
 def labels(self:NoiseCallback):
     "Class numbers, for a network that knows classes; some are withheld"
@@ -116,7 +116,7 @@ def drop(self:NoiseCallback, label, rng):
     null = self.network.unet.n_classes
     return label.masked_fill(chance < self.label_dropout, null)
 
-# %% ../nbs/06_ddpm.ipynb #n012
+# %% ../nbs/06_ddpm.ipynb #n082
 @patch
 def before_train(self:NoiseCallback):
     "New noise and a new order of the cells in each epoch"
@@ -136,7 +136,7 @@ def before_validate(self:NoiseCallback):
 
 # %% ../nbs/06_ddpm.ipynb #c032
 class EMA(Callback):
-    "Keeps `learn.ema.averaged`: a copy of the network with a running mean of its weights"
+    "Keeps `learn.ema.averaged`: the network with a running mean of its weights"
     order = 5
 
     def __init__(self,
@@ -163,7 +163,7 @@ class EMA(Callback):
         decay = min(self.decay, (1 + self.steps)/(10 + self.steps))
         torch._foreach_lerp_(averaged, weights, 1 - decay)
 
-# %% ../nbs/06_ddpm.ipynb #n013
+# %% ../nbs/06_ddpm.ipynb #n083
 @patch(as_prop=True)
 def network(self:EMA):
     "What is averaged: the network, without what wraps it on several GPUs"
@@ -213,7 +213,8 @@ class LossByTimestep(Callback):
         loss = image_mse(self.learn.pred.detach(), self.learn.yb[0])
         t = self.learn.xb[1]
         self.T = unwrap(self.learn.model).schedule.T
-        self.rows.append(pd.DataFrame(dict(epoch=self.epoch, t=t.cpu(), loss=loss.cpu())))
+        rows = dict(epoch=self.epoch, t=t.cpu(), loss=loss.cpu())
+        self.rows.append(pd.DataFrame(rows))
 
     def frame(self, bins=10):
         "Mean loss by epoch and by tenth of the chain, as a tidy table"
@@ -301,7 +302,7 @@ class TrainingConfig:
     noise_levels:tuple=None # Arguments of `lognormal_timesteps`; None: uniform
     gamma:float=None # Of min-SNR weighting, see `snr_weight`; None: all weights 1
 
-# %% ../nbs/06_ddpm.ipynb #n022
+# %% ../nbs/06_ddpm.ipynb #n092
 training_configs = {
     'ddpm': TrainingConfig('linear', 'eps'),
     'cosine': TrainingConfig('cosine', 'eps'),
@@ -408,7 +409,7 @@ class Budget(Callback):
         self.losses = []
         self.last = torch.zeros(())
 
-# %% ../nbs/06_ddpm.ipynb #n060
+# %% ../nbs/06_ddpm.ipynb #n111
 @patch(as_prop=True)
 def used(self:Budget):
     "Share of the budget that is used up, 0..1"
@@ -427,7 +428,7 @@ def rate(self:Budget, used):
     if self.decay: fall = max(0., (used - 1 + self.decay)/self.decay)
     return self.lr*rise*.5*(1 + math.cos(math.pi*fall))
 
-# %% ../nbs/06_ddpm.ipynb #n063
+# %% ../nbs/06_ddpm.ipynb #n114
 @patch
 def before_fit(self:Budget):
     form = '{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}'
@@ -450,7 +451,7 @@ def after_loss(self:Budget):
     # Recorded even when this loss stops the run
     self.last = self.learn.loss.detach()
 
-# %% ../nbs/06_ddpm.ipynb #n064
+# %% ../nbs/06_ddpm.ipynb #n115
 @patch
 def after_batch(self:Budget):
     if not self.training: return
@@ -501,7 +502,7 @@ class Checkpoint(Callback):
         # A budget of minutes ends within an epoch
         if self.learn.budget.used >= 1: self.save()
 
-# %% ../nbs/06_ddpm.ipynb #n066
+# %% ../nbs/06_ddpm.ipynb #n117
 @patch
 def state(self:Checkpoint):
     "All that changes during training, as tensors and numbers"
@@ -527,7 +528,7 @@ def save(self:Checkpoint):
     torch.save(self.state(), unfinished)
     os.replace(unfinished, self.path)
 
-# %% ../nbs/06_ddpm.ipynb #n068
+# %% ../nbs/06_ddpm.ipynb #n119
 @patch
 def refuse_other_run(self:Checkpoint, state):
     "Raise a `ValueError` where a setting of the run is not what it was"
