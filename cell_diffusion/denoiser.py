@@ -79,7 +79,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         mean = torch.tensor(self.data_mean).view(1, -1, 1, 1)
         self.register_buffer('pixel_mean', mean, persistent=False)
 
-# %% ../nbs/06_ddpm.ipynb #n090
+# %% ../nbs/06_ddpm.ipynb #n020
 @patch(as_prop=True)
 def channels(self:Denoiser):
     "Channels of the images"
@@ -160,7 +160,7 @@ def warm_start(
         copy_weights(name, old.get(name), new)
     return model
 
-# %% ../nbs/06_ddpm.ipynb #n096
+# %% ../nbs/06_ddpm.ipynb #n026
 # New input channels, and the embedding of classes in a network that had none
 may_grow = ('unet.conv_in.weight', 'unet.embedding.label.weight')
 
@@ -271,7 +271,7 @@ def ask_guide(model, xt, t, condition, scale):
     weak_label = label if guide.classes else None
     return guide.estimate(xt, t, weak_label, **condition.seen_by(guide)), strong
 
-# %% ../nbs/06_ddpm.ipynb #n099
+# %% ../nbs/06_ddpm.ipynb #n048
 def mix(weak, strong, scale):
     "weak + scale*(strong - weak); `strong` alone without a weak estimate"
     if weak is None: return strong

@@ -171,7 +171,7 @@ def _calls(sampler, steps, T, options):
     own = {k: v for k, v in options.items() if k not in ('known', 'mask')}
     return T if sampler.every_timestep else sampler.nfe(steps, **own)
 
-# %% ../nbs/06_ddpm.ipynb #n106
+# %% ../nbs/06_ddpm.ipynb #n055
 def _generate(model, n, condition, sampler, seed, steps, spacing, bs, progress,
               trajectory, options):
     "`n` images on a condition, and with `trajectory` the way to them"

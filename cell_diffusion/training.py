@@ -76,7 +76,7 @@ class NoiseCallback(Callback):
         self.learn.xb = (xt, t, *self.labels())
         self.learn.yb = (self.network.target(x0, eps, t), self.weights(t))
 
-# %% ../nbs/06_ddpm.ipynb #n078
+# %% ../nbs/06_ddpm.ipynb #n008
 @patch(as_prop=True)
 def network(self:NoiseCallback):
     "The network that is trained, without what wraps it on several GPUs"
@@ -102,7 +102,7 @@ def weights(self:NoiseCallback, t):
     if self.gamma is None: return torch.ones(len(t), device=t.device)
     return snr_weight(self.network, t, self.gamma)
 
-# %% ../nbs/06_ddpm.ipynb #n080
+# %% ../nbs/06_ddpm.ipynb #n010
 @patch
 def labels(self:NoiseCallback):
     "Class numbers, for a network that knows classes; some are withheld"
@@ -116,7 +116,7 @@ def drop(self:NoiseCallback, label, rng):
     null = self.network.unet.n_classes
     return label.masked_fill(chance < self.label_dropout, null)
 
-# %% ../nbs/06_ddpm.ipynb #n082
+# %% ../nbs/06_ddpm.ipynb #n012
 @patch
 def before_train(self:NoiseCallback):
     "New noise and a new order of the cells in each epoch"
@@ -138,6 +138,7 @@ def before_validate(self:NoiseCallback):
 class EMA(Callback):
     "Keeps `learn.ema.averaged`: the network with a running mean of its weights"
     order = 5
+    use_buffers = False # Average the buffers too, or only copy them?
 
     def __init__(self,
         decay:float=.9999, # Largest share of the old mean that a step keeps
@@ -148,7 +149,8 @@ class EMA(Callback):
 
     def before_fit(self):
         if self.average is not None: return
-        self.average = AveragedModel(self.network, multi_avg_fn=self.mix)
+        self.average = AveragedModel(self.network, multi_avg_fn=self.mix,
+                                     use_buffers=self.use_buffers)
         self.average.eval().requires_grad_(False)
         self.average.update_parameters(self.network) # The first update only copies
 
@@ -163,7 +165,7 @@ class EMA(Callback):
         decay = min(self.decay, (1 + self.steps)/(10 + self.steps))
         torch._foreach_lerp_(averaged, weights, 1 - decay)
 
-# %% ../nbs/06_ddpm.ipynb #n083
+# %% ../nbs/06_ddpm.ipynb #n013
 @patch(as_prop=True)
 def network(self:EMA):
     "What is averaged: the network, without what wraps it on several GPUs"
@@ -302,7 +304,7 @@ class TrainingConfig:
     noise_levels:tuple=None # Arguments of `lognormal_timesteps`; None: uniform
     gamma:float=None # Of min-SNR weighting, see `snr_weight`; None: all weights 1
 
-# %% ../nbs/06_ddpm.ipynb #n092
+# %% ../nbs/06_ddpm.ipynb #n022
 training_configs = {
     'ddpm': TrainingConfig('linear', 'eps'),
     'cosine': TrainingConfig('cosine', 'eps'),
@@ -409,7 +411,7 @@ class Budget(Callback):
         self.losses = []
         self.last = torch.zeros(())
 
-# %% ../nbs/06_ddpm.ipynb #n111
+# %% ../nbs/06_ddpm.ipynb #n060
 @patch(as_prop=True)
 def used(self:Budget):
     "Share of the budget that is used up, 0..1"
@@ -428,7 +430,7 @@ def rate(self:Budget, used):
     if self.decay: fall = max(0., (used - 1 + self.decay)/self.decay)
     return self.lr*rise*.5*(1 + math.cos(math.pi*fall))
 
-# %% ../nbs/06_ddpm.ipynb #n114
+# %% ../nbs/06_ddpm.ipynb #n063
 @patch
 def before_fit(self:Budget):
     form = '{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}'
@@ -451,7 +453,7 @@ def after_loss(self:Budget):
     # Recorded even when this loss stops the run
     self.last = self.learn.loss.detach()
 
-# %% ../nbs/06_ddpm.ipynb #n115
+# %% ../nbs/06_ddpm.ipynb #n064
 @patch
 def after_batch(self:Budget):
     if not self.training: return
@@ -502,7 +504,7 @@ class Checkpoint(Callback):
         # A budget of minutes ends within an epoch
         if self.learn.budget.used >= 1: self.save()
 
-# %% ../nbs/06_ddpm.ipynb #n117
+# %% ../nbs/06_ddpm.ipynb #n066
 @patch
 def state(self:Checkpoint):
     "All that changes during training, as tensors and numbers"
@@ -528,7 +530,7 @@ def save(self:Checkpoint):
     torch.save(self.state(), unfinished)
     os.replace(unfinished, self.path)
 
-# %% ../nbs/06_ddpm.ipynb #n119
+# %% ../nbs/06_ddpm.ipynb #n068
 @patch
 def refuse_other_run(self:Checkpoint, state):
     "Raise a `ValueError` where a setting of the run is not what it was"
