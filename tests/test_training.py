@@ -31,7 +31,8 @@ def normal(*shape, seed=0):
 def randomize(model, std=.05, seed=0):
     "Weights that are not zero anywhere"
     rng = generator(seed)
-    for p in model.parameters(): torch.nn.init.normal_(p, std=std, generator=rng)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=std, generator=rng)
     return model
 
 # Targets, weights, noise levels
@@ -85,7 +86,8 @@ def test_lognormal_timesteps():
 def test_first_loss_is_one_and_training_lowers_it(cells):
     learn = ddpm_learner(cells, Denoiser(tiny, size=28), precision='float32')
     def loss():
-        with learn.no_bar(), learn.no_logging(): return learn.validate()[0]
+        with learn.no_bar(), learn.no_logging():
+            return learn.validate()[0]
     before = loss()
     budget = fit_for(learn, epochs=3, lr=3e-3, progress=False)
     assert abs(before - 1) < .1
@@ -102,7 +104,8 @@ def test_resumed_run_repeats_the_unbroken_one(cells, tmp_path):
     whole = learner(cells)
     unbroken = fit_for(whole, epochs=3, progress=False)
     run = dict(epochs=3, checkpoint=tmp_path/'run.pt', progress=False)
-    with pytest.raises(KeyboardInterrupt): fit_for(learner(cells, cbs=[Kill()]), **run)
+    with pytest.raises(KeyboardInterrupt):
+        fit_for(learner(cells, cbs=[Kill()]), **run)
     again = learner(cells)
     resumed = fit_for(again, **run)
 
@@ -129,7 +132,8 @@ def test_checkpoint_of_another_network_is_a_clear_error(cells, tmp_path):
     run = dict(epochs=1, checkpoint=tmp_path/'run.pt', progress=False)
     fit_for(learner(cells), **run)
     wider = diffusion_learner(cells, 'edm', dim=32, mults=(1, 2))
-    with pytest.raises(ValueError, match='another network'): fit_for(wider, **run)
+    with pytest.raises(ValueError, match='another network'):
+        fit_for(wider, **run)
 
 def test_checkpoint_of_another_run_is_a_clear_error(cells, tmp_path):
     run = dict(epochs=1, checkpoint=tmp_path/'run.pt', progress=False)
@@ -152,7 +156,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_mean(cells):
 @pytest.mark.parametrize('wrong', [
     dict(), dict(minutes=0), dict(epochs=0), dict(minutes=1, epochs=1)])
 def test_wrong_budget(wrong):
-    with pytest.raises(ValueError): Budget(1e-3, **wrong)
+    with pytest.raises(ValueError):
+        Budget(1e-3, **wrong)
 
 def test_budget_of_minutes_ends(cells, tmp_path):
     run = dict(minutes=.02, checkpoint=tmp_path/'run.pt', progress=False)
@@ -209,13 +214,16 @@ def test_sampling_is_reproducible_and_independent_of_batches():
     dict(steps=0)])
 def test_wrong_arguments_of_sample(wrong):
     model = Denoiser(tiny, size=16, classes=['a', 'b'])
-    with pytest.raises(ValueError): sample(model, 2, progress=False, **wrong)
+    with pytest.raises(ValueError):
+        sample(model, 2, progress=False, **wrong)
 
 def test_wrong_names():
     with pytest.raises(ValueError, match='eps, x0, v'):
         Denoiser(tiny, prediction='noise')
-    with pytest.raises(ValueError, match='No weights named'): shipped('blood31')
-    with pytest.raises(ValueError, match='edm'): diffusion_learner(None, 'edn')
+    with pytest.raises(ValueError, match='No weights named'):
+        shipped('blood31')
+    with pytest.raises(ValueError, match='edm'):
+        diffusion_learner(None, 'edn')
 
 def test_samplers_on_a_gaussian_with_known_score():
     schedule = log_snr_schedule()
@@ -262,7 +270,8 @@ def test_denoise_asks_mixes_clips_and_keeps():
 def test_weights_travel_with_their_settings(tmp_path):
     model = randomize(Denoiser(tiny, schedule='cosine', prediction='v', data_std=.5,
                                size=20, classes=['a', 'b'])).eval()
-    for p in model.parameters(): p.data = p.data.half().float()
+    for p in model.parameters():
+        p.data = p.data.half().float()
     save(model, tmp_path)
     back = load(tmp_path, 'cpu', precision='float32')
     assert back.classes == ('a', 'b') and back.size == 20 and back.data_std == .5
@@ -339,4 +348,5 @@ def test_normalize_moves_noise_levels_in_proportion_and_is_saved(tmp_path):
     assert again.data_mean == tuple(mean) and again.data_std == std
     other = dark_model(schedule='log_snr', prediction='v', data_std=std, size=28,
                        data_mean=(0.,))
-    with pytest.raises(ValueError, match='its data_mean is'): warm_start(other, again)
+    with pytest.raises(ValueError, match='its data_mean is'):
+        warm_start(other, again)

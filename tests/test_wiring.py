@@ -144,7 +144,8 @@ def test_first_step_of_the_running_mean(first_step):
 def short_run(cells):
     "Five epochs of a small U-Net that is built by `diffusion_learner`"
     watch = Watch()
-    learn = diffusion_learner(cells, 'edm-mid', **tiny, precision='float32', cbs=[watch])
+    learn = diffusion_learner(cells, 'edm-mid', **tiny, precision='float32',
+                              cbs=[watch])
     before = [p.detach().clone() for p in learn.model.parameters()]
     fit_for(learn, epochs=5, lr=1e-2, progress=False)
     return learn, before, watch
