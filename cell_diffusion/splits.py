@@ -15,9 +15,10 @@ import hashlib
 def fingerprint(
     dls, # From `cell_dls`
 )->str: # 16 hexadecimal digits
-    "Names the training cells of a split: two splits with the same fingerprint train on the same pictures, channels, crop and classes"
+    "Names the training cells of a split, with their channels, crop and classes"
     hashes = sorted(dls.cells.hashes[i] for i in dls.idxs['train'])
-    return hashlib.sha256('\n'.join([*dls.vocab, str(dls.cells.crop), *hashes]).encode()).hexdigest()[:16]
+    text = '\n'.join([*dls.vocab, str(dls.cells.crop), *hashes])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 # %% ../nbs/12_augmentation.ipynb #n015
 import numpy as np

@@ -15,8 +15,9 @@ import torch
 def dihedral_views(
     x:torch.Tensor, # Square cells `(n, channel, size, size)`
 )->torch.Tensor: # `(8, n, channel, size, size)`, the first as they are
-    "The eight positions in which a cell can lie: four quarter turns of it and of its mirror image"
-    return torch.stack([o.rot90(k, (2, 3)) for o in (x, x.flip(-1)) for k in range(4)])
+    "Four quarter turns of each cell, and of its mirror image"
+    both = x, x.flip(-1)
+    return torch.stack([o.rot90(k, (2, 3)) for o in both for k in range(4)])
 
 # %% ../nbs/11_gan.ipynb #n006
 import torch.nn.functional as F
