@@ -37,7 +37,7 @@ def residual_block(d_in, d_out, stride):
     )
     return BasicBlock(d_in, d_out, stride, shortcut)
 
-# %% ../nbs/07_evaluation.ipynb #n002
+# %% ../nbs/07_evaluation.ipynb #n027
 class CellClassifier(Network, tags=['image-classification', 'cells']):
     "A small ResNet (He et al. 2016); its averaged last layer is our feature space"
     def __init__(self,
@@ -73,7 +73,7 @@ class CellClassifier(Network, tags=['image-classification', 'cells']):
         "A score for each class, of images `(batch, channel, height, width)` in -1..1"
         return self.head(self.features(x))
 
-# %% ../nbs/07_evaluation.ipynb #n004
+# %% ../nbs/07_evaluation.ipynb #n029
 def build_resnet(
     name:str, # `cell` for a `CellClassifier`, or a ResNet of torchvision (`resnet18`)
     classes, # Names of the classes
@@ -154,7 +154,7 @@ def train_classifier(
     if network is None: model.precision = 'float32'
     return model.eval()
 
-# %% ../nbs/07_evaluation.ipynb #n006
+# %% ../nbs/07_evaluation.ipynb #n031
 def _new_classifier(network, classes, x, dim):
     "Untrained, for images like `x`"
     channels, size = x.shape[1], x.shape[-1]
@@ -239,7 +239,7 @@ def load_classifier(
                          "another size than its record says.")
     return model
 
-# %% ../nbs/07_evaluation.ipynb #n007
+# %% ../nbs/07_evaluation.ipynb #n032
 def cached_classifier(
     dls, # From `cell_dls`
 )->CellClassifier: # On the CPU, or None

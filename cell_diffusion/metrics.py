@@ -86,7 +86,7 @@ def computed(metric, real, fake):
     metric.update(fake, real=False)
     return metric.compute()
 
-# %% ../nbs/07_evaluation.ipynb #n011
+# %% ../nbs/07_evaluation.ipynb #n036
 def frechet_distance(
     real:torch.Tensor, # Features `(n, d)`, n at least 2
     fake:torch.Tensor, # Features `(m, d)`, m at least 2
@@ -188,7 +188,7 @@ def radii(features, k):
     apart = exact_distances(features, features)
     return apart.topk(k + 1, largest=False).values[:, k]
 
-# %% ../nbs/07_evaluation.ipynb #n038
+# %% ../nbs/07_evaluation.ipynb #n043
 def precision_recall(
     real:torch.Tensor, # Features of real cells `(n, d)`, n more than k
     fake:torch.Tensor, # Features of generated cells `(m, d)`, m more than k
@@ -289,7 +289,7 @@ def memorisation(
                 near=hits/n, near_low=low, near_high=high,
                 expected=near, line=line, z=z, p=test.pvalue, n=n)
 
-# %% ../nbs/07_evaluation.ipynb #n042
+# %% ../nbs/07_evaluation.ipynb #n047
 def median_ratio(
     a:np.ndarray, # Numbers `(n,)`
     b:np.ndarray, # Other numbers `(m,)`
@@ -394,7 +394,7 @@ def _channel_measures(v): # `(n, height, width)`
     return dict(brightness=v.mean((1, 2)), contrast=v.std((1, 2)), extent=extent,
                 grain=(down + right)/2)
 
-# %% ../nbs/07_evaluation.ipynb #n055
+# %% ../nbs/07_evaluation.ipynb #n051
 def wasserstein_gaps(
     real, # Numbers of real cells `(n, numbers)`, NaN where there was nothing to measure
     fake, # Of generated cells
@@ -450,7 +450,7 @@ class Measure:
 # Which way is better; for all others it is `lower`. `reference`: as real cells score
 better = dict.fromkeys(('precision', 'recall', 'coverage', 'cas', 'cas balanced'),
                        'higher')
-better |= dict.fromkeys(('density', 'class accuracy', 'class accuracy balanced',
+better |= dict.fromkeys(('density', 'class accuracy', 'balanced accuracy',
                          'memorisation', 'near copies', 'memorisation in pixels',
                          'near copies in pixels'), 'reference')
 
@@ -479,13 +479,13 @@ def number_measure(real:CellSet, describe, **draws):
         return compare(torch.tensor(describe(cells.images).values)), reference
     return Measure('numbers', compute)
 
-# %% ../nbs/07_evaluation.ipynb #n058
+# %% ../nbs/07_evaluation.ipynb #n066
 def class_intervals(cells:CellSet, classes):
     "Class accuracy over all cells, and with every class counting alike"
     t = class_accuracy(cells.predicted, torch.as_tensor(cells.labels), classes)
     every = t.iloc[-1]
     return {'class accuracy': Interval(every['share'], every['low'], every['high']),
-            'class accuracy balanced': Interval(*balanced_accuracy(t))}
+            'balanced accuracy': Interval(*balanced_accuracy(t))}
 
 def class_measure(real:CellSet, classes):
     "Do cells show the class that was requested?"
@@ -517,7 +517,7 @@ def use_measure(real:CellSet, train, classes, **kwargs):
         return use_intervals(own), use_intervals(reference)
     return Measure('use', compute, needs_labels=True)
 
-# %% ../nbs/07_evaluation.ipynb #n060
+# %% ../nbs/07_evaluation.ipynb #n068
 def copy_intervals(views, pool, real, near, name):
     "Both numbers of the memorisation test"
     m = memorisation(views, pool, real, near)
@@ -581,7 +581,7 @@ def report_measures(
     if describe: measures.append(number_measure(real, describe, **draws))
     return measures
 
-# %% ../nbs/07_evaluation.ipynb #n061
+# %% ../nbs/07_evaluation.ipynb #n069
 def evaluation_report(
     generated:dict, # From a generator's name to cells in -1..1 and classes, or None
     classifier:CellClassifier, # See `reference_classifier`
