@@ -179,7 +179,8 @@ def test_the_trainer_is_the_only_one():
     for file in sorted((root/'cell_diffusion').rglob('*.py')):
         text = file.read_text(encoding='utf-8')
         for part in re.split(r'(?m)^(?=def |class )', text):
-            if 'CrossEntropyLoss' in part: trainers.append((file.name, part.split('(')[0]))
+            if 'CrossEntropyLoss' not in part: continue
+            trainers.append((file.name, part.split('(')[0]))
     assert trainers == [('classifier.py', 'def train_classifier')]
 
 # ---- the finder
@@ -222,8 +223,9 @@ def test_shipped_then_cached_then_new(places, training):
 def test_classifiers_of_other_cells_are_not_taken(places, training):
     weights, keep = places
     dls = cells(40, bs=8)
-    for i, wrong in enumerate((dict(fingerprint='0'*16), dict(size=32), dict(channels=2))):
-        keep(weights/f'a-classifier-{i}', dls, i, **wrong)
+    wrong = [dict(fingerprint='0'*16), dict(size=32), dict(channels=2)]
+    for i, record in enumerate(wrong):
+        keep(weights/f'a-classifier-{i}', dls, i, **record)
     keep(weights/'a-classifier-8', cells(48, bs=8), 8)
     keep(weights/'denoiser', dls, 7)
     (weights/'b-classifier').mkdir() # Without a record
@@ -245,8 +247,9 @@ def test_only_classifiers_are_taken(places, training):
     weights, keep = places
     dls = cells(40, bs=8)
     keep(weights/'a-classifier', dls, 1)
-    config = weights/'a-classifier'/'config.json'
-    config.write_text(json.dumps({**json.loads(config.read_text()), 'class': 'Denoiser'}))
+    file = weights/'a-classifier'/'config.json'
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, 'class': 'Denoiser'}))
     with pytest.raises(ValueError, match='a CellClassifier is needed'):
         reference_classifier(dls)
 
