@@ -204,7 +204,7 @@ def predict_classes(
 def cells_of(
     dls, # From `cell_dls`
 )->dict: # `fingerprint`, `channels`, `size`
-    "What a classifier must have been trained on to judge these cells"
+    "What a classifier must have been trained on to score these cells"
     _, channels, size, _ = dls.one_batch()[0].shape
     return dict(fingerprint=fingerprint(dls), channels=channels, size=size)
 
@@ -228,7 +228,7 @@ def is_trained_on(
 
 def load_classifier(
     folder, # Holds weights and settings
-    dls, # The cells that it is to judge
+    dls, # The cells that it is to score
 )->CellClassifier: # On the CPU, in float32
     "Load a classifier strictly. `ValueError` for damaged weights or other cells."
     model = load(folder, 'cpu', 'float32', CellClassifier)
