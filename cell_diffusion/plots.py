@@ -196,7 +196,7 @@ def _report_panels(table):
     )
     return {key: panel for key, panel in panels.items() if len(panel[0])}
 
-# %% ../nbs/07_evaluation.ipynb #n071
+# %% ../nbs/07_evaluation.ipynb #n077
 def _draw_report_panel(ax, table, title, models):
     "A row for each measure, in it a dot for each model over its reference"
     names = list(dict.fromkeys(table.measure))
