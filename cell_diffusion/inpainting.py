@@ -13,12 +13,11 @@ from PIL import Image, ImageDraw
 from functools import partial
 from pathlib import Path
 from scipy import ndimage
-from skimage.restoration import inpaint_biharmonic
 from cell_diffusion.denoiser import Denoiser, class_numbers, load
-from cell_diffusion.training import NoiseCallback, diffusion_learner
-from cell_diffusion.morphology import find_cells, find_nuclei, optical_density
 from cell_diffusion.imageio import read_image, read_mask
+from cell_diffusion.morphology import find_cells, find_nuclei, optical_density
 from cell_diffusion.sampling import sample
+from cell_diffusion.training import NoiseCallback, diffusion_learner
 
 # %% ../nbs/10_inpainting.ipynb #c013
 def box_mask(
@@ -27,7 +26,8 @@ def box_mask(
 )->np.ndarray: # bool `(size, size)`, True where the picture is to be filled
     "A rectangle, each side between a fifth and two thirds of the picture's"
     h, w = rng.integers(size//5, 2*size//3, 2, endpoint=True)
-    y, x = rng.integers(0, size - h, endpoint=True), rng.integers(0, size - w, endpoint=True)
+    y = rng.integers(0, size - h, endpoint=True)
+    x = rng.integers(0, size - w, endpoint=True)
     mask = np.zeros((size, size), bool)
     mask[y:y + h, x:x + w] = True
     return mask
@@ -37,16 +37,25 @@ def brush_mask(
     size:int, # Height and width, in pixels
     rng:np.random.Generator, # Source of randomness
 )->np.ndarray: # bool `(size, size)`
-    "One to three strokes of a round brush that turns as it goes (after the free-form masks of Yu et al. 2019)"
-    picture = Image.new('1', (size, size)); pen = ImageDraw.Draw(picture)
-    for _ in range(rng.integers(1, 3, endpoint=True)):
-        at, angle, r = rng.uniform(.1, .9, 2)*size, rng.uniform(0, 2*np.pi), rng.uniform(.04, .13)*size
-        for _ in range(rng.integers(3, 8, endpoint=True)):
-            angle += rng.normal(0, 1.2)
-            to = np.clip(at + rng.uniform(.1, .3)*size*np.array([np.cos(angle), np.sin(angle)]), 0, size)
-            pen.line([*at, *to], fill=1, width=round(2*r)); pen.ellipse([*(to - r), *(to + r)], fill=1)
-            at = to
+    "One to three strokes of a round brush that turns as it goes (Yu et al. 2019)"
+    picture = Image.new('1', (size, size))
+    pen = ImageDraw.Draw(picture)
+    for _ in range(rng.integers(1, 3, endpoint=True)): draw_stroke(pen, size, rng)
     return np.array(picture)
+
+def draw_stroke(pen, size, rng):
+    "Three to eight straight pieces, each at a random angle to the one before"
+    at = rng.uniform(.1, .9, 2)*size
+    angle = rng.uniform(0, 2*np.pi)
+    radius = rng.uniform(.04, .13)*size
+    for _ in range(rng.integers(3, 8, endpoint=True)):
+        angle += rng.normal(0, 1.2)
+        length = rng.uniform(.1, .3)*size
+        direction = np.array([np.cos(angle), np.sin(angle)])
+        to = np.clip(at + length*direction, 0, size)
+        pen.line([*at, *to], fill=1, width=round(2*radius))
+        pen.ellipse([*(to - radius), *(to + radius)], fill=1)
+        at = to
 
 # %% ../nbs/10_inpainting.ipynb #c017
 def half_mask(
@@ -62,51 +71,68 @@ def whole_mask(
     size:int, # Height and width, in pixels
     rng:np.random.Generator=None, # Not used
 )->np.ndarray: # bool `(size, size)`
-    "Everything: then filling is the same as painting from nothing"
+    "Everything: filling is then the same as generating from noise"
     return np.ones((size, size), bool)
 
 shapes = dict(box=box_mask, brush=brush_mask, half=half_mask, everything=whole_mask)
+training_shares = dict(box=.3, brush=.4, half=.15, everything=.15)
 
 # %% ../nbs/10_inpainting.ipynb #n017
 def random_masks(
     n:int, # How many
     size:int, # Height and width, in pixels
-    shares:dict=dict(box=.3, brush=.4, half=.15, everything=.15), # How often each of `shapes` comes
+    shares:dict=None, # How often each of `shapes` comes; None is `training_shares`
     seed:int=0, # The same seed gives the same masks
-)->torch.Tensor: # bool `(n, 1, size, size)`; True, or 1, is what is to be filled
-    "Masks drawn without a look at the cells, so that their outline gives nothing away. Raises `ValueError` for an unknown shape."
-    if unknown := set(shares) - set(shapes): raise ValueError(f"Unknown shape {unknown.pop()!r}: use some of {', '.join(shapes)}.")
+)->torch.Tensor: # bool `(n, 1, size, size)`; True, or 1, is to be filled
+    """Masks that do not depend on the cells, so that their outline gives nothing away.
+
+    Raises `ValueError` for an unknown shape.
+    """
+    shares = shares or training_shares
+    if unknown := set(shares) - set(shapes):
+        raise ValueError(f"Unknown shape {unknown.pop()!r}: use some of "
+                         f"{', '.join(shapes)}.")
     rng = np.random.default_rng(seed)
-    kinds = rng.choice(list(shares), n, p=np.array(list(shares.values()))/sum(shares.values()))
-    return torch.from_numpy(np.stack([shapes[k](size, rng) for k in kinds]))[:, None]
+    probabilities = np.array(list(shares.values()))/sum(shares.values())
+    drawn = rng.choice(list(shares), n, p=probabilities)
+    masks = [shapes[name](size, rng) for name in drawn]
+    return torch.from_numpy(np.stack(masks))[:, None]
 
 # %% ../nbs/10_inpainting.ipynb #c020
 def stained_masks(
     x:torch.Tensor, # Stained cells `(n, 3, size, size)` in -1..1
     what:str='nucleus', # `nucleus` or `cell`
-    grow:float=.03, # How much the outline is moved out, as a share of the size, so that no rim of what is hidden shows
+    grow:float=.03, # How far the outline is moved out, as a share of the size
 )->torch.Tensor: # bool `(n, 1, size, size)`; nowhere True where nothing was found
-    "The nucleus or the cell by its colour, see `find_nuclei` and `find_cells`. Raises `ValueError` for another name."
-    if what not in ('nucleus', 'cell'): raise ValueError(f"What is to be masked? 'nucleus' or 'cell', not {what!r}.")
+    """The nucleus or the cell by its colour, see `find_nuclei` and `find_cells`.
+
+    Raises `ValueError` for another name.
+    """
+    if what not in ('nucleus', 'cell'):
+        raise ValueError("What is to be masked? 'nucleus' or 'cell', "
+                         f"not {what!r}.")
     density = optical_density(x).numpy()
     found = find_cells(density)
     if what == 'nucleus': found = find_nuclei(density, found)
-    turns = max(1, round(grow*x.shape[-1]))
-    return torch.from_numpy(np.stack([ndimage.binary_dilation(m, iterations=turns) if grow else m for m in found]))[:, None]
+    if grow:
+        pixels = max(1, round(grow*x.shape[-1]))
+        found = [ndimage.binary_dilation(m, iterations=pixels) for m in found]
+    return torch.from_numpy(np.stack(found))[:, None]
 
 # %% ../nbs/10_inpainting.ipynb #c025
 def masked_view(
     x:torch.Tensor, # Images in -1..1, `(n, channel, size, size)`
     mask:torch.Tensor, # bool `(n, 1, size, size)`, or one for all
-    colour:tuple=(-.5, .35, .75), # Of the hole, in -1..1; its mean where there are no three channels
+    colour:tuple=(-.5, .35, .75), # Of the hole, in -1..1; its mean in grey images
 )->torch.Tensor: # Images with a coloured hole
     "Show what is hidden as a flat colour that no cell has"
-    colour = torch.tensor(colour if x.shape[1] == 3 else [np.mean(colour)]*x.shape[1]).reshape(1, -1, 1, 1)
-    return torch.where(mask, colour, x)
+    channels = x.shape[1]
+    if channels != 3: colour = [np.mean(colour)]*channels
+    return torch.where(mask, torch.tensor(colour).reshape(1, -1, 1, 1), x)
 
 # %% ../nbs/10_inpainting.ipynb #c027
 class Inpainter(Denoiser):
-    "A denoiser whose U-Net sees noisy image, known pixels and mask (as in GLIDE, Nichol et al. 2022)"
+    "Sees noisy image, known pixels and mask (GLIDE, Nichol et al. 2022)"
     sees_known = True
 
     @property
@@ -119,7 +145,7 @@ class Inpainter(Denoiser):
         known=None, # Images, 0 where something is hidden
         mask=None, # float `(batch, 1, height, width)`, 1 where something is hidden
     ):
-        "The output of the U-Net, in units of `target`; without a mask everything is hidden"
+        "The output of the U-Net; without a mask everything is hidden"
         if (known is None) != (mask is None):
             raise ValueError("An `Inpainter` sees both the known pixels and the mask, "
                              "or neither.")
@@ -128,7 +154,8 @@ class Inpainter(Denoiser):
             mask = torch.ones_like(xt[:, :1])
         mask = mask.to(xt)
         known = known - self.mean(xt)*(1 - mask)
-        return self.call_unet(torch.cat([self.scale_input(xt, t), known, mask], 1), t, label)
+        inputs = torch.cat([self.scale_input(xt, t), known, mask], 1)
+        return self.call_unet(inputs, t, label)
 
 # %% ../nbs/10_inpainting.ipynb #c031
 def fill_holes(
@@ -174,43 +201,59 @@ def hole_error(
     filled:torch.Tensor, # Of the same shape
     mask:torch.Tensor, # bool `(n, 1, height, width)`
 )->torch.Tensor: # `(n,)`, grey levels of 0..255; 0 where the mask is empty
-    "Root mean squared error inside the hole of each image `(n, channel, height, width)` in -1..1; `mask` is bool `(n, 1, height, width)`"
+    "Root mean squared error inside the hole of each image"
     square = ((filled - real)*127.5)**2*mask
-    return (square.sum((1, 2, 3))/(mask.sum((1, 2, 3))*real.shape[1]).clamp(min=1)).sqrt()
+    values = (mask.sum((1, 2, 3))*real.shape[1]).clamp(min=1)
+    return (square.sum((1, 2, 3))/values).sqrt()
 
 def seam_energy(
     x:torch.Tensor, # Images in -1..1, `(n, channel, height, width)`
     mask:torch.Tensor, # bool `(n, 1, height, width)`
 )->torch.Tensor: # `(n,)`, grey levels squared; 0 where there is no border
-    "Mean squared difference of neighbours of which one is known and the other is not, in images `(n, channel, height, width)` in -1..1; `mask` is bool `(n, 1, height, width)`"
-    total, pairs = 0, 0
+    "Mean squared difference of neighbours of which one is known and one is not"
+    total = 0
+    pairs = 0
     for dim in (2, 3):
         border = mask.diff(dim=dim)
-        total, pairs = total + ((x*127.5).diff(dim=dim)**2*border).sum((1, 2, 3)), pairs + border.sum((1, 2, 3))*x.shape[1]
+        step = (x*127.5).diff(dim=dim)
+        total = total + (step**2*border).sum((1, 2, 3))
+        pairs = pairs + border.sum((1, 2, 3))*x.shape[1]
     return total/pairs.clamp(min=1)
 
 # %% ../nbs/10_inpainting.ipynb #c054
 class InpaintingCallback(NoiseCallback):
-    "Adds a fresh mask and the pixels around it to every training pair, and weighs the error inside and outside of the hole"
+    "Adds a fresh mask and the pixels around it to every training pair"
     name = 'noise'
+
     def __init__(self, *args,
-        outside:float=.1, # Weight of a known pixel's error; that of a hidden pixel is 1
+        outside:float=.1, # Weight of a known pixel's error; a hidden pixel's is 1
         shares:dict=None, # How often each shape comes, see `random_masks`
         **kwargs, # As in `NoiseCallback`
     ):
         super().__init__(*args, **kwargs)
-        self.outside, self.masks = outside, partial(random_masks, **({} if shares is None else dict(shares=shares)))
+        self.outside = outside
+        self.shares = shares
 
     def before_batch(self):
         x0 = self.learn.xb[0]
         super().before_batch()
-        seed = int(torch.randint(2**62, (), generator=self.rng, device=self.rng.device))
-        mask = self.masks(len(x0), x0.shape[-1], seed=seed).to(x0.device).float()
-        label = self.learn.xb[2] if len(self.learn.xb) > 2 else None
+        xt, t, *label = self.learn.xb
         target, weight = self.learn.yb
-        self.learn.xb = (*self.learn.xb[:2], label, x0*(1 - mask), mask)
-        self.learn.yb = (target, weight[:, None, None, None]*(mask + self.outside*(1 - mask)))
 
+        mask = self.draw_masks(x0)
+        known = x0*(1 - mask)
+        self.learn.xb = xt, t, (label[0] if label else None), known, mask
+        pixel_weight = mask + self.outside*(1 - mask)
+        self.learn.yb = target, weight[:, None, None, None]*pixel_weight
+
+    def draw_masks(self, x0):
+        "One mask for each image, as numbers: 1 is hidden"
+        device = self.rng.device
+        seed = int(torch.randint(2**62, (), generator=self.rng, device=device))
+        masks = random_masks(len(x0), x0.shape[-1], self.shares, seed)
+        return masks.to(x0.device).float()
+
+# %% ../nbs/10_inpainting.ipynb #n005
 def hole_mse(
     pred:torch.Tensor, # The network's output `(batch, channel, height, width)`
     target:torch.Tensor, # What it should be, of the same shape
@@ -230,111 +273,223 @@ def inpainting_learner(
 ): # A fastai Learner
     "An `Inpainter` and its learner"
     channels = dls.one_batch()[0].shape[1]
-    return diffusion_learner(dls, config, classes, kind=Inpainter, unet=dict(channels=2*channels + 1, out_channels=channels),
-                             pairs=partial(InpaintingCallback, outside=outside, shares=shares), loss_func=hole_mse, **kwargs)
-
-# %% ../nbs/10_inpainting.ipynb #c078
-def mean_fill(
-    images:torch.Tensor, # In -1..1, `(n, channel, height, width)`
-    masks:torch.Tensor, # bool `(n, 1, height, width)`, or one for all
-)->torch.Tensor: # Of the shape of `images`
-    "A floor: the hole gets the mean colour of the known pixels; `masks` are bool `(n, 1, height, width)`, or one for all"
-    known = (~masks).float()
-    return torch.where(masks, (images*known).sum((2, 3), keepdim=True)/known.sum((2, 3), keepdim=True).clamp(min=1), images)
-
-def biharmonic_fill(
-    images:torch.Tensor, # In -1..1, `(n, channel, height, width)`
-    masks:torch.Tensor, # bool `(n, 1, height, width)`, or one for all
-)->torch.Tensor: # Of the shape of `images`
-    "A floor: the smoothest surface over the hole, by scikit-image (Damelin and Hoang 2018)"
-    filled = [inpaint_biharmonic(x.permute(1, 2, 0).numpy(), m[0].numpy(), channel_axis=-1) for x, m in zip(images.double(), masks.expand(len(images), -1, -1, -1))]
-    return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).float().clamp(-1, 1)
+    return diffusion_learner(
+        dls, config, classes, kind=Inpainter,
+        unet=dict(channels=2*channels + 1, out_channels=channels),
+        pairs=partial(InpaintingCallback, outside=outside, shares=shares),
+        loss_func=hole_mse, **kwargs)
 
 # %% ../nbs/10_inpainting.ipynb #c101
 def find_window(
     hole:np.ndarray, # bool `(height, width)`
-    side:int=None, # Height and width of the window in pixels, at most twice the picture's longer side; by default all of a picture of up to 256 pixels, else 200 pixels as the cells were cut for training, or more for a large hole
+    side:int=None, # Of the window in pixels; None is `default_side`
 )->tuple: # Top, left and side; parts may lie outside of the picture
-    "The square around a hole that the network gets to see. Raises `ValueError` for one smaller than the hole or far larger than the picture."
-    (h, w), (ys, xs) = hole.shape, np.nonzero(hole)
-    extent = max(np.ptp(ys), np.ptp(xs)) + 1
-    if side is not None and not extent <= side <= 2*max(h, w): raise ValueError(f"The hole is {extent} pixels long and the picture {max(h, w)}: choose a window in {extent}..{2*max(h, w)}, not {side}.")
-    side = side or max(min(h, w) if min(h, w) <= 256 else 200, min(max(h, w), 5*extent//4), extent)
-    return *((length - side)//2 if side > length else int(np.clip((at.min() + at.max() + 1 - side)//2, 0, length - side)) for at, length in ((ys, h), (xs, w))), side
+    """The square around a hole that the network gets to see.
 
+    Raises `ValueError` for a side that is smaller than the hole, or more than twice the
+    picture.
+    """
+    h, w = hole.shape
+    ys, xs = np.nonzero(hole)
+    extent = max(np.ptp(ys), np.ptp(xs)) + 1
+    if side is None: side = default_side(h, w, extent)
+    if not extent <= side <= 2*max(h, w):
+        raise ValueError(f"The hole is {extent} pixels long and the picture "
+                         f"{max(h, w)}: choose a window in {extent}..{2*max(h, w)}, "
+                         f"not {side}.")
+    return window_start(ys, h, side), window_start(xs, w, side), side
+
+def default_side(h, w, extent):
+    "A small picture's shorter side, else 200 pixels, or more for a large hole"
+    shorter, longer = sorted((h, w))
+    side = shorter if shorter <= 256 else 200
+    with_margin = min(longer, 5*extent//4)
+    return max(side, with_margin, extent)
+
+def window_start(at, length, side):
+    "Where the window begins along one axis, with the hole in its middle if possible"
+    if side > length: return (length - side)//2
+    middle = at.min() + at.max() + 1
+    return int(np.clip((middle - side)//2, 0, length - side))
+
+# %% ../nbs/10_inpainting.ipynb #n007
 def crop_window(
     pixels:np.ndarray, # `(height, width, ...)`
     window:tuple, # Top, left and side
 )->np.ndarray: # `(side, side, ...)`; beyond the picture its edge is repeated
     "A square cut out of a picture"
     top, left, side = window
-    ys, xs = (np.clip(np.arange(at, at + side), 0, length - 1) for at, length in zip((top, left), pixels.shape))
+    h, w = pixels.shape[:2]
+    ys = np.clip(np.arange(top, top + side), 0, h - 1)
+    xs = np.clip(np.arange(left, left + side), 0, w - 1)
     return pixels[ys][:, xs]
 
 # %% ../nbs/10_inpainting.ipynb #c103
-def _levels(known): # white: 255, or for 16 bits what the known pixels suggest, such as 4,095 for a camera of 12 bits; hidden ones are not looked at
-    return 255 if known.dtype == np.uint8 else max(255, 2**int(known.max()).bit_length() - 1) if known.size else 65535
-
-def _resize(a, size): # float `(height, width, channel)` -> `(size, size, channel)`
-    planes = [Image.fromarray(a[..., i].astype(np.float32)).resize((size, size), Image.Resampling.BICUBIC) for i in range(a.shape[2])]
-    return np.stack([np.asarray(p) for p in planes], -1)
-
-def _close_up(pixels, hole, size): # colours in -1..1 `(1, 3, size, size)` and hole `(1, 1, size, size)` as the network sees them
-    if not hole.all():                                              # what is hidden must not shine through when pixels are mixed
-        nearest = ndimage.distance_transform_edt(hole, return_distances=False, return_indices=True)
+def close_up(
+    pixels:np.ndarray, # The window in -1..1, `(side, side, channel)`
+    hole:np.ndarray, # bool `(side, side)`
+    size:int, # Height and width that the network needs
+): # Images `(1, 3, size, size)` and masks `(1, 1, size, size)`
+    "A window as the network sees it, with nothing of what is hidden"
+    if not hole.all():
+        nearest = ndimage.distance_transform_edt(
+            hole, return_distances=False, return_indices=True)
         pixels = pixels[tuple(nearest)]
-    x = torch.from_numpy(_resize(pixels, size)).permute(2, 0, 1)[None]
-    m = F.adaptive_max_pool2d(torch.from_numpy(hole)[None, None].float(), size) > 0
-    return x.float().clamp(-1, 1).expand(-1, 3, -1, -1), m
+    x = torch.from_numpy(resize(pixels, size)).permute(2, 0, 1)[None]
+    mask = torch.from_numpy(hole)[None, None].float()
+    mask = F.adaptive_max_pool2d(mask, size) > 0
+    return x.float().clamp(-1, 1).expand(-1, 3, -1, -1), mask
+
+def resize(pixels, size):
+    "Float pixels `(side, side, channel)` at another size `(size, size, channel)`"
+    planes = []
+    for i in range(pixels.shape[2]):
+        plane = Image.fromarray(pixels[..., i].astype(np.float32))
+        plane = plane.resize((size, size), Image.Resampling.BICUBIC)
+        planes.append(np.asarray(plane))
+    return np.stack(planes, -1)
+
+# %% ../nbs/10_inpainting.ipynb #n009
+def white_level(
+    known:np.ndarray, # Known pixels, uint8 or uint16
+)->int: # 255 to 65535
+    "The value of white"
+    if known.dtype == np.uint8: return 255
+    if not known.size: return 65535
+    bits = int(known.max()).bit_length()
+    return max(255, 2**bits - 1)
+
+def colour_channels(
+    pixels:np.ndarray, # `(height, width)` or `(height, width, channel)`
+)->np.ndarray: # `(height, width, 1 or 3)`
+    "Grey or colours as channels, without transparency"
+    pixels = np.atleast_3d(pixels)
+    return pixels[..., :1 if pixels.shape[2] < 3 else 3]
+
+# %% ../nbs/10_inpainting.ipynb #n010
+def put_back(
+    pixels:np.ndarray, # The picture
+    hole:np.ndarray, # bool `(height, width)`
+    window:tuple, # Top, left and side
+    fill:torch.Tensor, # `(3, size, size)` in -1..1
+    white:int, # See `white_level`
+)->np.ndarray: # Of the shape and type of `pixels`
+    "The picture with a fill in its hole, and nothing else changed"
+    top, left, side = window
+    ys, xs = np.nonzero(hole)
+    large = resize(fill.permute(1, 2, 0).numpy(), side)
+    values = ((large + 1)/2*white).clip(0, white).round()
+    colours = values[ys - top, xs - left]
+    grey = colours.mean(-1).round()
+
+    out = pixels.copy()
+    if pixels.ndim == 2: out[hole] = grey
+    elif pixels.shape[2] < 3: out[ys, xs, 0] = grey
+    else: out[ys, xs, :3] = colours
+    return out
 
 # %% ../nbs/10_inpainting.ipynb #c105
-methods = dict(trained=dict(model='blood64-inpaint', steps=20), clamp=dict(model='blood64', steps=50), repaint=dict(model='blood64', sampler='repaint', steps=25))
+methods = dict(
+    trained=dict(model='blood64-inpaint', steps=20),
+    clamp=dict(model='blood64', steps=50),
+    repaint=dict(model='blood64', sampler='repaint', steps=25),
+)
 
-# %% ../nbs/10_inpainting.ipynb #n022
-def inpaint(
-    image, # File name, PIL image, or array `(height, width)` or `(height, width, channel)` of uint8 or uint16, of any size, grey or colour, perhaps with alpha
-    mask, # File name, PIL image or array of the same height and width; True, 1 or white is to be filled
-    label:str=None, # The class of the cell, by name; only for networks that know classes
-    method:str='trained', # One of `methods`: `trained`, `clamp` or `repaint`
-    n:int=1, # How many fills
-    seed:int=0, # The same seed gives the same fills
-    steps:int=None, # Steps of the sampler; by default as in `methods`
-    guidance_scale:float=1., # Guidance towards the class
-    window:int=None, # Side in pixels of the square that the network sees, see `find_window`
-    model=None, # A network, the name of shipped weights, or a folder; by default as in `methods`
-    progress:bool=True, # Show a progress bar
-    **kwargs, # More arguments of `sample`
-)->np.ndarray: # `(n, *image.shape)`, of the dtype of the image; pixels outside of the mask are the same to the bit
-    "Fill what a mask hides in a picture. Raises `ValueError`, `TypeError` or `FileNotFoundError` for what cannot be filled, and says why."
-    if method not in methods: raise ValueError(f"Unknown method {method!r}: use one of {', '.join(methods)}.")
-    if n < 1: raise ValueError(f"n must be 1 or more, got {n}.")
-    pixels = read_image(image)
-    hole = read_mask(mask, pixels.shape[:2])
-    colours = np.atleast_3d(pixels)
-    colours = colours[..., :1] if colours.shape[2] < 3 else colours[..., :3]       # alpha is left alone
-    settings = {**methods[method], **kwargs, **({} if steps is None else dict(steps=steps))}
-    net = _network(model or settings.pop('model'), method); settings.pop('model', None)
-    place, top = find_window(hole, window), _levels(colours[~hole])
-    x, m = _close_up(crop_window(colours, place)/top*2 - 1, crop_window(hole, place), net.size)
-    fills = fill_holes(net, x.repeat(n, 1, 1, 1), m, label, seed, progress=progress,
-                       guidance_scale=guidance_scale, show_known=method == 'trained', **settings)
-    return np.stack([_put_back(pixels, hole, place, f.permute(1, 2, 0).numpy(), top) for f in fills])
-
-# %% ../nbs/10_inpainting.ipynb #c106
-def _network(model, method):
-    "The network of a method, loaded where it is given by name"
+def find_network(
+    model, # A network, the name of shipped weights, or a folder
+    method:str, # One of `methods`
+)->Denoiser:
+    "The network of a method. Raises `ValueError` for one that cannot do it."
     if isinstance(model, (str, Path)): model = load(model, kind=Denoiser)
     if method == 'trained' and not model.sees_known:
         raise ValueError("Method 'trained' needs an `Inpainter`: this network was not "
                          "trained to fill holes. Choose 'clamp' or 'repaint'.")
     return model
 
-def _put_back(pixels, hole, place, fill, top):
-    "Compose a fill `(size, size, 3)` in -1..1 into the hole of the picture it belongs to"
-    (y, x, side), out = place, pixels.copy()
-    ys, xs = np.nonzero(hole)
-    new = ((_resize(fill, side) + 1)/2*top).clip(0, top).round()[ys - y, xs - x]
-    if pixels.ndim == 2: out[hole] = new.mean(-1).round()
-    elif pixels.shape[2] < 3: out[ys, xs, 0] = new.mean(-1).round()
-    else: out[ys, xs, :3] = new
-    return out
+# %% ../nbs/10_inpainting.ipynb #n022
+def inpaint(
+    image, # File name, PIL image, or array of uint8 or uint16, see `read_image`
+    mask, # The same kinds, of the same height and width: True or white is to be filled
+    label:str=None, # Class of the cell, by name; only for networks that know classes
+    method:str='trained', # One of `methods`: `trained`, `clamp` or `repaint`
+    n:int=1, # How many fills
+    seed:int=0, # The same seed gives the same fills
+    steps:int=None, # Steps of the sampler; by default as in `methods`
+    guidance_scale:float=1., # Guidance towards the class
+    window:int=None, # Side of the square that the network sees, see `find_window`
+    model=None, # A network, its name or its folder; by default as in `methods`
+    progress:bool=True, # Show a progress bar
+    **kwargs, # More arguments of `sample`
+)->np.ndarray: # `(n, *image.shape)`, of the image's dtype
+    """Fill what a mask hides in a picture; pixels outside the mask keep their values.
+
+    Raises `ValueError`, `TypeError` or `FileNotFoundError` for what cannot be filled.
+    """
+    if method not in methods:
+        raise ValueError(f"Unknown method {method!r}: use one of {', '.join(methods)}.")
+    if n < 1: raise ValueError(f"n must be 1 or more, got {n}.")
+    settings = {**methods[method], **kwargs}
+    default_model = settings.pop('model')
+    if steps is not None: settings['steps'] = steps
+
+    pixels = read_image(image)
+    hole = read_mask(mask, pixels.shape[:2])
+    model = find_network(model or default_model, method)
+    window = find_window(hole, window)
+    x, small_hole, white = look_through(pixels, hole, window, model.size)
+
+    fills = fill_holes(model, x.expand(n, -1, -1, -1), small_hole, label, seed,
+                       guidance_scale=guidance_scale, progress=progress,
+                       show_known=method == 'trained', **settings)
+    return np.stack([put_back(pixels, hole, window, fill, white) for fill in fills])
+
+# %% ../nbs/10_inpainting.ipynb #n023
+def look_through(pixels, hole, window, size):
+    "Close-up of a window, its hole, and the value of white"
+    colours = colour_channels(pixels)
+    white = white_level(colours[~hole])
+    seen = crop_window(colours, window)/white*2 - 1
+    return *close_up(seen, crop_window(hole, window), size), white
+
+# %% ../nbs/10b_inpainting_study.ipynb #n015
+import numpy as np
+import torch
+from scipy import sparse
+from scipy.sparse.linalg import spsolve
+
+# %% ../nbs/10b_inpainting_study.ipynb #c078
+def mean_fill(
+    images:torch.Tensor, # In -1..1, `(n, channel, height, width)`
+    masks:torch.Tensor, # bool `(n, 1, height, width)`, or one for all
+)->torch.Tensor: # Of the shape of `images`
+    "The hole gets the mean colour of the known pixels"
+    known = (~masks).float()
+    total = (images*known).sum((2, 3), keepdim=True)
+    mean = total/known.sum((2, 3), keepdim=True).clamp(min=1)
+    return torch.where(masks, mean, images)
+
+# %% ../nbs/10b_inpainting_study.ipynb #n040
+def biharmonic_operator(h, w):
+    "Δ² of a picture, as a sparse matrix over its pixels; edges reflect"
+    def second_difference(n):
+        neighbours = sparse.eye_array(n, k=1) + sparse.eye_array(n, k=-1)
+        return neighbours - sparse.diags_array(neighbours.sum(0))
+    laplacian = sparse.kronsum(second_difference(w), second_difference(h))
+    return (laplacian@laplacian).tocsc()
+
+def biharmonic_fill(
+    images:torch.Tensor, # In -1..1, `(n, channel, height, width)`
+    masks:torch.Tensor, # bool `(n, 1, height, width)`, or one for all
+)->torch.Tensor: # Of the shape of `images`
+    "The smoothest surface over each hole (Damelin and Hoang 2018)"
+    B = biharmonic_operator(*images.shape[2:])
+    masks = masks.expand(len(images), -1, -1, -1)
+    filled = images.clone(memory_format=torch.contiguous_format)
+    for x, hole in zip(filled, masks.flatten(1).numpy()):
+        pixels = x.flatten(1).T.double().numpy()
+        known = pixels[~hole]
+        if not hole.any() or hole.all(): continue
+        surface = spsolve(B[hole][:, hole], -B[hole][:, ~hole]@known)
+        surface = surface.reshape(-1, len(x)).clip(known.min(0), known.max(0))
+        x.flatten(1)[:, hole] = torch.from_numpy(surface.T).float()
+    return filled
