@@ -28,7 +28,7 @@ from cell_diffusion.sampling import nfe
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import fit_for
 
-# %% ../../nbs/10b_inpainting_study.ipynb #n018
+# %% ../../nbs/10b_inpainting_study.ipynb #n004
 def fill_spread(
     fills:torch.Tensor, # Several fills of each cell, `(k, n, channel, size, size)`
     mask:torch.Tensor, # bool `(n, 1, size, size)`
@@ -42,6 +42,10 @@ def fill_spread(
 # %% ../../nbs/10b_inpainting_study.ipynb #c080
 study_measures = 'error', 'features', 'seam', 'class_accuracy', 'spread'
 
+def as_table(**columns):
+    "Tensors `(n,)` as the columns of a table, in double precision"
+    return pd.DataFrame({name: o.double().numpy() for name, o in columns.items()})
+
 def class_distances(features, labels):
     "For each cell the mean distance between two cells of its class; NaN for one cell"
     unit = torch.full((len(labels),), np.nan)
@@ -50,7 +54,7 @@ def class_distances(features, labels):
         if rows.sum() > 1: unit[rows] = diversity(features[rows])
     return unit
 
-# %% ../../nbs/10b_inpainting_study.ipynb #n043
+# %% ../../nbs/10b_inpainting_study.ipynb #n011
 def hole_scores(
     real:torch.Tensor, # Real cells `(n, channel, size, size)` in -1..1
     fills:torch.Tensor, # Several fills of each, `(k, n, channel, size, size)`
@@ -68,14 +72,15 @@ def hole_scores(
     tables = []
     for x in fills:
         after, predicted_after = features_and_predictions(classifier, x)
-        tables.append(pd.DataFrame(dict(
-            error=hole_error(real, x, mask).double(),
-            features=((after - before).norm(dim=1)/unit).double(),
-            seam=(seam_energy(x, mask)/seam_energy(real, mask)).double(),
-            class_accuracy=(predicted_after == labels).double())))
-    return pd.concat(tables).groupby(level=0).mean().assign(
-        spread=fill_spread(fills, mask).double(),
-        reference_accuracy=(predicted == labels).double())
+        tables.append(as_table(
+            error=hole_error(real, x, mask),
+            features=(after - before).norm(dim=1)/unit,
+            seam=seam_energy(x, mask)/seam_energy(real, mask),
+            class_accuracy=predicted_after == labels))
+    means = pd.concat(tables).groupby(level=0).mean()
+    others = as_table(spread=fill_spread(fills, mask),
+                      reference_accuracy=predicted == labels)
+    return means.join(others)
 
 # %% ../../nbs/10b_inpainting_study.ipynb #c082
 @dataclass
@@ -129,7 +134,8 @@ def score_arm(
     filled = torch.stack([arm.fill(real, masks, labels, s) for s in seeds])
     seconds = (time.perf_counter() - started)/len(seeds)/len(found)
     scores = hole_scores(real, filled, masks, classifier, labels)
-    return scores.assign(cell=found, label=labels, nfe=arm.nfe, seconds=seconds)
+    return scores.assign(cell=found.numpy(), label=labels.numpy(), nfe=arm.nfe,
+                         seconds=seconds)
 
 def compare_arms(
     arms:dict, # From a name to a `Baseline` or a `NetworkArm`
@@ -246,7 +252,7 @@ def inpainting_study(
     grid = dict(arm=list(arms or ways), hole=list(holes))
     return Records(folder, settings).run(fill_and_score, grid, progress)
 
-# %% ../../nbs/10b_inpainting_study.ipynb #n045
+# %% ../../nbs/10b_inpainting_study.ipynb #n024
 def draw_of_each(labels, n, classes, seed):
     "Indices of `n` random cells of each class, or of all if there are fewer"
     picks = []
@@ -258,10 +264,11 @@ def draw_of_each(labels, n, classes, seed):
 def network_settings(model):
     "What the results of a network depend on: its weights, as a hash, and its precision"
     weights = hashlib.sha256()
-    for p in model.parameters(): weights.update(p.detach().float().cpu().numpy())
+    for p in model.parameters():
+        weights.update(p.detach().float().cpu().numpy().tobytes())
     return dict(weights=weights.hexdigest()[:16], precision=model.precision)
 
-# %% ../../nbs/10b_inpainting_study.ipynb #n048
+# %% ../../nbs/10b_inpainting_study.ipynb #n027
 # Columns and arms of the tables that come with the package, and their names here
 shipped_columns = dict(
     recognised='class_accuracy', recognised_real='reference_accuracy', calls='nfe',
@@ -273,7 +280,7 @@ shipped_arms = {
     'RePaint, same, class told': 'RePaint, same network, class given',
 }
 
-# %% ../../nbs/10b_inpainting_study.ipynb #n049
+# %% ../../nbs/10b_inpainting_study.ipynb #n028
 def shipped_study(
     name:str='inpainting', # `inpainting` or `inpainting-ablation`
 )->pd.DataFrame: # As from `inpainting_study` or `ablation_study`
@@ -290,7 +297,7 @@ ablation_arms = {
     'ε cosine, outside 0.1': dict(config='cosine', outside=.1),
 }
 
-# %% ../../nbs/10b_inpainting_study.ipynb #n050
+# %% ../../nbs/10b_inpainting_study.ipynb #n029
 def hole_means(
     model:Inpainter, # A trained network with classes
     real:torch.Tensor, # Real cells in -1..1
@@ -305,7 +312,7 @@ def hole_means(
                           fills=fills)
     return scores.groupby('hole')[list(study_measures)].mean().mean().to_dict()
 
-# %% ../../nbs/10b_inpainting_study.ipynb #n051
+# %% ../../nbs/10b_inpainting_study.ipynb #n030
 def ablation_study(
     folder, # Holds the records; a study that was stopped goes on
     dls, # From `cell_dls`
