@@ -253,7 +253,7 @@ class InpaintingCallback(NoiseCallback):
         masks = random_masks(len(x0), x0.shape[-1], self.shares, seed)
         return masks.to(x0.device).float()
 
-# %% ../nbs/10_inpainting.ipynb #n028
+# %% ../nbs/10_inpainting.ipynb #n006
 def hole_mse(
     pred:torch.Tensor, # The network's output `(batch, channel, height, width)`
     target:torch.Tensor, # What it should be, of the same shape
@@ -312,7 +312,7 @@ def window_start(at, length, side):
     middle = at.min() + at.max() + 1
     return int(np.clip((middle - side)//2, 0, length - side))
 
-# %% ../nbs/10_inpainting.ipynb #n030
+# %% ../nbs/10_inpainting.ipynb #n008
 def crop_window(
     pixels:np.ndarray, # `(height, width, ...)`
     window:tuple, # Top, left and side
@@ -349,7 +349,7 @@ def resize(pixels, size):
         planes.append(np.asarray(plane))
     return np.stack(planes, -1)
 
-# %% ../nbs/10_inpainting.ipynb #n032
+# %% ../nbs/10_inpainting.ipynb #n010
 def white_level(
     known:np.ndarray, # Known pixels, uint8 or uint16
 )->int: # 255 to 65535
@@ -366,7 +366,7 @@ def colour_channels(
     pixels = np.atleast_3d(pixels)
     return pixels[..., :1 if pixels.shape[2] < 3 else 3]
 
-# %% ../nbs/10_inpainting.ipynb #n034
+# %% ../nbs/10_inpainting.ipynb #n023
 def look_through(pixels, hole, window, size):
     "Close-up of a window, its hole, and the value of white"
     colours = colour_channels(pixels)
@@ -374,7 +374,7 @@ def look_through(pixels, hole, window, size):
     seen = crop_window(colours, window)/white*2 - 1
     return *close_up(seen, crop_window(hole, window), size), white
 
-# %% ../nbs/10_inpainting.ipynb #n036
+# %% ../nbs/10_inpainting.ipynb #n035
 def put_back(
     pixels:np.ndarray, # The picture
     hole:np.ndarray, # bool `(height, width)`
@@ -451,7 +451,7 @@ def inpaint(
                        show_known=method == 'trained', **settings)
     return np.stack([put_back(pixels, hole, window, fill, white) for fill in fills])
 
-# %% ../nbs/10b_inpainting_study.ipynb #n002
+# %% ../nbs/10b_inpainting_study.ipynb #n015
 import numpy as np
 import torch
 from scipy import sparse
@@ -468,7 +468,7 @@ def mean_fill(
     mean = total/known.sum((2, 3), keepdim=True).clamp(min=1)
     return torch.where(masks, mean, images)
 
-# %% ../nbs/10b_inpainting_study.ipynb #n008
+# %% ../nbs/10b_inpainting_study.ipynb #n040
 def biharmonic_operator(h, w):
     "Δ² of a picture, as a sparse matrix over its pixels; edges reflect"
     def second_difference(n):

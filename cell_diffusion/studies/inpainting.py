@@ -28,7 +28,7 @@ from cell_diffusion.sampling import nfe
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import fit_for
 
-# %% ../../nbs/10b_inpainting_study.ipynb #n004
+# %% ../../nbs/10b_inpainting_study.ipynb #n018
 def fill_spread(
     fills:torch.Tensor, # Several fills of each cell, `(k, n, channel, size, size)`
     mask:torch.Tensor, # bool `(n, 1, size, size)`
@@ -54,7 +54,7 @@ def class_distances(features, labels):
         if rows.sum() > 1: unit[rows] = diversity(features[rows])
     return unit
 
-# %% ../../nbs/10b_inpainting_study.ipynb #n011
+# %% ../../nbs/10b_inpainting_study.ipynb #n043
 def hole_scores(
     real:torch.Tensor, # Real cells `(n, channel, size, size)` in -1..1
     fills:torch.Tensor, # Several fills of each, `(k, n, channel, size, size)`
@@ -252,7 +252,7 @@ def inpainting_study(
     grid = dict(arm=list(arms or ways), hole=list(holes))
     return Records(folder, settings).run(fill_and_score, grid, progress)
 
-# %% ../../nbs/10b_inpainting_study.ipynb #n024
+# %% ../../nbs/10b_inpainting_study.ipynb #n045
 def draw_of_each(labels, n, classes, seed):
     "Indices of `n` random cells of each class, or of all if there are fewer"
     picks = []
@@ -268,7 +268,7 @@ def network_settings(model):
         weights.update(p.detach().float().cpu().numpy().tobytes())
     return dict(weights=weights.hexdigest()[:16], precision=model.precision)
 
-# %% ../../nbs/10b_inpainting_study.ipynb #n027
+# %% ../../nbs/10b_inpainting_study.ipynb #n048
 # Columns and arms of the tables that come with the package, and their names here
 shipped_columns = dict(
     recognised='class_accuracy', recognised_real='reference_accuracy', calls='nfe',
@@ -280,7 +280,7 @@ shipped_arms = {
     'RePaint, same, class told': 'RePaint, same network, class given',
 }
 
-# %% ../../nbs/10b_inpainting_study.ipynb #n028
+# %% ../../nbs/10b_inpainting_study.ipynb #n049
 def shipped_study(
     name:str='inpainting', # `inpainting` or `inpainting-ablation`
 )->pd.DataFrame: # As from `inpainting_study` or `ablation_study`
@@ -297,7 +297,7 @@ ablation_arms = {
     'ε cosine, outside 0.1': dict(config='cosine', outside=.1),
 }
 
-# %% ../../nbs/10b_inpainting_study.ipynb #n031
+# %% ../../nbs/10b_inpainting_study.ipynb #n052
 def hole_means(
     model:Inpainter, # A trained network with classes
     real:torch.Tensor, # Real cells in -1..1
@@ -312,7 +312,7 @@ def hole_means(
                           fills=fills)
     return scores.groupby('hole')[list(study_measures)].mean().mean().to_dict()
 
-# %% ../../nbs/10b_inpainting_study.ipynb #n032
+# %% ../../nbs/10b_inpainting_study.ipynb #n053
 def ablation_study(
     folder, # Holds the records; a study that was stopped goes on
     dls, # From `cell_dls`
