@@ -57,3 +57,27 @@ def read_mask(
     hole = a > (0 if a.dtype == bool or a.max() <= 1 else 32767 if a.max() > 255 else 127)
     if not hole.any(): raise ValueError(f"{named} is empty: nothing is to be filled. Paint white (or 1) what is to be filled.")
     return hole
+
+# %% ../nbs/12_augmentation.ipynb #n000
+# until the merge
+import json
+from PIL import Image, PngImagePlugin
+
+# %% ../nbs/12_augmentation.ipynb #c138
+# until the merge
+def save_image(
+    path,              # File name, `.png` for one or three channels, else `.tif`
+    pixels:np.ndarray, # uint8 `(channel, height, width)`
+    notes:dict,        # Text by name, written into the file
+):
+    "Write a picture that carries notes: a PNG, or a TIFF with a page for each channel"
+    if len(pixels) not in (1, 3):
+        pages = [Image.fromarray(plane) for plane in pixels]
+        described = dict(append_images=pages[1:], description=json.dumps(notes))
+        pages[0].save(path, save_all=True, **described)
+        return
+
+    info = PngImagePlugin.PngInfo()
+    for name, text in notes.items(): info.add_text(name, str(text))
+    im = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    im.save(path, pnginfo=info)

@@ -45,17 +45,27 @@ def diff_augment(
 
 # %% ../nbs/12_augmentation.ipynb #n013
 import math
+import torch
+import torch.nn.functional as F
 
 # %% ../nbs/12_augmentation.ipynb #c025
+# until the merge
 def affine_jitter(
-    x:torch.Tensor, # Images `(batch, channel, size, size)` in -1..1
+    x:torch.Tensor,    # Images `(batch, channel, size, size)` in -1..1
     g:torch.Generator, # On the CPU
-    light:float=.02, # Largest change of brightness and contrast: cells differ in brightness for a reason, so it is small
+    light:float=.02,   # Largest change of brightness and contrast; small for a reason
 )->torch.Tensor: # Images of the same shape in -1..1
-    "Classical augmentation: one of eight positions, a turn by any angle, a little more or less light"
-    x, n = random_dihedral(x, g), len(x)
+    "Classical augmentation: a position, any angle, a little more or less light"
+    x = random_dihedral(x, g)
+    n = len(x)
     angle, gain, shift = (torch.rand(3, n, generator=g)*2 - 1).to(x.device)
-    c, s, o = (angle*math.pi/4).cos(), (angle*math.pi/4).sin(), torch.zeros_like(angle)
-    grid = F.affine_grid(torch.stack([c, -s, o, s, c, o], 1).view(n, 2, 3), list(x.shape), align_corners=False)
+    cos = (angle*math.pi/4).cos()
+    sin = (angle*math.pi/4).sin()
+    zero = torch.zeros_like(angle)
+    turn = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(n, 2, 3)
+
+    grid = F.affine_grid(turn, list(x.shape), align_corners=False)
     x = F.grid_sample(x, grid, padding_mode='reflection', align_corners=False)
-    return (x*(1 + light*gain.view(-1, 1, 1, 1)) + light*shift.view(-1, 1, 1, 1)).clamp(-1, 1)
+    gain = light*gain.view(-1, 1, 1, 1)
+    shift = light*shift.view(-1, 1, 1, 1)
+    return (x*(1 + gain) + shift).clamp(-1, 1)
