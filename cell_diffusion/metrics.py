@@ -415,7 +415,7 @@ from cell_diffusion.data import step_dls
 
 # %% ../nbs/12_augmentation.ipynb #c014
 def class_scores(
-    counts:np.ndarray, # Confusion matrices `(..., k, k)`, row: truth, column: prediction
+    counts:np.ndarray, # Confusion matrices `(..., true, predicted)`
 )->dict: # `precision`, `recall`, `f1` `(..., k)`, and three overall scores `(...)`
     """Scores of every class, `accuracy`, `balanced accuracy` and `macro F1`.
 

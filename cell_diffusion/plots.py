@@ -192,7 +192,9 @@ def error_bars(
     rows, # With columns `value`, `low` and `high`
 )->list: # Lengths of the bars to the left and to the right, 0 or more
     "What `errorbar` of matplotlib wants in place of the ends of an interval"
-    return [(rows.value - rows.low).clip(lower=0), (rows.high - rows.value).clip(lower=0)]
+    left = rows.value - rows.low
+    right = rows.high - rows.value
+    return [left.clip(lower=0), right.clip(lower=0)]
 
 def scores_panel(ax, scores, measure, classes):
     "One measure: a row for each class, a dot and a bar for each arm"
@@ -208,7 +210,7 @@ def scores_panel(ax, scores, measure, classes):
     if scores.low.min() < 0: ax.axvline(0, color='k', lw=.8)
     for y in range(1, len(classes)): ax.axhline(y - .5, color='.85', lw=.6)
 
-# %% ../nbs/12b_augmentation_study.ipynb #n042
+# %% ../nbs/12b_augmentation_study.ipynb #n046
 def plot_scores(
     scores,       # From `arm_scores`
     measures=('precision', 'recall', 'f1'), # A panel for each
