@@ -183,11 +183,12 @@ def train_classifier(
     fast = precision == 'auto' and fast_bfloat16(x.device)
     net.precision = 'bfloat16' if fast or precision == 'bfloat16' else 'float32'
     learn = Learner(dls, net, loss_func=nn.CrossEntropyLoss(class_weights))
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, lr)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(1, lr)
     net.precision = 'float32'
     return net.eval()
 
-# %% ../nbs/12_augmentation.ipynb #n005
+# %% ../nbs/12_augmentation.ipynb #n044
 # until the merge
 @torch.no_grad()
 def predict_classes(

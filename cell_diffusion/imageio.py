@@ -58,7 +58,7 @@ def read_mask(
     if not hole.any(): raise ValueError(f"{named} is empty: nothing is to be filled. Paint white (or 1) what is to be filled.")
     return hole
 
-# %% ../nbs/12_augmentation.ipynb #n000
+# %% ../nbs/12_augmentation.ipynb #n012
 # until the merge
 import json
 from PIL import Image, PngImagePlugin
@@ -78,6 +78,7 @@ def save_image(
         return
 
     info = PngImagePlugin.PngInfo()
-    for name, text in notes.items(): info.add_text(name, str(text))
+    for name, text in notes.items():
+        info.add_text(name, str(text))
     im = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
     im.save(path, pnginfo=info)

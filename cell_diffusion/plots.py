@@ -208,9 +208,10 @@ def scores_panel(ax, scores, measure, classes):
     ax.set(xlabel=measure, yticks=range(len(classes)), yticklabels=classes)
     ax.grid(axis='x', alpha=.4)
     if scores.low.min() < 0: ax.axvline(0, color='k', lw=.8)
-    for y in range(1, len(classes)): ax.axhline(y - .5, color='.85', lw=.6)
+    for y in range(1, len(classes)):
+        ax.axhline(y - .5, color='.85', lw=.6)
 
-# %% ../nbs/12b_augmentation_study.ipynb #n046
+# %% ../nbs/12b_augmentation_study.ipynb #n079
 def plot_scores(
     scores,       # From `arm_scores`
     measures=('precision', 'recall', 'f1'), # A panel for each
@@ -221,7 +222,8 @@ def plot_scores(
     height = .5 + .13*len(classes)*(scores.arm.nunique() + 1)
     fig, axs = plt.subplots(1, len(measures), figsize=(3.4*len(measures), height),
                             sharey=True, layout='constrained', squeeze=False)
-    for ax, measure in zip(axs[0], measures): scores_panel(ax, scores, measure, classes)
+    for ax, measure in zip(axs[0], measures):
+        scores_panel(ax, scores, measure, classes)
     axs[0, 0].invert_yaxis()
     handles = axs[0, 0].get_legend_handles_labels()
     fig.legend(*handles, loc='outside upper center', ncols=4, fontsize=8,

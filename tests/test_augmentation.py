@@ -10,11 +10,11 @@ from sklearn.metrics import (
     accuracy_score, balanced_accuracy_score, confusion_matrix,
     precision_recall_fscore_support)
 from typer.testing import CliRunner
-from cell_diffusion.augmentation import StepLoader, balance, deficit, write_synthetic
+from cell_diffusion.augmentation import balance, deficit, write_synthetic
 from cell_diffusion.classifier import build_resnet, predict_classes, train_classifier
 from cell_diffusion.cli import app
 from cell_diffusion.core import encode, generator
-from cell_diffusion.data import load_cells, step_dls
+from cell_diffusion.data import StepLoader, load_cells, step_dls
 from cell_diffusion.metrics import c2st, class_scores
 from cell_diffusion.splits import assert_disjoint, dihedral_hash
 from cell_diffusion.studies.augmentation import AugmentationStudy
@@ -86,7 +86,8 @@ def test_training_learns_what_is_easy_and_repeats_itself():
     for _ in range(2):
         dls = step_dls(c.images, c.labels, c.names, 30, 16)
         net = train_classifier(dls, steps=30, network='cell').cpu()
-        with torch.no_grad(): outputs.append(net(x))
+        with torch.no_grad():
+            outputs.append(net(x))
     assert torch.allclose(*outputs, atol=1e-5)
     assert (outputs[0].argmax(1).numpy() == c.labels).mean() > .9
 
@@ -207,7 +208,8 @@ def test_balance_marks_every_file_as_synthetic(folder, tmp_path):
     # The manifest does not disturb the reader; a study refuses such cells
     generated = load_cells(out, **small)
     assert len(generated) == 8
-    with pytest.raises(FileExistsError, match='not empty'): balance(folder, out)
+    with pytest.raises(FileExistsError, match='not empty'):
+        balance(folder, out)
     with pytest.raises(ValueError, match='generated ones'):
         AugmentationStudy(generated, tmp_path/'s')
 
@@ -228,7 +230,8 @@ def test_balance_says_what_is_wrong(folder, tmp_path):
     with pytest.raises(ValueError, match='generates 3 channels, .* have 1'):
         balance(folder, out, weights='blood32', cache=False)
 
-    for file in folder.rglob('*.png'): Image.open(file).convert('RGB').save(file)
+    for file in folder.rglob('*.png'):
+        Image.open(file).convert('RGB').save(file)
     with pytest.raises(ValueError, match="does not know the class 'c'.*basophil"):
         balance(folder, out, weights='blood32', cache=False)
     assert not out.exists()
