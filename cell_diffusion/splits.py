@@ -20,6 +20,7 @@ def fingerprint(
     return hashlib.sha256('\n'.join([*dls.vocab, str(dls.cells.crop), *hashes]).encode()).hexdigest()[:16]
 
 # %% ../nbs/12_augmentation.ipynb #n015
+# until the merge
 import hashlib
 import numpy as np
 import torch

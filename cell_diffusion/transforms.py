@@ -44,6 +44,7 @@ def diff_augment(
     return x*~(inside[:, 0, :, None] & inside[:, 1, None, :])[:, None]
 
 # %% ../nbs/12_augmentation.ipynb #n013
+# until the merge
 import math
 import torch
 import torch.nn.functional as F
