@@ -501,7 +501,7 @@ def test_both_generators_make_cells_for_a_fold(tmp_path):
 
 
 def test_command(tmp_path):
-    args = ['study', 'simulated-jurkat', '--n', 70, '--size', 28, '--folds', 2,
+    args = ['study', 'simulated-jurkat', '-n', 70, '--size', 28, '--folds', 2,
             '--seeds', 1, '--steps', 2, '--out', tmp_path/'study']
 
     def run(*more): return CliRunner().invoke(app, [str(a) for a in (*args, *more)])
