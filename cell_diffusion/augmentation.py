@@ -50,7 +50,7 @@ def generator_dls(
     dls.vocab = names
     return dls
 
-# %% ../nbs/12_augmentation.ipynb #n056
+# %% ../nbs/12_augmentation.ipynb #n026
 def train_generator(
     cells:CellImages, # Training cells
     minutes:float,    # Time to train
@@ -64,7 +64,7 @@ def train_generator(
     fit_for(learn, minutes, progress=progress)
     return learn.ema.averaged
 
-# %% ../nbs/12_augmentation.ipynb #n058
+# %% ../nbs/12_augmentation.ipynb #n028
 def check_output_folder(folder, out:Path):
     "Raise an error unless `out` is new or empty, and outside of `folder`"
     if out.exists() and any(out.iterdir()):
@@ -74,7 +74,7 @@ def check_output_folder(folder, out:Path):
         raise ValueError(f"{out} lies inside {folder} and would be read as one of its "
                          "classes: name a folder elsewhere.")
 
-# %% ../nbs/12_augmentation.ipynb #n059
+# %% ../nbs/12_augmentation.ipynb #n029
 def missing_cells(cells:CellImages, goal)->np.ndarray: # int `(classes,)`
     "How many cells to generate for each class. Raises `ValueError` if there are none."
     counts = np.bincount(cells.labels, minlength=len(cells.names))
@@ -90,7 +90,7 @@ def missing_cells(cells:CellImages, goal)->np.ndarray: # int `(classes,)`
                          "or there is nothing to do.")
     return missing
 
-# %% ../nbs/12_augmentation.ipynb #n060
+# %% ../nbs/12_augmentation.ipynb #n030
 def check_network(model:Denoiser, cells:CellImages, missing, weights):
     "Raise `ValueError` unless a network can generate the missing cells"
     channels = cells.images.shape[1]

@@ -188,7 +188,7 @@ def train_classifier(
     net.precision = 'float32'
     return net.eval()
 
-# %% ../nbs/12_augmentation.ipynb #n044
+# %% ../nbs/12_augmentation.ipynb #n005
 # until the merge
 @torch.no_grad()
 def predict_classes(

@@ -681,7 +681,7 @@ def subsample_class(
     dls.train.idxs = dls.idxs['train'] = torch.as_tensor(idxs)[(~rare) | (rare.cumsum(0) <= keep)]
     return dls
 
-# %% ../nbs/12_augmentation.ipynb #n018
+# %% ../nbs/12_augmentation.ipynb #n002
 import math
 import numpy as np
 import torch
@@ -719,7 +719,7 @@ class StepLoader(CellLoader):
         for x, y in super().__iter__():
             yield (self.transform(x, g) if self.transform else x), y
 
-# %% ../nbs/12_augmentation.ipynb #n043
+# %% ../nbs/12_augmentation.ipynb #n004
 def step_dls(
     images,         # uint8 `(n, channel, size, size)`
     labels,         # int64 `(n,)`

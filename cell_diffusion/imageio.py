@@ -58,7 +58,7 @@ def read_mask(
     if not hole.any(): raise ValueError(f"{named} is empty: nothing is to be filled. Paint white (or 1) what is to be filled.")
     return hole
 
-# %% ../nbs/12_augmentation.ipynb #n016
+# %% ../nbs/12_augmentation.ipynb #n001
 # until the merge
 import json
 from PIL import Image, PngImagePlugin

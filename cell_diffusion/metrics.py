@@ -440,7 +440,7 @@ def class_scores(
         'macro F1': np.nansum(f1, -1)/tested.sum(-1),
     }
 
-# %% ../nbs/12_augmentation.ipynb #n054
+# %% ../nbs/12_augmentation.ipynb #n024
 def two_sample_accuracy(
     images:np.ndarray, # Both kinds, uint8 `(n, channel, size, size)`
     kinds:np.ndarray,  # 0 for real, 1 for generated `(n,)`

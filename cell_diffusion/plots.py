@@ -211,7 +211,7 @@ def scores_panel(ax, scores, measure, classes):
     for y in range(1, len(classes)):
         ax.axhline(y - .5, color='.85', lw=.6)
 
-# %% ../nbs/12b_augmentation_study.ipynb #n079
+# %% ../nbs/12b_augmentation_study.ipynb #n046
 def plot_scores(
     scores,       # From `arm_scores`
     measures=('precision', 'recall', 'f1'), # A panel for each

@@ -39,7 +39,7 @@ def dihedral_hash(
         hashes.append(min(hashlib.sha256(r).hexdigest()[:16] for r in raw))
     return np.array(hashes)
 
-# %% ../nbs/12_augmentation.ipynb #n052
+# %% ../nbs/12_augmentation.ipynb #n022
 # until the merge
 def position_free_sums(
     images:np.ndarray, # uint8 `(n, channel, size, size)`

@@ -59,7 +59,7 @@ arms = {
     'ddpm+classical': Arm('ddpm', affine_jitter),
 }
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n048
+# %% ../../nbs/12b_augmentation_study.ipynb #n006
 def generator_cost(learn, budget, n, started):
     "What training a generator took, and sampling `n` cells since `started`"
     seconds_sampling = time.perf_counter() - started
@@ -108,7 +108,7 @@ def gan_cells(
     x = gan_sample(learn.ema.averaged, label=label, seed=seed)
     return x, generator_cost(learn, budget, len(x), started)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n050
+# %% ../../nbs/12b_augmentation_study.ipynb #n008
 @dataclass(frozen=True)
 class GeneratorKind:
     "A way to generate cells for a training fold"
@@ -169,7 +169,7 @@ class AugmentationStudy:
         self.check()
         self.sides = self.split()
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n053
+# %% ../../nbs/12b_augmentation_study.ipynb #n020
 def as_cell_images(cells)->CellImages:
     "Cells from any object with `images`, `labels` and `names`"
     given = {f.name: getattr(cells, f.name)
@@ -191,7 +191,7 @@ def check_known(what, given, known):
             raise ValueError(
                 f"Unknown {what} {name!r}: use some of {', '.join(known)}.")
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n054
+# %% ../../nbs/12b_augmentation_study.ipynb #n021
 @patch
 def check(self:AugmentationStudy):
     "Raise `ValueError` for cells or arguments that make no study"
@@ -241,7 +241,7 @@ def kept(self:AugmentationStudy, train):
         train = train[~rare | (rare.cumsum() <= n)]
     return train
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n056
+# %% ../../nbs/12b_augmentation_study.ipynb #n023
 @patch
 def counts(self:AugmentationStudy, fold:int)->np.ndarray: # int `(classes,)`
     "Real training cells of each class"
@@ -281,7 +281,7 @@ def settings(self:AugmentationStudy)->dict:
     return dict(data=data, **own,
                 **{kind: self.generator_settings(kind) for kind in generators})
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n058
+# %% ../../nbs/12b_augmentation_study.ipynb #n025
 def kept_arrays(
     file:Path,     # A `.npz` file
     mark:str,      # What the arrays depend on, as text
@@ -325,7 +325,7 @@ def generated(self:AugmentationStudy,
     kept = self.work(f'{kind}-f{fold}', self.generate, kind, fold)
     return Pool(kept['images'], kept['labels'], json.loads(str(kept['cost'])))
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n059
+# %% ../../nbs/12b_augmentation_study.ipynb #n026
 @patch
 def generate(self:AugmentationStudy, kind:str, fold:int)->dict: # Arrays for `work/`
     "Train a generator on a training fold, and generate cells for its rare classes"
@@ -345,7 +345,7 @@ def generate(self:AugmentationStudy, kind:str, fold:int)->dict: # Arrays for `wo
                                     progress=self.progress, **settings)
     return dict(images=decode(x).numpy(), labels=requested, cost=json.dumps(cost))
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n061
+# %% ../../nbs/12b_augmentation_study.ipynb #n028
 @dataclass
 class Added:
     "Cells that an arm adds to a training fold"
@@ -510,7 +510,7 @@ def first_edition_files(folder:Path)->list:
     "Records such as `ddpm-f0-s1.json`, each with all settings"
     return [f for f in sorted(folder.glob('*-f*-s*.json')) if '=' not in f.name]
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n064
+# %% ../../nbs/12b_augmentation_study.ipynb #n031
 @patch
 def open_records(self:AugmentationStudy)->Records:
     "The records of this study. Raises `ValueError` if the folder holds another one."
@@ -569,7 +569,7 @@ def copy_row(of_folds:list)->dict:
     return dict(generated=len(d['generated']), held_out=len(d['held_out']),
                 ratio=ratio.item(), nearer=nearer.item(), diversity=diversity.item())
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n065
+# %% ../../nbs/12b_augmentation_study.ipynb #n032
 @patch
 def copy_table(self:AugmentationStudy,
     kind:str,  # `ddpm`, `gan`, or another name in `generators`
@@ -599,7 +599,7 @@ def of_class(self:AugmentationStudy, idxs, k):
     "Images of one class among the cells `idxs`"
     return self.cells.images[idxs[self.cells.labels[idxs] == k]]
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n067
+# %% ../../nbs/12b_augmentation_study.ipynb #n034
 @dataclass
 class StudyResults:
     "What a study predicted, and what there is to compare it with"
@@ -618,7 +618,7 @@ class StudyResults:
         "Tested cells of each class"
         return np.bincount(self.truth[self.tested], minlength=len(self.classes))
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n068
+# %% ../../nbs/12b_augmentation_study.ipynb #n035
 first_edition_names = dict(
     painted='generated', seconds_painting='seconds_sampling',
     recognised='class_accuracy', spread='diversity')
@@ -666,7 +666,7 @@ def load_records(
     predicted = predictions_by_arm(records, fold)
     return StudyResults(cells['classes'], truth, fold, predicted, records, settings)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n070
+# %% ../../nbs/12b_augmentation_study.ipynb #n037
 def predictions_by_arm(
     records:list,    # A dict for each arm, fold and seed
     fold:np.ndarray, # The fold in which each cell is tested `(n,)`
@@ -712,7 +712,7 @@ def cell_draws(
         weights[1:, cells] = rng.multinomial(n, np.full(n, 1/n), size=draws)
     return weights, rng.random((draws, 64))
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n072
+# %% ../../nbs/12b_augmentation_study.ipynb #n039
 def confusion_draws(
     results:StudyResults,
     predicted:np.ndarray, # Of one arm, int `(seeds, n)`
@@ -783,7 +783,7 @@ def wilson_ends(recall:np.ndarray, n:np.ndarray)->np.ndarray: # `(2, classes)`
     ends = [wilson(r*m, m) if m and r in (0, 1) else nothing for r, m in zip(recall, n)]
     return np.array(ends).T
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n074
+# %% ../../nbs/12b_augmentation_study.ipynb #n041
 def score_intervals(
     scores:dict,  # Of one arm, from `bootstrap`
     n:np.ndarray, # Tested cells of each class
@@ -849,7 +849,7 @@ def arm_scores(
             rows += interval_rows(arm, measure, interval, results.classes)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n075
+# %% ../../nbs/12b_augmentation_study.ipynb #n042
 def interval_rows(arm, measure, interval, classes)->list:
     "A row for each class of one score of one arm, or one row for an overall score"
     names = classes if interval.value.ndim else ['all']
@@ -887,7 +887,7 @@ def pivot_scores(
     table = rows.assign(text=text).pivot(index='arm', columns='cls', values='text')
     return table.loc[rows.arm.unique(), rows.cls.unique()].rename_axis(None, axis=1)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n077
+# %% ../../nbs/12b_augmentation_study.ipynb #n044
 def score_text(row, digits):
     "A value with its interval, as far as there are any"
     if np.isnan(row.value): return '–'
@@ -895,7 +895,7 @@ def score_text(row, digits):
     if np.isnan(row.low): return value
     return f'{value} ({row.low:.{digits}f} to {row.high:.{digits}f})'
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n081
+# %% ../../nbs/12b_augmentation_study.ipynb #n085
 measure_order = ('accuracy', 'balanced accuracy', 'macro F1', 'precision', 'recall',
                  'f1')
 
@@ -925,7 +925,7 @@ def write_results(
     tables = {m: pivot_scores(scores, m) for m in measure_order}
     return '\n\n'.join(f'{m}\n{table.to_string()}' for m, table in tables.items())
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n082
+# %% ../../nbs/12b_augmentation_study.ipynb #n086
 def load_copies(
     folder,   # Of a study
     kind:str, # `ddpm`, `gan`, or another name in `generators`
