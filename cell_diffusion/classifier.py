@@ -290,55 +290,78 @@ def reference_classifier(
     return keep_classifier(model, dls, epochs) if keep else model.cpu()
 
 # %% ../nbs/12_augmentation.ipynb #n014
+# until the merge
 import numpy as np
+import torch
+import torch.nn as nn
 import torchvision
-from cell_diffusion.data import CellLoader, CellLoaders
-from cell_diffusion.augmentation import StepLoader
+import fastai.callback.schedule
+from fastai.learner import Learner
+from cell_diffusion.core import fast_bfloat16
+from cell_diffusion.classifier import CellClassifier
 
 # %% ../nbs/12_augmentation.ipynb #c031
+# until the merge
 def build_resnet(
-    name:str, # `cell` for the small one of the evaluation chapter, or a ResNet of torchvision such as `resnet18`
-    classes, # Names of the classes
+    name:str,     # `cell`, or a ResNet of torchvision such as `resnet18`
+    classes,      # Names of the classes
     channels:int, # Channels of the images
-    size:int, # Height and width, in pixels
-)->nn.Module: # From images `(batch, channel, size, size)` in -1..1 to `(batch, classes)`
-    "A ResNet for small images of any number of channels: a 3 × 3 first convolution with stride 2, and no pooling after it"
+    size:int,     # Height and width, in pixels
+)->nn.Module: # From `(batch, channel, size, size)` in -1..1 to `(batch, classes)`
+    "A ResNet for small images of any number of channels"
     if name == 'cell': return CellClassifier(list(classes), channels, size, stride=2)
-    if name not in torchvision.models.list_models(torchvision.models, '*resne*t*'): raise ValueError(f"{name} is not a ResNet: use 'cell', or one of torchvision such as resnet18.")
+    if name not in torchvision.models.list_models(torchvision.models, '*resne*t*'):
+        raise ValueError(f"{name} is not a ResNet: use 'cell', "
+                         "or one of torchvision such as resnet18.")
     net = torchvision.models.get_model(name, num_classes=len(classes))
-    net.conv1, net.maxpool = nn.Conv2d(channels, net.conv1.out_channels, 3, 2, 1, bias=False), nn.Identity()
+    width = net.conv1.out_channels
+    net.conv1 = nn.Conv2d(channels, width, 3, 2, 1, bias=False)
+    net.maxpool = nn.Identity()
     return net
 
-# %% ../nbs/12_augmentation.ipynb #c034
-class Bfloat16(Callback):
-    "Compute the network's output in bfloat16 where that is faster, see `fast_bfloat16`"
-    def before_batch(self):
-        self.auto = torch.autocast(self.learn.dls.device.type, torch.bfloat16, enabled=fast_bfloat16(self.learn.dls.device)); self.auto.__enter__()
-    def after_pred(self): self.auto.__exit__(None, None, None); self.learn.pred = self.learn.pred.float()
-
 # %% ../nbs/12_augmentation.ipynb #c035
-def train_resnet(
-    train:StepLoader, # Training cells, `steps` batches of them
-    network:str='cell', # See `build_resnet`
-    lr:float=4e-3, # Highest learning rate of the one-cycle schedule
-    seed:int=0, # Seed of the first weights
-    weights=None, # Weight of each class in the loss `(classes,)`, or None
-)->nn.Module: # Trained, in evaluation mode
-    "Train a ResNet with fastai for as many steps as `train` has batches. Nothing is chosen on the way, so no cells are held back"
+# until the merge
+_train_cells = train_classifier
+def train_classifier(
+    dls,
+    epochs:int=10,
+    lr:float=4e-3,
+    seed:int=0,
+    dim:int=32,
+    progress:bool=False,
+    steps:int=None,
+    precision:str='auto',
+    network:str=None,
+    class_weights=None,
+):
+    "The trainer with the two arguments that it is about to get"
+    if network is None:
+        return _train_cells(dls, epochs, lr, seed, dim, progress, steps, precision)
     torch.manual_seed(seed)
-    model = build_resnet(network, train.vocab, *train.images.shape[1:3]).to(train.device, memory_format=torch.channels_last)
-    loss = nn.CrossEntropyLoss(None if weights is None else torch.as_tensor(weights, dtype=torch.float32, device=train.device))
-    few = CellLoader(train.images, train.labels, train.idxs[:train.bs], train.vocab, train.bs).to(train.device)   # a Learner wants a second loader
-    learn = Learner(CellLoaders(train, few, device=train.device), model, loss_func=loss, cbs=[Bfloat16()])
-    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, lr)
-    return model.eval()
+    x, _ = dls.one_batch()
+    net = build_resnet(network, dls.vocab, x.shape[1], x.shape[-1])
+    net = net.to(x.device, memory_format=torch.channels_last)
+    if class_weights is not None:
+        class_weights = torch.as_tensor(
+            class_weights, dtype=torch.float32, device=x.device)
+    fast = precision == 'auto' and fast_bfloat16(x.device)
+    net.precision = 'bfloat16' if fast or precision == 'bfloat16' else 'float32'
+    learn = Learner(dls, net, loss_func=nn.CrossEntropyLoss(class_weights))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit_one_cycle(1, lr)
+    net.precision = 'float32'
+    return net.eval()
 
+# %% ../nbs/12_augmentation.ipynb #n005
+# until the merge
 @torch.no_grad()
 def predict_classes(
     model:nn.Module, # A classifier
-    x:torch.Tensor, # Images `(n, channel, size, size)` in -1..1
-    weights=1., # Factor on the odds of each class `(classes,)`
+    x:torch.Tensor,  # Images `(n, channel, size, size)` in -1..1
+    weights=1.,      # Factor on the odds of each class `(classes,)`
 )->np.ndarray: # int `(n,)`
-    "The class that a classifier gives to each cell; with `weights`, after logit adjustment (Menon et al. 2021)"
-    device, raised = next(model.parameters()).device, torch.as_tensor(weights, dtype=torch.float32).log()
-    return torch.cat([(model(b.to(device)).cpu() + raised).argmax(1) for b in x.split(256)]).numpy()
+    "The predicted class of each cell; with `weights`, after logit adjustment"
+    device = next(model.parameters()).device
+    raised = torch.as_tensor(weights, dtype=torch.float32).log()
+    batches = [(model(b.to(device)).cpu() + raised).argmax(1) for b in x.split(256)]
+    return torch.cat(batches).numpy()

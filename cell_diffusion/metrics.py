@@ -724,43 +724,71 @@ def diversity(
     return torch.pdist(features.float()).mean().item()
 
 # %% ../nbs/12_augmentation.ipynb #n010
-from cell_diffusion.augmentation import StepLoader
+import numpy as np
+from sklearn.metrics import balanced_accuracy_score
+from cell_diffusion.classifier import predict_classes, train_classifier
 from cell_diffusion.core import encode, generator
-from cell_diffusion.classifier import predict_classes, train_resnet
+from cell_diffusion.data import step_dls
 
 # %% ../nbs/12_augmentation.ipynb #c014
-def confusion(
-    truth:np.ndarray, # Classes `(n,)`
-    predicted:np.ndarray, # What a classifier says `(n,)`
-    k:int, # Number of classes
-    weights:np.ndarray=None, # How often each cell counts `(n,)`
-)->np.ndarray: # `(k, k)`, row: truth, column: prediction
-    "Confusion matrix"
-    return np.bincount(truth*k + predicted, weights, k*k).reshape(k, k)
-
 def class_scores(
-    c:np.ndarray, # Confusion matrices `(..., k, k)`
-)->dict: # `precision`, `recall`, `f1` `(..., k)`; `accuracy`, `balanced accuracy`, `macro F1` `(...)`
-    "The usual scores of a confusion matrix. NaN where there is nothing to divide by: the precision of a class that was never called, and all scores of a class that was not tested, which the means leave out"
-    hits, said, there = (a.astype(float) for a in (np.diagonal(c, axis1=-2, axis2=-1), c.sum(-2), c.sum(-1)))
-    with np.errstate(invalid='ignore', divide='ignore'): precision, recall, f1 = hits/said, hits/there, np.where(there > 0, 2*hits/(said + there), np.nan)
-    mean = lambda v: np.nansum(v, -1)/(there > 0).sum(-1)
-    return {'precision': precision, 'recall': recall, 'f1': f1, 'accuracy': hits.sum(-1)/there.sum(-1), 'balanced accuracy': mean(recall), 'macro F1': mean(f1)}
+    counts:np.ndarray, # Confusion matrices `(..., true, predicted)`
+)->dict: # `precision`, `recall`, `f1` `(..., k)`, and three overall scores `(...)`
+    """Scores of every class, `accuracy`, `balanced accuracy` and `macro F1`.
+
+    NaN where there is nothing to divide by: the precision of a class that is never
+    predicted, and all scores of a class that was not tested. Means leave those out.
+    """
+    correct = np.diagonal(counts, axis1=-2, axis2=-1).astype(float)
+    predicted = counts.sum(-2).astype(float)
+    true = counts.sum(-1).astype(float)
+    tested = true > 0
+
+    with np.errstate(invalid='ignore', divide='ignore'):
+        precision = correct/predicted
+        recall = correct/true
+        f1 = np.where(tested, 2*correct/(predicted + true), np.nan)
+    return {
+        'precision': precision,
+        'recall': recall,
+        'f1': f1,
+        'accuracy': correct.sum(-1)/true.sum(-1),
+        'balanced accuracy': np.nansum(recall, -1)/tested.sum(-1),
+        'macro F1': np.nansum(f1, -1)/tested.sum(-1),
+    }
+
+# %% ../nbs/12_augmentation.ipynb #n024
+def two_sample_accuracy(
+    images:np.ndarray, # Both kinds, uint8 `(n, channel, size, size)`
+    kinds:np.ndarray,  # 0 for real, 1 for generated `(n,)`
+    transform,         # Applied to all cells, or None
+    steps:int,         # Optimiser steps
+    seed:int,          # Decides what is held out, and the training
+)->float: # Balanced accuracy on held-out cells; 0.5 is chance
+    "Train a classifier to tell two kinds of cells apart, and test it"
+    held_out = np.random.default_rng(seed).random(len(kinds)) < .25
+    dls = step_dls(images[~held_out], kinds[~held_out], ('real', 'generated'), steps,
+                   seed=seed, transform=transform)
+    classifier = train_classifier(dls, steps=steps, seed=seed, network='cell')
+
+    test = encode(images[held_out])
+    if transform: test = transform(test, generator(seed))
+    predicted = predict_classes(classifier, test)
+    return balanced_accuracy_score(kinds[held_out], predicted)
 
 # %% ../nbs/12_augmentation.ipynb #c109
 def c2st(
-    real:np.ndarray, # Real cells, uint8 `(n, channel, size, size)`
-    painted:np.ndarray, # Painted cells, or other real ones to see what chance gives, uint8 `(m, channel, size, size)`
-    change=None, # Done to all cells, such as `affine_jitter`: called with images in -1..1 and a `torch.Generator`
-    steps:int=300, # Optimiser steps
-    seeds:int=3, # Classifiers, each with a split of its own
-)->np.ndarray: # For each seed the share of held-out cells that are told rightly, mean of the two kinds; 0.5 is chance
-    "Classifier two-sample test (Lopez-Paz and Oquab 2017): can a small ResNet tell painted cells from real ones?"
-    x, y, shares = np.concatenate([real, painted]), np.repeat([0, 1], [len(real), len(painted)]), []
-    for seed in range(seeds):
-        held = np.random.default_rng(seed).random(len(y)) < .25
-        model = train_resnet(StepLoader(x[~held], y[~held], ('real', 'painted'), steps, seed=seed, change=change).to(default_device()), seed=seed)
-        test = encode(x[held])
-        guess = predict_classes(model, change(test, generator(seed)) if change else test)
-        shares.append(class_scores(confusion(y[held], guess, 2))['balanced accuracy'])
-    return np.array(shares)
+    real:np.ndarray,      # Real cells, uint8 `(n, channel, size, size)`
+    generated:np.ndarray, # Generated cells, or other real ones to see what chance gives
+    transform=None,       # Applied to all cells, such as `affine_jitter`
+    steps:int=300,        # Optimiser steps
+    seeds:int=3,          # Classifiers, each with a split of its own
+)->np.ndarray: # Balanced accuracy on held-out cells `(seeds,)`; 0.5 is chance
+    """Classifier two-sample test (Lopez-Paz and Oquab 2017).
+
+    Can a small ResNet tell generated cells from real ones?
+    """
+    images = np.concatenate([real, generated])
+    kinds = np.repeat([0, 1], [len(real), len(generated)])
+    return np.array([two_sample_accuracy(images, kinds, transform, steps, seed)
+                     for seed in range(seeds)])

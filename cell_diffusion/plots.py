@@ -355,41 +355,75 @@ def plot_guidance(
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=3, frameon=False); sns.despine()
     return fig
 
-# %% ../nbs/12_augmentation.ipynb #n016
-from cell_diffusion.metrics import confusion
+# %% ../nbs/12b_augmentation_study.ipynb #n016
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from sklearn.metrics import confusion_matrix
 
-# %% ../nbs/12_augmentation.ipynb #c090
+# %% ../nbs/12b_augmentation_study.ipynb #c090
+def error_bars(
+    rows, # With columns `value`, `low` and `high`
+)->list: # Lengths of the bars to the left and to the right, 0 or more
+    "What `errorbar` of matplotlib wants in place of the ends of an interval"
+    left = rows.value - rows.low
+    right = rows.high - rows.value
+    return [left.clip(lower=0), right.clip(lower=0)]
+
+def scores_panel(ax, scores, measure, classes):
+    "One measure: a row for each class, a dot and a bar for each arm"
+    names = list(dict.fromkeys(scores.arm))
+    for i, arm in enumerate(names):
+        of_arm = scores[(scores.arm == arm) & (scores.measure == measure)]
+        rows = of_arm.set_index('cls').loc[classes]
+        y = np.arange(len(classes)) + .8*((i + .5)/len(names) - .5)
+        ax.errorbar(rows.value, y, xerr=error_bars(rows), fmt='o', ms=3, lw=1,
+                    color=f'C{i}', label=arm)
+    ax.set(xlabel=measure, yticks=range(len(classes)), yticklabels=classes)
+    ax.grid(axis='x', alpha=.4)
+    if scores.low.min() < 0: ax.axvline(0, color='k', lw=.8)
+    for y in range(1, len(classes)):
+        ax.axhline(y - .5, color='.85', lw=.6)
+
+# %% ../nbs/12b_augmentation_study.ipynb #n046
 def plot_scores(
-    scores:pd.DataFrame, # From `arm_scores`
+    scores,       # From `arm_scores`
     measures=('precision', 'recall', 'f1'), # A panel for each
     classes=None, # Classes to show; by default all
 )->plt.Figure: # The figure
     "Scores of every class with their intervals, the arms side by side"
-    classes = list(classes or dict.fromkeys(scores.cls[scores.measure == measures[0]]))
-    names = list(dict.fromkeys(scores.arm))
-    fig, axs = plt.subplots(1, len(measures), figsize=(3.4*len(measures), .5 + .13*len(classes)*(len(names) + 1)), sharey=True, layout='constrained', squeeze=False)
+    classes = list(classes or scores.cls[scores.measure == measures[0]].unique())
+    height = .5 + .13*len(classes)*(scores.arm.nunique() + 1)
+    fig, axs = plt.subplots(1, len(measures), figsize=(3.4*len(measures), height),
+                            sharey=True, layout='constrained', squeeze=False)
     for ax, measure in zip(axs[0], measures):
-        for i, arm in enumerate(names):
-            r = scores[(scores.arm == arm) & (scores.measure == measure)].set_index('cls').loc[classes]
-            y = np.arange(len(classes)) + .8*((i + .5)/len(names) - .5)
-            ax.errorbar(r.value, y, xerr=[(r.value - r.low).clip(lower=0), (r.high - r.value).clip(lower=0)], fmt='o', ms=3, lw=1, color=f'C{i}', label=arm)
-        ax.set(xlabel=measure, yticks=range(len(classes)), yticklabels=classes); ax.grid(axis='x', alpha=.4)
-        if scores.low.min() < 0: ax.axvline(0, color='k', lw=.8)
-        for y in range(1, len(classes)): ax.axhline(y - .5, color='.85', lw=.6)
-    axs[0, 0].invert_yaxis(); fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=4, fontsize=8, frameon=False)
+        scores_panel(ax, scores, measure, classes)
+    axs[0, 0].invert_yaxis()
+    handles = axs[0, 0].get_legend_handles_labels()
+    fig.legend(*handles, loc='outside upper center', ncols=4, fontsize=8,
+               frameon=False)
     return fig
 
-# %% ../nbs/12_augmentation.ipynb #c091
+# %% ../nbs/12b_augmentation_study.ipynb #c091
 def plot_confusion(
-    study:dict, # From `load_records`
+    results,    # From `load_records`
     names=None, # Arms to show; by default all
 )->plt.Figure: # The figure
-    "Confusion matrices, all folds and seeds together: the share of each true class (row) that was called this or that (column)"
-    names, k, ok = list(names or study['predicted']), len(study['classes']), study['fold'] >= 0
-    fig, axs = plt.subplots(1, len(names), figsize=(.6 + 2.3*len(names), 2.9), sharey=True, layout='constrained', squeeze=False)
+    "Confusion matrices in shares of each true class, all folds and seeds together"
+    names = list(names or results.predicted)
+    truth = results.truth[results.tested]
+    style = dict(vmin=0, vmax=1, cmap='Blues', annot=True, fmt='.2f', cbar=False,
+                 annot_kws=dict(size=7), square=True,
+                 xticklabels=results.classes, yticklabels=results.classes)
+    fig, axs = plt.subplots(1, len(names), figsize=(.6 + 2.3*len(names), 2.9),
+                            sharey=True, layout='constrained', squeeze=False)
     for ax, arm in zip(axs[0], names):
-        c = sum(confusion(study['truth'][ok], p[ok], k) for p in study['predicted'][arm])
-        sns.heatmap(c/np.maximum(c.sum(1, keepdims=True), 1), ax=ax, vmin=0, vmax=1, cmap='Blues', annot=True, fmt='.2f', annot_kws=dict(size=7), cbar=False, square=True, xticklabels=study['classes'], yticklabels=study['classes'])
+        predicted = results.predicted[arm][:, results.tested]
+        shares = confusion_matrix(
+            np.tile(truth, len(predicted)), predicted.ravel(),
+            labels=range(len(results.classes)), normalize='true')
+        sns.heatmap(shares, ax=ax, **style)
         ax.set_title(arm, fontsize=9)
-    axs[0, 0].set_ylabel('true class'); fig.supxlabel('called', fontsize=9)
+    axs[0, 0].set_ylabel('true class')
+    fig.supxlabel('predicted class', fontsize=9)
     return fig

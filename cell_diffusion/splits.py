@@ -171,6 +171,8 @@ def kfold_cells(
 import hashlib
 
 # %% ../nbs/12_augmentation.ipynb #n015
+# until the merge
+import hashlib
 import numpy as np
 import torch
 from cell_diffusion.transforms import dihedral_views
