@@ -50,6 +50,83 @@ def generator_dls(
     dls.vocab = names
     return dls
 
+# %% ../nbs/12_augmentation.ipynb #n026
+def train_generator(
+    cells:CellImages, # Training cells
+    minutes:float,    # Time to train
+    seed:int,         # Seed of weights, order and noise
+    progress:bool,    # Show progress bars
+)->Denoiser:
+    "A class-conditional DDPM, trained on these cells"
+    bs = min(16, len(cells))
+    dls = generator_dls(cells.images, cells.labels, cells.names, bs, seed)
+    learn = diffusion_learner(dls, classes=True, seed=seed, normalize=True)
+    fit_for(learn, minutes, progress=progress)
+    return learn.ema.averaged
+
+# %% ../nbs/12_augmentation.ipynb #n028
+def check_output_folder(folder, out:Path):
+    "Raise an error unless `out` is new or empty, and outside of `folder`"
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(
+            f"{out} is not empty: name a new folder for the generated cells.")
+    if Path(folder).resolve() in out.resolve().parents:
+        raise ValueError(f"{out} lies inside {folder} and would be read as one of its "
+                         "classes: name a folder elsewhere.")
+
+# %% ../nbs/12_augmentation.ipynb #n029
+def missing_cells(cells:CellImages, goal)->np.ndarray: # int `(classes,)`
+    "How many cells to generate for each class. Raises `ValueError` if there are none."
+    counts = np.bincount(cells.labels, minlength=len(cells.names))
+    missing = deficit(counts, goal)
+    few = [f'{name} ({count})' for name, count, n in zip(cells.names, counts, missing)
+           if n and count < 10]
+    if few:
+        warnings.warn("So few cells teach a generator little, and what it generates "
+                      f"may repeat them: {', '.join(few)}.")
+    if not missing.any():
+        goal = goal or int(np.median(counts))
+        raise ValueError(f"No class has fewer than {goal} cells: set goal higher, "
+                         "or there is nothing to do.")
+    return missing
+
+# %% ../nbs/12_augmentation.ipynb #n030
+def check_network(model:Denoiser, cells:CellImages, missing, weights):
+    "Raise `ValueError` unless a network can generate the missing cells"
+    channels = cells.images.shape[1]
+    if model.channels != channels:
+        raise ValueError(f"The network {weights} generates {model.channels} channels, "
+                         f"the cells have {channels}.")
+    wanted = {name for name, n in zip(cells.names, missing) if n}
+    for name in sorted(wanted - set(model.classes)):
+        known = ', '.join(model.classes) or 'no classes'
+        raise ValueError(f"The network {weights} does not know the class {name!r}; "
+                         f"it knows {known}.")
+
+# %% ../nbs/12_augmentation.ipynb #c140
+def write_synthetic(
+    out:Path,          # Gets `<class>/synthetic-….png` (or `.tif`) and `manifest.csv`
+    images:np.ndarray, # uint8 `(n, channel, size, size)`
+    names,             # Class name of each image
+    notes:dict,        # `generator`, `seed` and more, written into every file
+)->pd.DataFrame: # The manifest
+    "Write generated cells, each marked as synthetic, and then their manifest"
+    suffix = 'png' if images.shape[1] in (1, 3) else 'tif'
+    rows = []
+    for i, (image, name) in enumerate(zip(images, names)):
+        file = Path(name)/f'synthetic-{notes["seed"]}-{i:05d}.{suffix}'
+        (out/file).parent.mkdir(parents=True, exist_ok=True)
+        marked = dict(synthetic='True', software='cell_diffusion', **notes)
+        save_image(out/file, image, marked)
+        row = {'file': file.as_posix(), 'class': name, 'synthetic': True}
+        rows.append({**row, **notes, 'number': i})
+
+    table = pd.DataFrame(rows)
+    part = out/'manifest.part'
+    table.to_csv(part, index=False)
+    part.replace(out/'manifest.csv')
+    return table
+
 # %% ../nbs/12_augmentation.ipynb #c139
 def balance(
     folder,             # A folder of class folders with *training* cells, or a source
@@ -79,14 +156,12 @@ def balance(
         test_cells = load_cells(test, size=size, **kwargs)
         assert_disjoint(cells.images, test_cells.images, f'the generator for {folder}')
 
-# %% ../nbs/12_augmentation.ipynb #c140
-def _write_synthetic(out, x, names, notes): # the images, then the manifest
-    rows, suffix = [], 'png' if x.shape[1] in (1, 3) else 'tif'
-    for i, (image, name) in enumerate(zip(x, names)):
-        file = Path(name)/f'synthetic-{notes["seed"]}-{i:05d}.{suffix}'
-        (out/file).parent.mkdir(parents=True, exist_ok=True)
-        rows.append({'file': file.as_posix(), 'class': name, 'synthetic': True, **notes, 'number': i})
-        save_image(out/file, image, dict(synthetic='True', software='cell_diffusion', **notes))
-    table = pd.DataFrame(rows)
-    half = out/'manifest.part'; table.to_csv(half, index=False); half.replace(out/'manifest.csv')
-    return table
+    missing = missing_cells(cells, goal)
+    if model is None: model = train_generator(cells, minutes, seed, progress)
+    check_network(model, cells, missing, weights)
+
+    names = np.repeat(cells.names, missing)
+    x = sample(model, label=names.tolist(), seed=seed, steps=steps, progress=progress)
+    made_by = weights or f'trained on {cells.source} for {minutes} minutes'
+    notes = dict(generator=str(made_by), seed=seed, size=size)
+    return write_synthetic(out, decode(x).numpy(), names, notes)

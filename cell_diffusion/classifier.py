@@ -66,7 +66,8 @@ class CellClassifier(Network, tags=['image-classification', 'cells']):
     def features(self, x): # `(batch, n_features)`, 0 or more
         "Features of images `(batch, channel, height, width)` in -1..1"
         x = x.contiguous(memory_format=torch.channels_last)
-        with self.autocast(): maps = self.body(x)
+        with self.autocast():
+            maps = self.body(x)
         return maps.float().mean((2, 3))
 
     def forward(self, x): # `(batch, classes)`
@@ -147,8 +148,10 @@ def train_classifier(
     model = _new_classifier(network, dls.vocab, x, dim)
     cbs = [ForSteps(steps, validate=progress)]
     if precision == 'bfloat16' or (precision == 'auto' and fast_bfloat16(x.device)):
-        if network is None: model.precision = 'bfloat16'
-        else: cbs.append(Autocast())
+        if network is None:
+            model.precision = 'bfloat16'
+        else:
+            cbs.append(Autocast())
     loss = nn.CrossEntropyLoss(_as_weights(class_weights))
     learn = Learner(dls, model, loss_func=loss, metrics=accuracy, cbs=cbs)
     with _shown(learn, progress):
@@ -171,9 +174,11 @@ def _as_weights(class_weights):
 @contextmanager
 def _shown(learn, progress):
     "Trains with or without fastai's bar and table"
-    if progress: yield
+    if progress:
+        yield
     else:
-        with learn.no_bar(), learn.no_logging(): yield
+        with learn.no_bar(), learn.no_logging():
+            yield
 
 # %% ../nbs/07_evaluation.ipynb #c017
 @torch.no_grad()
@@ -251,7 +256,8 @@ def cached_classifier(
     try:
         if is_trained_on(folder, cells_of(dls)): return load_classifier(folder, dls)
         reason = 'its record does not name these cells'
-    except (ValueError, OSError) as e: reason = str(e)
+    except (ValueError, OSError) as e:
+        reason = str(e)
     warnings.warn(f"The classifier in {folder} is damaged and was removed ({reason}).")
     shutil.rmtree(folder)
 
@@ -288,80 +294,3 @@ def reference_classifier(
     if progress: print(f'No classifier of these cells exists yet: {epochs} epochs.')
     model = train_classifier(dls, epochs, progress=progress, **kwargs)
     return keep_classifier(model, dls, epochs) if keep else model.cpu()
-
-# %% ../nbs/12_augmentation.ipynb #n014
-# until the merge
-import numpy as np
-import torch
-import torch.nn as nn
-import torchvision
-import fastai.callback.schedule
-from fastai.learner import Learner
-from cell_diffusion.core import fast_bfloat16
-from cell_diffusion.classifier import CellClassifier
-
-# %% ../nbs/12_augmentation.ipynb #c031
-# until the merge
-def build_resnet(
-    name:str,     # `cell`, or a ResNet of torchvision such as `resnet18`
-    classes,      # Names of the classes
-    channels:int, # Channels of the images
-    size:int,     # Height and width, in pixels
-)->nn.Module: # From `(batch, channel, size, size)` in -1..1 to `(batch, classes)`
-    "A ResNet for small images of any number of channels"
-    if name == 'cell': return CellClassifier(list(classes), channels, size, stride=2)
-    if name not in torchvision.models.list_models(torchvision.models, '*resne*t*'):
-        raise ValueError(f"{name} is not a ResNet: use 'cell', "
-                         "or one of torchvision such as resnet18.")
-    net = torchvision.models.get_model(name, num_classes=len(classes))
-    width = net.conv1.out_channels
-    net.conv1 = nn.Conv2d(channels, width, 3, 2, 1, bias=False)
-    net.maxpool = nn.Identity()
-    return net
-
-# %% ../nbs/12_augmentation.ipynb #c035
-# until the merge
-_train_cells = train_classifier
-def train_classifier(
-    dls,
-    epochs:int=10,
-    lr:float=4e-3,
-    seed:int=0,
-    dim:int=32,
-    progress:bool=False,
-    steps:int=None,
-    precision:str='auto',
-    network:str=None,
-    class_weights=None,
-):
-    "The trainer with the two arguments that it is about to get"
-    if network is None:
-        return _train_cells(dls, epochs, lr, seed, dim, progress, steps, precision)
-    torch.manual_seed(seed)
-    x, _ = dls.one_batch()
-    net = build_resnet(network, dls.vocab, x.shape[1], x.shape[-1])
-    net = net.to(x.device, memory_format=torch.channels_last)
-    if class_weights is not None:
-        class_weights = torch.as_tensor(
-            class_weights, dtype=torch.float32, device=x.device)
-    fast = precision == 'auto' and fast_bfloat16(x.device)
-    net.precision = 'bfloat16' if fast or precision == 'bfloat16' else 'float32'
-    learn = Learner(dls, net, loss_func=nn.CrossEntropyLoss(class_weights))
-    with learn.no_bar(), learn.no_logging():
-        learn.fit_one_cycle(1, lr)
-    net.precision = 'float32'
-    return net.eval()
-
-# %% ../nbs/12_augmentation.ipynb #n005
-# until the merge
-@torch.no_grad()
-def predict_classes(
-    model:nn.Module, # A classifier
-    x:torch.Tensor,  # Images `(n, channel, size, size)` in -1..1
-    weights=1.,      # Factor on the odds of each class `(classes,)`
-)->np.ndarray: # int `(n,)`
-    "The predicted class of each cell; with `weights`, after logit adjustment"
-    device = next(model.parameters()).device
-    raised = torch.as_tensor(weights, dtype=torch.float32).log()
-    batches = [(model(b.to(device)).cpu() + raised).argmax(1) for b in x.split(256)]
-    return torch.cat(batches).numpy()

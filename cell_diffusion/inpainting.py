@@ -40,7 +40,8 @@ def brush_mask(
     "One to three strokes of a round brush that turns as it goes (Yu et al. 2019)"
     picture = Image.new('1', (size, size))
     pen = ImageDraw.Draw(picture)
-    for _ in range(rng.integers(1, 3, endpoint=True)): draw_stroke(pen, size, rng)
+    for _ in range(rng.integers(1, 3, endpoint=True)):
+        draw_stroke(pen, size, rng)
     return np.array(picture)
 
 def draw_stroke(pen, size, rng):
@@ -273,25 +274,11 @@ def inpainting_learner(
 ): # A fastai Learner
     "An `Inpainter` and its learner"
     channels = dls.one_batch()[0].shape[1]
-    return diffusion_learner(dls, config, classes, kind=Inpainter, unet=dict(channels=2*channels + 1, out_channels=channels),
-                             noise=partial(InpaintingCallback, outside=outside, shares=shares), loss_func=hole_mse, **kwargs)
-
-# %% ../nbs/10_inpainting.ipynb #c078
-def mean_fill(
-    images:torch.Tensor, # In -1..1, `(n, channel, height, width)`
-    masks:torch.Tensor, # bool `(n, 1, height, width)`, or one for all
-)->torch.Tensor: # Of the shape of `images`
-    "A floor: the hole gets the mean colour of the known pixels; `masks` are bool `(n, 1, height, width)`, or one for all"
-    known = (~masks).float()
-    return torch.where(masks, (images*known).sum((2, 3), keepdim=True)/known.sum((2, 3), keepdim=True).clamp(min=1), images)
-
-def biharmonic_fill(
-    images:torch.Tensor, # In -1..1, `(n, channel, height, width)`
-    masks:torch.Tensor, # bool `(n, 1, height, width)`, or one for all
-)->torch.Tensor: # Of the shape of `images`
-    "A floor: the smoothest surface over the hole, by scikit-image (Damelin and Hoang 2018)"
-    filled = [inpaint_biharmonic(x.permute(1, 2, 0).numpy(), m[0].numpy(), channel_axis=-1) for x, m in zip(images.double(), masks.expand(len(images), -1, -1, -1))]
-    return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2).float().clamp(-1, 1)
+    return diffusion_learner(
+        dls, config, classes, kind=Inpainter,
+        unet=dict(channels=2*channels + 1, out_channels=channels),
+        pairs=partial(InpaintingCallback, outside=outside, shares=shares),
+        loss_func=hole_mse, **kwargs)
 
 # %% ../nbs/10_inpainting.ipynb #c101
 def find_window(
@@ -405,9 +392,12 @@ def put_back(
     grey = colours.mean(-1).round()
 
     out = pixels.copy()
-    if pixels.ndim == 2: out[hole] = grey
-    elif pixels.shape[2] < 3: out[ys, xs, 0] = grey
-    else: out[ys, xs, :3] = colours
+    if pixels.ndim == 2:
+        out[hole] = grey
+    elif pixels.shape[2] < 3:
+        out[ys, xs, 0] = grey
+    else:
+        out[ys, xs, :3] = colours
     return out
 
 # %% ../nbs/10_inpainting.ipynb #c105

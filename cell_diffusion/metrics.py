@@ -138,8 +138,10 @@ def distance_draws(
     rows = []
     for i in range(draws):
         order = rng.permutation(len(real))
-        if fake is None: other = real[order[n:2*n]]
-        else: other = fake[rng.permutation(len(fake))[:n]]
+        if fake is None:
+            other = real[order[n:2*n]]
+        else:
+            other = fake[rng.permutation(len(fake))[:n]]
         rows.append(dict(draw=i, n=n, **what(real[order[:n]], other, i)))
     return pd.DataFrame(rows)
 
@@ -276,7 +278,8 @@ def memorisation(
     """
     generated = nearest_cells(fake, train)[0][:, 0].double().numpy()
     real = nearest_cells(held_out, train)[0][:, 0].double().numpy()
-    n, m = len(generated), len(real)
+    n = len(generated)
+    m = len(real)
     if min(n, m) < 2:
         raise ValueError("memorisation needs at least 2 cells on each side, "
                          f"got {n} generated and {m} held-out ones.")
@@ -587,7 +590,8 @@ def report_measures(
 # %% ../nbs/07_evaluation.ipynb #n072
 def report_row(name, value, reference):
     "A measure beside real cells against real cells"
-    low, high = float(reference.low), float(reference.high)
+    low = float(reference.low)
+    high = float(reference.high)
     return dict(measure=name, value=float(value.value),
                 low=float(value.low), high=float(value.high),
                 reference=float(reference.value), reference_low=low,
@@ -718,7 +722,7 @@ def score_table(
 
 # %% ../nbs/09_conditioning.ipynb #c031
 def diversity(
-    morphology_features:torch.Tensor, # `(n, d)`, n at least 2
+    features:torch.Tensor, # `(n, d)`, n at least 2
 )->float: # 0 if all cells are the same
     "Mean Euclidean distance between two cells of a heap"
     return torch.pdist(features.float()).mean().item()

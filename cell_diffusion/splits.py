@@ -169,10 +169,3 @@ def kfold_cells(
 
 # %% ../nbs/07_evaluation.ipynb #n014
 import hashlib
-
-# %% ../nbs/12_augmentation.ipynb #n015
-# until the merge
-import hashlib
-import numpy as np
-import torch
-from cell_diffusion.transforms import dihedral_views

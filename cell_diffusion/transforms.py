@@ -93,6 +93,3 @@ def diff_augment(
     x = (x - mean)*(1 + contrast*(2*draw(n, 1, 1, 1) - 1)) + mean + light*(2*draw(n, 1, 1, 1) - 1)
     inside = (torch.arange(s, device=x.device) - draw(n, 2, 1)*s).abs() < hole*s/2
     return x*~(inside[:, 0, :, None] & inside[:, 1, None, :])[:, None]
-
-# %% ../nbs/12_augmentation.ipynb #n013
-import math

@@ -240,7 +240,8 @@ def test_weights_that_contradict_their_record_are_refused(places, training):
     with pytest.raises(ValueError, match='than its record says'):
         reference_classifier(dls)
     (weights/'a-classifier'/'model.safetensors').write_bytes(b'half a file')
-    with pytest.raises(ValueError, match='damaged'): reference_classifier(dls)
+    with pytest.raises(ValueError, match='damaged'):
+        reference_classifier(dls)
     assert training == []
 
 def test_only_classifiers_are_taken(places, training):

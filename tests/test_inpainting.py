@@ -83,7 +83,8 @@ def test_how_often_each_shape_comes():
 
 def test_all_four_halves_come():
     sides = set()
-    for mask in random_masks(60, 28, dict(half=1)): sides.add(mask.numpy().tobytes())
+    for mask in random_masks(60, 28, dict(half=1)):
+        sides.add(mask.numpy().tobytes())
     assert len(sides) == 4
 
 @pytest.mark.parametrize('size, nucleus, cell', [(64, .86, .93), (32, .84, .9)])
@@ -104,7 +105,8 @@ def test_stained_masks_find_what_was_drawn(size, nucleus, cell):
         assert (area(grown & true)/area(true)).median() > .999       # No rim is left
         assert grown.shape == (int(rows.sum()), 1, size, size)
         assert grown.dtype == torch.bool
-    with pytest.raises(ValueError, match='colour'): stained_masks(x[:1, :1])
+    with pytest.raises(ValueError, match='colour'):
+        stained_masks(x[:1, :1])
     with pytest.raises(ValueError, match="'nucleus' or 'cell'"):
         stained_masks(x[:1], 'cytoplasm')
 
@@ -195,8 +197,10 @@ def pairs(x0, callback=None, validate=False, classes=classes, **kwargs):
     dls = SimpleNamespace(device=torch.device('cpu'), train=None)
     learn = SimpleNamespace(model=network(classes=classes), dls=dls)
     callback.learn = learn
-    if validate: callback.before_validate()
-    else: callback.before_train()
+    if validate:
+        callback.before_validate()
+    else:
+        callback.before_train()
     batches = []
     for _ in range(2):
         learn.xb = x0,
@@ -257,8 +261,10 @@ def test_masks_of_validation_are_the_same_each_time():
     assert not torch.equal(a[0].mask, a[1].mask)
 
 def test_shares_reach_the_masks():
-    for batch in pairs(pictures(8), shares=dict(everything=1)): assert batch.mask.all()
-    for batch in pairs(pictures(8), shares=dict(half=1)): assert batch.mask.mean() == .5
+    for batch in pairs(pictures(8), shares=dict(everything=1)):
+        assert batch.mask.all()
+    for batch in pairs(pictures(8), shares=dict(half=1)):
+        assert batch.mask.mean() == .5
 
 def test_hole_mse():
     pred = pictures(2, size=3)
@@ -282,7 +288,8 @@ def learner(cells, **kwargs):
 def test_training_lowers_the_loss(cells):
     learn = learner(cells)
     def loss():
-        with learn.no_bar(), learn.no_logging(): return learn.validate()[0]
+        with learn.no_bar(), learn.no_logging():
+            return learn.validate()[0]
     before = loss()
     assert loss() == before                                # The same masks each time
     fit_for(learn, epochs=3, lr=3e-3, progress=False)
@@ -465,13 +472,15 @@ def test_fill_more_than_a_network_takes_at_once():
     (dict(sampler='dimm'), 'Unknown sampler'), (dict(steps=0), 'steps')])
 def test_fill_says_what_is_wrong(change, says):
     good = dict(model=network(), images=pictures(), masks=holes())
-    with pytest.raises(ValueError, match=says): fill(**(good | change))
+    with pytest.raises(ValueError, match=says):
+        fill(**(good | change))
 
 def test_repaint_says_what_is_wrong():
     with pytest.raises(ValueError, match='known pixels and a mask'):
         sample(network(Denoiser), 2, sampler='repaint', progress=False)
     for wrong in ((0, 1, 1), (5, 0, 1), (5, 1, 0)):
-        with pytest.raises(ValueError, match='1 or more'): jump_schedule(*wrong)
+        with pytest.raises(ValueError, match='1 or more'):
+            jump_schedule(*wrong)
 
 # two pixels of which everything is known
 
@@ -547,7 +556,8 @@ def diffusers_repaint(ask, schedule, image, mask, x, rng, steps, jump, repeats):
             eps = ((x - ab[t].sqrt()*ask(x, t))/(1 - ab[t]).sqrt()).float()
             step = theirs.step(eps, t, x, image, (~mask).float(), generator=rng)
             x = step.prev_sample.float()
-        else: x = theirs.undo_step(x, last, generator=rng).float()
+        else:
+            x = theirs.undo_step(x, last, generator=rng).float()
         last = t
     return x, calls
 
@@ -687,11 +697,13 @@ def test_masked_view():
         y = masked_view(x, holes())
         hidden = holes().expand_as(x)
         assert y.shape == x.shape and torch.equal(y[~hidden], x[~hidden])
-        for c in range(channels): assert len(y[:, c][holes()[:, 0]].unique()) == 1
+        for c in range(channels):
+            assert len(y[:, c][holes()[:, 0]].unique()) == 1
 
 # pictures of any kind
 
-inpainter, plain = network(), network(Denoiser)
+inpainter = network()
+plain = network(Denoiser)
 
 def pixels(*shape, dtype=np.uint8, top=256, seed=0):
     return np.random.default_rng(seed).integers(0, top, shape).astype(dtype)
@@ -709,7 +721,8 @@ def filled(image, mask, **kwargs):
 def check(out, image, mask, n=1):
     "Known pixels and alpha are the same to the bit; the hole has changed"
     assert out.shape == (n, *image.shape) and out.dtype == image.dtype
-    for o in out: assert (o[~mask] == image[~mask]).all()
+    for o in out:
+        assert (o[~mask] == image[~mask]).all()
     has_alpha = image.ndim == 3 and image.shape[2] in (2, 4)
     if has_alpha: assert (out[..., -1] == image[..., -1]).all()
     if mask.sum() > 1: assert (out[0] != image)[mask].any()
@@ -780,7 +793,8 @@ def test_every_kind_of_mask_is_the_same_mask(tmp_path):
         Image.fromarray(white).convert('RGB'), tmp_path/'mask.tif',
         torch.from_numpy(mask))
     expected = filled(image, mask)
-    for kind in kinds: assert (filled(image, kind) == expected).all()
+    for kind in kinds:
+        assert (filled(image, kind) == expected).all()
 
 @pytest.mark.parametrize('method, model', [
     ('trained', inpainter), ('clamp', plain), ('repaint', plain)])
@@ -897,7 +911,8 @@ refused = dict(
 @pytest.mark.parametrize('name', refused)
 def test_pictures_that_cannot_be_filled(name, tmp_path):
     make, error, says = refused[name]
-    with pytest.raises(error, match=says): filled(make(tmp_path), spot(40, 50))
+    with pytest.raises(error, match=says):
+        filled(make(tmp_path), spot(40, 50))
 
 def test_a_decompression_bomb(tmp_path, monkeypatch):
     Image.fromarray(pixels(40, 50)).save(tmp_path/'bomb.png')
@@ -965,7 +980,8 @@ good = dict(image=pixels(40, 50, 3), mask=spot(40, 50))
     (dict(sampler='dimm'), 'Unknown sampler'),
     (dict(guidance_scale=float('nan'), label='a'), 'finite')])
 def test_inpaint_says_what_is_wrong(change, says):
-    with pytest.raises(ValueError, match=says): filled(**(good | change))
+    with pytest.raises(ValueError, match=says):
+        filled(**(good | change))
 
 def test_masks_that_cannot_be_read(tmp_path):
     with pytest.raises(FileNotFoundError, match='nothing.png'):

@@ -153,7 +153,8 @@ def test_a_stopped_study_ends_with_the_same_table(settings, tmp_path, monkeypatc
     folder = tmp_path/'stopped'
     with monkeypatch.context() as patched:
         stop_at_call(patched, 'score_arm', 8)
-        with pytest.raises(Stop): inpainting_study(folder, **settings)
+        with pytest.raises(Stop):
+            inpainting_study(folder, **settings)
     assert len(Records(folder)) == 7
     with monkeypatch.context() as patched:
         calls = stop_at_call(patched, 'score_arm', 100)
@@ -188,7 +189,8 @@ def test_a_stopped_ablation_ends_with_the_same_table(dls, tmp_path, monkeypatch)
     folder = tmp_path/'stopped'
     with monkeypatch.context() as patched:
         stop_at_call(patched, 'hole_means', 2)
-        with pytest.raises(Stop): ablation_study(folder, **settings)
+        with pytest.raises(Stop):
+            ablation_study(folder, **settings)
     assert len(Records(folder)) == 1
     resumed = ablation_study(folder, **settings)
     pd.testing.assert_frame_equal(without_times(resumed), without_times(unbroken))

@@ -52,8 +52,10 @@ def images(n, channels=3, size=32, seed=0):
 
 def test_frechet_distance_is_the_formula():
     x, y = two_sets()
-    a, b = x.double().numpy(), y.double().numpy()
-    ca, cb = np.cov(a.T), np.cov(b.T)
+    a = x.double().numpy()
+    b = y.double().numpy()
+    ca = np.cov(a.T)
+    cb = np.cov(b.T)
     shift = ((a.mean(0) - b.mean(0))**2).sum()
     formula = shift + np.trace(ca + cb - 2*sqrtm(ca @ cb).real)
     assert frechet_distance(x, y) == pytest.approx(formula, rel=1e-6)
@@ -78,7 +80,8 @@ def test_frechet_distance_of_a_set_to_itself_is_zero():
 def unbiased(x, y):
     "Squared MMD with scikit-learn's kernel: no cell is paired with itself"
     def kernel(a, b):
-        a, b = a.double().numpy(), b.double().numpy()
+        a = a.double().numpy()
+        b = b.double().numpy()
         return polynomial_kernel(a, b, degree=3, coef0=1)
     def within(a):
         k = kernel(a, a)
@@ -155,14 +158,16 @@ def compared(monkeypatch):
 def test_the_reference_shares_no_cell(compared, n):
     t = distance_draws(torch.arange(41.)[:, None], None, n, draws=5)
     size = min(n, 20)
-    for a, b in compared: assert not a & b and len(a) == len(b) == size
+    for a, b in compared:
+        assert not a & b and len(a) == len(b) == size
     assert (t.n == size).all()
     assert len({frozenset(a) for a, _ in compared}) == len(compared) == 5
 
 def test_draws_take_the_same_number_from_both_sides(compared):
     fake = 100 + torch.arange(13.)[:, None]
     distance_draws(torch.arange(40.)[:, None], fake, 1000, draws=3)
-    for a, b in compared: assert len(a) == len(b) == 13 and max(a) < 100 <= min(b)
+    for a, b in compared:
+        assert len(a) == len(b) == 13 and max(a) < 100 <= min(b)
 
 def test_draws_know_a_shift_and_repeat_themselves():
     x = gaussian(200, 4)
@@ -191,7 +196,8 @@ def test_summary():
     json.dumps(s)
 
 def test_bias_curve():
-    real, fake = gaussian(800, 6, 0), gaussian(300, 6, 1) + .5
+    real = gaussian(800, 6, 0)
+    fake = gaussian(300, 6, 1) + .5
     t = bias_curve(real, fake, ns=(25, 50, 100, 200, 400, 9999), draws=8)
     assert list(t) == ['against', 'n', 'draw', 'measure', 'value']
     means = t.groupby(['measure', 'against', 'n']).value.mean()
@@ -209,12 +215,14 @@ def test_bias_curve():
 def test_bias_curve_of_real_cells_alone():
     real = gaussian(800, 6)
     assert set(bias_curve(real, ns=(25,), draws=2).against) == {'real against real'}
-    with pytest.raises(ValueError, match='up to 400'): bias_curve(real, ns=(500,))
+    with pytest.raises(ValueError, match='up to 400'):
+        bias_curve(real, ns=(500,))
 
 # ---- precision and recall, density and coverage
 
 def test_precision_recall_against_loops():
-    a, b = gaussian(25, 3, 0), 1.5*gaussian(20, 3, 1)
+    a = gaussian(25, 3, 0)
+    b = 1.5*gaussian(20, 3, 1)
     def inside(p, cells):
         "Whether a point is in any ball that reaches to the third neighbour"
         radii = [sorted((q - o).norm() for o in cells)[3] for q in cells]
@@ -223,11 +231,13 @@ def test_precision_recall_against_loops():
     assert precision == pytest.approx(np.mean([inside(x, a) for x in b]))
     assert recall == pytest.approx(np.mean([inside(x, b) for x in a]))
     assert precision_recall(a, a) == (1, 1) and precision_recall(a, a + 100) == (0, 0)
-    with pytest.raises(ValueError, match='more than 3'): precision_recall(a, b[:3])
+    with pytest.raises(ValueError, match='more than 3'):
+        precision_recall(a, b[:3])
 
 @pytest.mark.parametrize('k, n, m', [(3, 60, 80), (5, 80, 60), (1, 20, 7)])
 def test_manifolds_against_scikit_learn(k, n, m):
-    real, fake = gaussian(n, 4, 0), .8*gaussian(m, 4, 1) + .5
+    real = gaussian(n, 4, 0)
+    fake = .8*gaussian(m, 4, 1) + .5
     def radii(x):
         gaps, _ = NearestNeighbors(n_neighbors=k + 1).fit(x).kneighbors(x)
         return gaps[:, k]
@@ -244,8 +254,10 @@ def test_density_coverage_limits():
     # Each cell is in its own ball, and in those of five others
     assert density_coverage(a, a) == pytest.approx((6/5, 1))
     assert density_coverage(a, a + 100) == (0, 0)
-    with pytest.raises(ValueError, match='more than 5'): density_coverage(a[:5], a)
-    with pytest.raises(ValueError, match='a generated one'): density_coverage(a, a[:0])
+    with pytest.raises(ValueError, match='more than 5'):
+        density_coverage(a[:5], a)
+    with pytest.raises(ValueError, match='a generated one'):
+        density_coverage(a, a[:0])
 
 def test_outliers_deceive_the_older_pair():
     g = generator(5)
@@ -273,7 +285,9 @@ def kinds(n, seed, which=range(4), d=8):
 @pytest.fixture(scope='module')
 def known():
     "What every measure says of cases whose answer is known"
-    train, real, other = kinds(400, 0), kinds(300, 1), kinds(300, 2)
+    train = kinds(400, 0)
+    real = kinds(300, 1)
+    other = kinds(300, 2)
     cases = {
         'same': other,
         'shifted': other + 1.5,
@@ -344,7 +358,8 @@ def gap(x, train): return torch.cdist(x.double(), train.double()).amin(1).numpy(
 
 def test_memorisation_is_the_rank_test():
     train, a, b = (gaussian(n, 5, i) for i, n in enumerate((200, 90, 120)))
-    near_a, near_b = gap(a, train), gap(b, train)
+    near_a = gap(a, train)
+    near_b = gap(b, train)
     m = memorisation(a, train, b, near=.1)
     test = mannwhitneyu(near_a, near_b, alternative='less')
     u = sum((x > near_b).sum() for x in near_a)
@@ -357,7 +372,8 @@ def test_memorisation_is_the_rank_test():
     assert (m['near_low'], m['near_high']) == wilson(hits, 90)
     assert m['ratio_low'] <= m['ratio'] <= m['ratio_high']
     assert m == memorisation(a, train, b, near=.1)
-    with pytest.raises(ValueError, match='at least 2'): memorisation(a[:1], train, b)
+    with pytest.raises(ValueError, match='at least 2'):
+        memorisation(a[:1], train, b)
 
 def test_memorisation_raises_no_false_alarm():
     p = []
@@ -369,14 +385,18 @@ def test_memorisation_raises_no_false_alarm():
     assert .3 < np.median(p) < .7 and np.mean(np.array(p) < .05) < .13
 
 def test_memorisation_finds_one_stolen_cell_in_ten():
-    train, real, honest = kinds(400, 0), kinds(300, 1), kinds(300, 2)
+    train = kinds(400, 0)
+    real = kinds(300, 1)
+    honest = kinds(300, 2)
     stolen = torch.cat([honest[:270], train[:30]])
     mixed = memorisation(stolen, train, real, near=.01)
     assert mixed['ratio'] > .9 and mixed['near_low'] > .05 and mixed['expected'] == .01
     assert memorisation(honest, train, real, near=.01)['near'] < .04
 
 def test_memorisation_on_pixels_and_in_any_position():
-    pool, held_out, fresh = images(40), images(40, seed=1), images(40, seed=2)
+    pool = images(40)
+    held_out = images(40, seed=1)
+    fresh = images(40, seed=2)
     stolen = pool[:20].rot90(1, (2, 3)).flip(-1)
     def flat(x): return dihedral_views(x).flatten(2)
     train = pool.flatten(1)
@@ -408,7 +428,8 @@ def test_thumbnails():
     assert found[:, 0].tolist() == [200, 201, 202]
 
 def test_nearest_of_eight_positions():
-    net, pool = classifier(), images(12)
+    net = classifier()
+    pool = images(12)
     turned = pool[[3, 8]].transpose(2, 3)
     views = dihedral_features(net, turned)
     plain = features_and_predictions(net, turned)[0]
@@ -486,7 +507,8 @@ def test_extent_of_discs():
 
 def test_wasserstein_gaps():
     rng = np.random.default_rng(0)
-    a, b = rng.normal(3, 2, (500, 2)), rng.normal(3, 2, (400, 2))
+    a = rng.normal(3, 2, (500, 2))
+    b = rng.normal(3, 2, (400, 2))
     b[:, 1] += 2
     b[:50, 0] = np.nan
     gaps = wasserstein_gaps(a, b, ('x', 'y'))
@@ -502,7 +524,9 @@ def test_wasserstein_gaps():
 def reported():
     "A report on an honest generator, on one that steals, and on one without classes"
     def make(n, seed): return coloured([i % 3 for i in range(n)], seed, size=16)
-    train, held_out, honest = make(120, 0), make(90, 1), make(60, 2)
+    train = make(120, 0)
+    held_out = make(90, 1)
+    honest = make(60, 2)
     dls = loaders_in_memory(*train, ('a', 'b', 'c'), 16, 0)
     net = train_classifier(dls, steps=20, dim=8)
     grain = .005*torch.randn(60, 3, 16, 16, generator=generator(9))
@@ -638,7 +662,8 @@ def close_figures():
 def titles(fig): return [ax.get_title() for ax in fig.axes]
 
 def test_show_nearest():
-    x, pool = images(3), images(5, seed=1)
+    x = images(3)
+    pool = images(5, seed=1)
     found = nearest_cells(x.flatten(1), pool.flatten(1), 2)
     fig = show_nearest(x, pool, found, name='query')
     assert len(fig.axes) == 9 and titles(fig)[:3] == ['query']*3

@@ -186,7 +186,8 @@ def study_arms(
 
     # Without jumps RePaint is clamping with fresh noise at each step
     no_jumps = dict(repeats=1)
-    for steps in (20, 100): arms[f'clamp, {steps} calls'] = NetworkArm(free, steps)
+    for steps in (20, 100):
+        arms[f'clamp, {steps} calls'] = NetworkArm(free, steps)
     arms['clamp, stochastic, 25 calls'] = NetworkArm(
         free, 25, 'repaint', options=no_jumps)
     arms['RePaint, 105 calls'] = NetworkArm(free, 25, 'repaint')
@@ -210,7 +211,8 @@ def study_holes(
     n, _, size, _ = x.shape
     holes = {name: random_masks(n, size, {name: 1}, seed)
              for name in ('box', 'brush', 'half')}
-    for name in ('nucleus', 'cell'): holes[name] = stained_masks(x, name)
+    for name in ('nucleus', 'cell'):
+        holes[name] = stained_masks(x, name)
     return holes
 
 # %% ../../nbs/10b_inpainting_study.ipynb #c090
