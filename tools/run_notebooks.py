@@ -11,7 +11,7 @@ from nbclient.exceptions import CellExecutionError
 
 root = Path(__file__).resolve().parent.parent
 nbs = root/'nbs'
-last = ['records', 'viewer', 'painter', 'web', 'recipes', 'cli']  # chapters without a number come at the end, in this order
+last = ['weights', 'records', 'viewer', 'painter', 'web', 'recipes', 'cli', 'moved']  # chapters without a number come at the end, in this order
 widget_view = 'application/vnd.jupyter.widget-view+json'
 
 def chapters(folder=nbs):
