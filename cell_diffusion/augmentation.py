@@ -118,3 +118,8 @@ def _write_synthetic(out, x, names, notes): # the images, then the manifest
     table = pd.DataFrame(rows)
     half = out/'manifest.part'; table.to_csv(half, index=False); half.replace(out/'manifest.csv')
     return table
+
+# %% ../nbs/moved.ipynb #n106
+from importlib import import_module
+
+def __getattr__(name): return import_module('cell_diffusion.moved').find('augmentation', name)

@@ -304,3 +304,8 @@ def gan_learner(
     players = lambda m: [list(m.discriminator.parameters()), list(m.generator.parameters())]
     return Learner(dls, gan, loss_func=gan_losses[game][0], opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=betas)), splitter=players,
                    cbs=[callback, GeneratorEMA(ema), TerminateOnNaNCallback(), *cbs])
+
+# %% ../nbs/moved.ipynb #n105
+from importlib import import_module
+
+def __getattr__(name): return import_module('cell_diffusion.moved').find('gan', name)

@@ -294,3 +294,9 @@ def reverse_walk(
         x0_hat = denoise(x, t, schedule)
         x = p_sample(x0_hat, x, t, schedule, generator=generator)
         yield t, x, x0_hat
+
+
+# %% ../nbs/moved.ipynb #n099
+from importlib import import_module
+
+def __getattr__(name): return import_module('cell_diffusion.moved').find('process', name)

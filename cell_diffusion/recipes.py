@@ -5,6 +5,12 @@
 # %% auto #0
 __all__ = ['train_and_save_classifier', 'train_model', 'save_grid']
 
+
+# %% ../nbs/moved.ipynb #n107
+from importlib import import_module
+
+def __getattr__(name): return import_module('cell_diffusion.moved').find('recipes', name)
+
 # %% ../nbs/recipes.ipynb #n007
 import matplotlib.pyplot as plt
 import numpy as np

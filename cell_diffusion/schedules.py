@@ -115,3 +115,9 @@ def get_schedule(
             "signal left: use more steps, larger betas (times 1000/T), "
             "or zero_snr=True.")
     return schedule
+
+
+# %% ../nbs/moved.ipynb #n100
+from importlib import import_module
+
+def __getattr__(name): return import_module('cell_diffusion.moved').find('schedules', name)

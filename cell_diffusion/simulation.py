@@ -778,3 +778,9 @@ def simulate_jurkat(
     images, cell, nucleus = draw_in_chunks(draw, labels, size)
     labels = torch.from_numpy(labels)
     return SimulatedCells(images, labels, cell, nucleus, jurkat_phases)
+
+
+# %% ../nbs/moved.ipynb #n102
+from importlib import import_module
+
+def __getattr__(name): return import_module('cell_diffusion.moved').find('simulation', name)

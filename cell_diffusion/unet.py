@@ -229,3 +229,8 @@ def gflops(
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, channels, size, size, device=p.device), torch.zeros(1, device=p.device))
     return counter.get_total_flops()/1e9
+
+# %% ../nbs/moved.ipynb #n101
+from importlib import import_module
+
+def __getattr__(name): return import_module('cell_diffusion.moved').find('unet', name)
