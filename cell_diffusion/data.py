@@ -681,7 +681,7 @@ def subsample_class(
     dls.train.idxs = dls.idxs['train'] = torch.as_tensor(idxs)[(~rare) | (rare.cumsum(0) <= keep)]
     return dls
 
-# %% ../nbs/moved.ipynb #n103
-from importlib import import_module
+# %% ../nbs/moved.ipynb #n093
+from cell_diffusion.core import old_names
 
-def __getattr__(name): return import_module('cell_diffusion.moved').find('data', name)
+__getattr__ = old_names('data')

@@ -339,7 +339,7 @@ def _put_back(pixels, hole, place, fill, top):
     else: out[ys, xs, :3] = new
     return out
 
-# %% ../nbs/moved.ipynb #n104
-from importlib import import_module
+# %% ../nbs/moved.ipynb #n094
+from cell_diffusion.core import old_names
 
-def __getattr__(name): return import_module('cell_diffusion.moved').find('inpainting', name)
+__getattr__ = old_names('inpainting')

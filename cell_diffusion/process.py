@@ -296,7 +296,7 @@ def reverse_walk(
         yield t, x, x0_hat
 
 
-# %% ../nbs/moved.ipynb #n099
-from importlib import import_module
+# %% ../nbs/moved.ipynb #n089
+from cell_diffusion.core import old_names
 
-def __getattr__(name): return import_module('cell_diffusion.moved').find('process', name)
+__getattr__ = old_names('process')

@@ -6,10 +6,10 @@
 __all__ = ['train_and_save_classifier', 'train_model', 'save_grid']
 
 
-# %% ../nbs/moved.ipynb #n107
-from importlib import import_module
+# %% ../nbs/moved.ipynb #n097
+from cell_diffusion.core import old_names
 
-def __getattr__(name): return import_module('cell_diffusion.moved').find('recipes', name)
+__getattr__ = old_names('recipes')
 
 # %% ../nbs/recipes.ipynb #n007
 import matplotlib.pyplot as plt

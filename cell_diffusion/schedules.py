@@ -117,7 +117,7 @@ def get_schedule(
     return schedule
 
 
-# %% ../nbs/moved.ipynb #n100
-from importlib import import_module
+# %% ../nbs/moved.ipynb #n090
+from cell_diffusion.core import old_names
 
-def __getattr__(name): return import_module('cell_diffusion.moved').find('schedules', name)
+__getattr__ = old_names('schedules')

@@ -780,7 +780,7 @@ def simulate_jurkat(
     return SimulatedCells(images, labels, cell, nucleus, jurkat_phases)
 
 
-# %% ../nbs/moved.ipynb #n102
-from importlib import import_module
+# %% ../nbs/moved.ipynb #n092
+from cell_diffusion.core import old_names
 
-def __getattr__(name): return import_module('cell_diffusion.moved').find('simulation', name)
+__getattr__ = old_names('simulation')

@@ -230,7 +230,7 @@ def gflops(
         model(torch.zeros(1, channels, size, size, device=p.device), torch.zeros(1, device=p.device))
     return counter.get_total_flops()/1e9
 
-# %% ../nbs/moved.ipynb #n101
-from importlib import import_module
+# %% ../nbs/moved.ipynb #n091
+from cell_diffusion.core import old_names
 
-def __getattr__(name): return import_module('cell_diffusion.moved').find('unet', name)
+__getattr__ = old_names('unet')
