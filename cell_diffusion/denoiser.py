@@ -365,7 +365,7 @@ def shipped(
                          f"{', '.join(names) or 'none'}.")
     return weights_folder/name
 
-# %% ../nbs/weights.ipynb #n016
+# %% ../nbs/weights.ipynb #n048
 format_version = 2 # Of the folders that `save` writes; version 1 named no class
 
 # Networks that can be saved and loaded, each with its module
@@ -406,7 +406,7 @@ def _check_settings(folder, function, settings, where=''):
     if missing := [name for name in required if name not in settings]:
         _refuse(folder, f"config.json lacks the setting {where}{missing[0]}")
 
-# %% ../nbs/weights.ipynb #n019
+# %% ../nbs/weights.ipynb #n051
 def _fits(name, value, parameter):
     "Whether a value from JSON has the type of a parameter, and a sane size"
     kind = parameter.annotation
@@ -432,7 +432,7 @@ def _is_list_of(name, values):
                                              for v in values)
     return 1 <= len(values) <= 1000 and all(_is_number(v) for v in values)
 
-# %% ../nbs/weights.ipynb #n021
+# %% ../nbs/weights.ipynb #n053
 def _for_file(tensor):
     "A tensor on the CPU, floats in half precision"
     tensor = tensor.detach().cpu().contiguous()
@@ -449,7 +449,7 @@ def _tensors_to_save(model, folder):
                              f"precision: nothing was saved in {folder}.")
     return state
 
-# %% ../nbs/weights.ipynb #n022
+# %% ../nbs/weights.ipynb #n054
 def _config_to_save(model, folder):
     "Class, format version and every setting of a network"
     name = type(model).__name__
@@ -488,7 +488,7 @@ def save(
         for name in ('model.safetensors', 'config.json'):
             os.replace(unfinished/name, folder/name)
 
-# %% ../nbs/weights.ipynb #n027
+# %% ../nbs/weights.ipynb #n059
 def _not_json(name): raise ValueError(f"{name} is no number of JSON")
 
 def _read_config(folder):
@@ -506,7 +506,7 @@ def _read_config(folder):
         _refuse(folder, "its config.json is not a table of settings")
     return config
 
-# %% ../nbs/weights.ipynb #n028
+# %% ../nbs/weights.ipynb #n060
 def _class_and_settings(folder, config):
     "The class that a folder names, and the settings that build a network of it"
     settings = dict(config)
@@ -535,7 +535,8 @@ largest = 200_000_000 # Parameters of a network that is loaded
 def _build(folder, cls, settings):
     "A network with random weights, once its size is known to be sane"
     try:
-        with torch.device('meta'): sketch = cls(**settings)
+        with torch.device('meta'):
+            sketch = cls(**settings)
         size = sum(p.numel() for p in sketch.parameters())
     except (ValueError, TypeError, RuntimeError, ArithmeticError) as e:
         _refuse(folder, f"its settings build no network ({_first_line(e)})")
@@ -546,7 +547,7 @@ def _build(folder, cls, settings):
 
 def _first_line(error): return str(error).strip().split('\n')[0].rstrip('.')
 
-# %% ../nbs/weights.ipynb #n031
+# %% ../nbs/weights.ipynb #n063
 def _read_tensors(folder, expected, config):
     "The tensors in a folder, if they are those that the network expects"
     file = folder/'model.safetensors'
@@ -568,12 +569,14 @@ def _read_tensors(folder, expected, config):
 def _check_pair(folder, metadata, config):
     "Weights and settings were written together; the first release noted nothing"
     if 'config' not in metadata: return
-    try: written = json.loads(metadata['config'])
-    except ValueError: written = None
+    try:
+        written = json.loads(metadata['config'])
+    except ValueError:
+        written = None
     if written != config:
         _refuse(folder, "its config.json is not the one saved with its weights")
 
-# %% ../nbs/weights.ipynb #n032
+# %% ../nbs/weights.ipynb #n064
 float_types = 'F16', 'BF16', 'F32', 'F64' # As safetensors names them
 
 def _check_table(folder, file, expected):

@@ -297,11 +297,20 @@ def pretrained(cls, name): return load(name, 'cpu', 'float32', kind=cls)
 @adapter('inpainting.load_network')
 def load_network(name): return load(name, 'cpu', 'float32', kind=Denoiser)
 
+def _as_objective(config):
+    "A training config as the dict that it was"
+    settings = config if isinstance(config, dict) else vars(config)
+    return {'levels' if name == 'noise_levels' else name: value
+            for name, value in settings.items() if value is not None}
+
+adapters['ddpm.objectives'] = {name: _as_objective(config) for name, config
+                               in training.training_configs.items()}
+
 @adapter('conditioning.otsu')
 def otsu(values, bins=64): return float(threshold_otsu(np.asarray(values), nbins=bins))
 
 # %% ../nbs/moved.ipynb #n075
-new_arguments = dict(objective='config', levels='noise_levels')
+new_arguments = dict(objective='config', levels='noise_levels', pairs='noise')
 
 def renamed(arguments):
     "Arguments of 0.1 under their new names"
@@ -487,8 +496,9 @@ samplers = {name: sampler_of_0_1(name, n) for name, n in default_steps.items()}
 
 adapters['ddpm.samplers'] = samplers
 adapters['inpainting.repaint'] = samplers['repaint']
-for name in ('dpm_solver', 'ancestral'): adapters[f'ddpm.{name}'] = samplers[name]
-for name in ('euler', 'ddim', 'heun'): adapters[f'samplers.{name}'] = samplers[name]
+for place in ('ddpm.dpm_solver', 'ddpm.ancestral', 'samplers.euler', 'samplers.ddim',
+              'samplers.heun'):
+    adapters[place] = samplers[place.split('.')[1]]
 
 @adapter('samplers.invert')
 @torch.no_grad()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from cell_diffusion import denoiser
 from cell_diffusion.classifier import CellClassifier
-from cell_diffusion.denoiser import (Condition, Denoiser, denoise, load, save, shipped,
+from cell_diffusion.denoiser import (Condition, Denoiser, denoise, load, save,
                                      weights_folder)
 from cell_diffusion.gan import Generator, gan_sample
 from cell_diffusion.inpainting import Inpainter
@@ -136,7 +136,8 @@ def test_shipped_networks_answer_as_before(name):
     assert type(model) is kind
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(2, model.channels, model.size, model.size, generator=rng)
-    if kind is CellClassifier: out = model(x.clamp(-1, 1))
+    if kind is CellClassifier:
+        out = model(x.clamp(-1, 1))
     else:
         label = torch.tensor([0, 1]) if model.classes else None
         out = model(x, torch.tensor([100, 700]), label)
@@ -186,13 +187,6 @@ def with_tensors(edit):
         state = load_file(folder/'model.safetensors')
         edit(state)
         save_file(state, folder/'model.safetensors')
-    return change
-
-
-def as_directory(file):
-    def change(folder):
-        (folder/file).unlink()
-        (folder/file).mkdir()
     return change
 
 
@@ -301,7 +295,8 @@ def test_faults_are_refused(fault, saved, tmp_path):
     damage, reason = faults[fault]
     folder = shutil.copytree(saved, tmp_path/'folder')
     damage(folder)
-    with pytest.raises(ValueError, match=reason) as e: load(folder, 'cpu')
+    with pytest.raises(ValueError, match=reason) as e:
+        load(folder, 'cpu')
     assert str(e.value).startswith(f'{folder} cannot be loaded: ')
     assert is_one_sentence(str(e.value))
 
@@ -310,9 +305,10 @@ def test_faults_are_refused(fault, saved, tmp_path):
 @pytest.mark.parametrize('how', ['missing', 'directory'])
 def test_missing_files(file, how, saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path/'folder')
-    if how == 'missing': (folder/file).unlink()
-    else: as_directory(file)(folder)
-    with pytest.raises(FileNotFoundError, match=file) as e: load(folder, 'cpu')
+    (folder/file).unlink()
+    if how == 'directory': (folder/file).mkdir()
+    with pytest.raises(FileNotFoundError, match=file) as e:
+        load(folder, 'cpu')
     assert str(folder) in str(e.value) and is_one_sentence(str(e.value))
 
 
@@ -326,7 +322,8 @@ def test_required_settings(tmp_path):
 def test_weights_of_the_first_release_are_checked_as_strictly(tmp_path):
     everything['Denoiser']().half().save_pretrained(tmp_path)
     with_tensors(drop)(tmp_path)
-    with pytest.raises(ValueError, match='lacks tensors'): load(tmp_path, 'cpu')
+    with pytest.raises(ValueError, match='lacks tensors'):
+        load(tmp_path, 'cpu')
 
 
 @pytest.mark.parametrize('name', ['blood33', '', 'no/such/folder', 'blood32/', '../x'])
@@ -389,7 +386,8 @@ def test_loading_draws_as_many_random_numbers_as_building(saved):
 
 # Saving what cannot be loaded, and saves that are cut short
 
-class Private(Denoiser): "A class that nobody else has"
+class Private(Denoiser):
+    "A class that nobody else has"
 
 
 def overflow(model):
@@ -410,7 +408,8 @@ not_saved = {
 @pytest.mark.parametrize('case', not_saved)
 def test_what_cannot_be_loaded_is_not_saved(case, tmp_path):
     make, reason = not_saved[case]
-    with pytest.raises(ValueError, match=reason): save(make(), tmp_path/'new')
+    with pytest.raises(ValueError, match=reason):
+        save(make(), tmp_path/'new')
     assert not (tmp_path/'new').exists()
 
 
@@ -420,7 +419,8 @@ def test_a_failed_save_changes_nothing(where, saved, tmp_path, monkeypatch):
     owner = dict(save_file=denoiser, write_text=denoiser.Path, replace=os)[where]
     folder = shutil.copytree(saved, tmp_path/'folder')
     monkeypatch.setattr(owner, where, fail)
-    with pytest.raises(OSError, match='No space'): save(tiny(), folder)
+    with pytest.raises(OSError, match='No space'):
+        save(tiny(), folder)
     monkeypatch.undo()
     assert sorted(os.listdir(folder)) == ['config.json', 'model.safetensors']
     for file in folder.iterdir():
@@ -449,7 +449,8 @@ def test_a_killed_save_never_mixes_two_networks(saved, tmp_path):
         save(randomise(Denoiser(small, size=16)), folder)
         done = subprocess.run([sys.executable, '-c', kill_at, folder, str(renamed)])
         assert done.returncode == 9
-        if renamed == 0: assert load(folder, 'cpu').data_std == 1.
+        if renamed == 0:
+            assert load(folder, 'cpu').data_std == 1.
         else:
             with pytest.raises(ValueError, match='not the one saved'):
                 load(folder, 'cpu')
@@ -600,7 +601,8 @@ def test_the_formula_can_tell_the_conditions_apart():
     different = [{}, dict(label=label), guided, guided | dict(interval=(-1., 3.)),
                  guided | dict(guide=tiny(seed=1)), filled,
                  filled | dict(show_known=False)]
-    with torch.no_grad(): outs = [formula(model, xt, t, **kw) for kw in different]
+    with torch.no_grad():
+        outs = [formula(model, xt, t, **kw) for kw in different]
     for a, b in itertools.combinations(outs, 2):
         assert (a - b).abs().max() > 1e-3
 
@@ -615,7 +617,8 @@ def step_of_ddim(schedule, ts, i, x, x0):
 
 def written_ddim(ask, x, schedule, rng):
     ts = [5, 3, 1]
-    for i, t in enumerate(ts): x = step_of_ddim(schedule, ts, i, x, ask(x, t))
+    for i, t in enumerate(ts):
+        x = step_of_ddim(schedule, ts, i, x, ask(x, t))
     return x
 
 

@@ -142,8 +142,10 @@ def new_object(path):
     "What an old name stands for, or None if it stayed where it was"
     if path not in where: return None
     if path in moved.adapters: return moved.adapters[path]
-    try: return moved.target(path)
-    except (ImportError, AttributeError) as e: pytest.xfail(f'no target yet: {e}')
+    try:
+        return moved.target(path)
+    except (ImportError, AttributeError) as e:
+        pytest.xfail(f'no target yet: {e}')
 
 
 @pytest.mark.parametrize('path', every_name)
@@ -168,8 +170,10 @@ def test_every_old_name_is_found(path):
 def test_every_new_name_exists(path):
     "Adapters too stand for something that there is"
     if where[path].startswith('skimage'): return
-    try: moved.target(path)
-    except (ImportError, AttributeError) as e: pytest.xfail(f'no target yet: {e}')
+    try:
+        moved.target(path)
+    except (ImportError, AttributeError) as e:
+        pytest.xfail(f'no target yet: {e}')
 
 
 @pytest.mark.parametrize('module', ['data', 'ddpm'])
@@ -303,11 +307,16 @@ def test_wrappers(case, kind):
 
 def test_wrappers_refuse_what_they_refused():
     model = tiny()
-    with pytest.raises(ValueError, match='finite'): Guided(model, float('nan'))
-    with pytest.raises(ValueError, match='interval'): Guided(model, 2., (2., -2.))
-    with pytest.raises(ValueError, match='without classes'): Guided(Denoiser(small))
-    with pytest.raises(ValueError, match='same size'): Filling(model, x, mask[:, 0])
-    with pytest.raises(ValueError, match='one mask'): Filling(model, x, mask[[0]*3])
+    with pytest.raises(ValueError, match='finite'):
+        Guided(model, float('nan'))
+    with pytest.raises(ValueError, match='interval'):
+        Guided(model, 2., (2., -2.))
+    with pytest.raises(ValueError, match='without classes'):
+        Guided(Denoiser(small))
+    with pytest.raises(ValueError, match='same size'):
+        Filling(model, x, mask[:, 0])
+    with pytest.raises(ValueError, match='one mask'):
+        Filling(model, x, mask[[0]*3])
     assert Guided(model, 2.).weight(torch.tensor([1, 2])).tolist() == [2., 2.]
 
 
@@ -395,7 +404,8 @@ def test_saving_and_loading(tmp_path):
 
 def test_bfloat16_as_a_flag():
     model = tiny()
-    with pytest.warns(DeprecationWarning, match='precision'): model.bfloat16 = True
+    with pytest.warns(DeprecationWarning, match='precision'):
+        model.bfloat16 = True
     assert model.precision == 'bfloat16'
 
 
@@ -420,7 +430,8 @@ def test_classifiers(dls):
     train = old('evaluation.train_classifier')
     out = train(dls, dim=4, steps=2, bfloat16=False)
     expected = train_classifier(dls, dim=4, steps=2, precision='float32')
-    for a, b in zip(out.parameters(), expected.parameters()): assert torch.equal(a, b)
+    for a, b in zip(out.parameters(), expected.parameters()):
+        assert torch.equal(a, b)
 
 
 def test_reference_classifiers(dls, monkeypatch):
@@ -441,6 +452,15 @@ def test_training_by_recipe(monkeypatch):
                          bfloat16=False)
     assert asked == dict(data='simulated', config='edm', noise_levels=(0., 1.),
                          precision='float32')
+
+
+def test_objectives_are_dicts():
+    objectives = old('ddpm.objectives')
+    assert list(objectives) == ['ddpm', 'cosine', 'v', 'min-snr', 'edm', 'edm-mid',
+                                'eps-mid']
+    edm = dict(schedule='log_snr', prediction='v', data_std=.5, levels=(-1.2, 1.2))
+    assert objectives['edm'] == edm
+    assert objectives['min-snr']['gamma'] == 5.
 
 
 def test_other_names_are_the_new_objects():
