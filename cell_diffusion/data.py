@@ -681,7 +681,7 @@ def subsample_class(
     dls.train.idxs = dls.idxs['train'] = torch.as_tensor(idxs)[(~rare) | (rare.cumsum(0) <= keep)]
     return dls
 
-# %% ../nbs/moved.ipynb #n093
+# %% ../nbs/moved.ipynb #n104
 from cell_diffusion.core import old_names
 
 __getattr__ = old_names('data')

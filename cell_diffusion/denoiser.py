@@ -365,7 +365,7 @@ def shipped(
                          f"{', '.join(names) or 'none'}.")
     return weights_folder/name
 
-# %% ../nbs/weights.ipynb #n048
+# %% ../nbs/weights.ipynb #n016
 format_version = 2 # Of the folders that `save` writes; version 1 named no class
 
 # Networks that can be saved and loaded, each with its module
@@ -406,7 +406,7 @@ def _check_settings(folder, function, settings, where=''):
     if missing := [name for name in required if name not in settings]:
         _refuse(folder, f"config.json lacks the setting {where}{missing[0]}")
 
-# %% ../nbs/weights.ipynb #n051
+# %% ../nbs/weights.ipynb #n019
 def _fits(name, value, parameter):
     "Whether a value from JSON has the type of a parameter, and a sane size"
     kind = parameter.annotation
@@ -432,7 +432,7 @@ def _is_list_of(name, values):
                                              for v in values)
     return 1 <= len(values) <= 1000 and all(_is_number(v) for v in values)
 
-# %% ../nbs/weights.ipynb #n053
+# %% ../nbs/weights.ipynb #n021
 def _for_file(tensor):
     "A tensor on the CPU, floats in half precision"
     tensor = tensor.detach().cpu().contiguous()
@@ -449,7 +449,7 @@ def _tensors_to_save(model, folder):
                              f"precision: nothing was saved in {folder}.")
     return state
 
-# %% ../nbs/weights.ipynb #n054
+# %% ../nbs/weights.ipynb #n022
 def _config_to_save(model, folder):
     "Class, format version and every setting of a network"
     name = type(model).__name__
@@ -488,7 +488,7 @@ def save(
         for name in ('model.safetensors', 'config.json'):
             os.replace(unfinished/name, folder/name)
 
-# %% ../nbs/weights.ipynb #n059
+# %% ../nbs/weights.ipynb #n027
 def _not_json(name): raise ValueError(f"{name} is no number of JSON")
 
 def _read_config(folder):
@@ -506,7 +506,7 @@ def _read_config(folder):
         _refuse(folder, "its config.json is not a table of settings")
     return config
 
-# %% ../nbs/weights.ipynb #n060
+# %% ../nbs/weights.ipynb #n028
 def _class_and_settings(folder, config):
     "The class that a folder names, and the settings that build a network of it"
     settings = dict(config)
@@ -547,7 +547,7 @@ def _build(folder, cls, settings):
 
 def _first_line(error): return str(error).strip().split('\n')[0].rstrip('.')
 
-# %% ../nbs/weights.ipynb #n063
+# %% ../nbs/weights.ipynb #n031
 def _read_tensors(folder, expected, config):
     "The tensors in a folder, if they are those that the network expects"
     file = folder/'model.safetensors'
@@ -576,7 +576,7 @@ def _check_pair(folder, metadata, config):
     if written != config:
         _refuse(folder, "its config.json is not the one saved with its weights")
 
-# %% ../nbs/weights.ipynb #n064
+# %% ../nbs/weights.ipynb #n032
 float_types = 'F16', 'BF16', 'F32', 'F64' # As safetensors names them
 
 def _check_table(folder, file, expected):

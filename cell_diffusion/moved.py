@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['find', 'target']
 
-# %% ../nbs/moved.ipynb #n049
+# %% ../nbs/moved.ipynb #n005
 import warnings
 from importlib import import_module
 import numpy as np
@@ -18,7 +18,7 @@ from cell_diffusion.core import fast_bfloat16
 from cell_diffusion.data import CellLoader, CellLoaders
 from cell_diffusion.denoiser import Condition, Denoiser, load, mixed_estimate
 
-# %% ../nbs/moved.ipynb #n051
+# %% ../nbs/moved.ipynb #n007
 where = {
     'ddpm.weights_folder':       'denoiser.weights_folder',
     'ddpm.spacings':             'sampling.spacings',
@@ -54,7 +54,7 @@ where = {
     'ddpm.diffusion_learner':    'training.diffusion_learner(…, config=objective)',
 }
 
-# %% ../nbs/moved.ipynb #n053
+# %% ../nbs/moved.ipynb #n009
 where |= {
     'samplers.contestants':             'studies.samplers.contestants',
     'samplers.Oracle':                  'toys.Oracle',
@@ -71,7 +71,7 @@ where |= {
     'samplers.plot_cost':               'plots.plot_cost',
 }
 
-# %% ../nbs/moved.ipynb #n055
+# %% ../nbs/moved.ipynb #n011
 where |= {
     'conditioning.middle':              'studies.guidance.middle',
     'conditioning.features':            'morphology.morphology_features',
@@ -95,7 +95,7 @@ where |= {
     'conditioning.write_studies':       'studies.guidance.write_studies',
 }
 
-# %% ../nbs/moved.ipynb #n057
+# %% ../nbs/moved.ipynb #n013
 where |= {
     'evaluation.CellClassifier':       'classifier.CellClassifier',
     'evaluation.train_classifier':     'classifier.train_classifier(…, precision=…)',
@@ -132,7 +132,7 @@ where |= {
     'evaluation.score_table':          'metrics.score_table',
 }
 
-# %% ../nbs/moved.ipynb #n059
+# %% ../nbs/moved.ipynb #n015
 where |= {
     'data.published_counts':    'sources.published_counts',
     'data.origins':             'sources.origins',
@@ -154,7 +154,7 @@ where |= {
     'simulation.Dice':          'simulation.Random',
 }
 
-# %% ../nbs/moved.ipynb #n061
+# %% ../nbs/moved.ipynb #n017
 where |= {
     'inpainting.ablation_arms':             'studies.inpainting.ablation_arms',
     'inpainting.Filling': 'sampling.sample(model, known=image, mask=mask)',
@@ -178,7 +178,7 @@ where |= {
     'inpainting.load_network':              'denoiser.load(name, kind=Denoiser)',
 }
 
-# %% ../nbs/moved.ipynb #n063
+# %% ../nbs/moved.ipynb #n019
 where |= {
     'gan.games':                 'gan.gan_losses',
     'gan.critic_hinge':          'gan.discriminator_hinge',
@@ -202,7 +202,7 @@ where |= {
     'recipes.bench_line':        'studies.bench.bench_line',
 }
 
-# %% ../nbs/moved.ipynb #n065
+# %% ../nbs/moved.ipynb #n021
 where |= {
     'augmentation.arms':                 'studies.augmentation.arms',
     'augmentation.changes':              'studies.augmentation.augmentations',
@@ -238,7 +238,7 @@ where |= {
     'augmentation.told_apart':           'metrics.c2st',
 }
 
-# %% ../nbs/moved.ipynb #n069
+# %% ../nbs/moved.ipynb #n025
 def find(
     module:str, # Name of a module in version 0.1, such as `ddpm`
     name:str, # A name that it held
@@ -259,7 +259,7 @@ def target(old):
     module, name = where[old].split('(')[0].rsplit('.', 1)
     return getattr(import_module(f'cell_diffusion.{module}'), name)
 
-# %% ../nbs/moved.ipynb #n071
+# %% ../nbs/moved.ipynb #n027
 def stand_in(
     module:str, # Name of a module that is gone
     names:dict, # Its `globals()`
@@ -281,7 +281,7 @@ def fetch_all(module, names):
         names[old.split('.')[1]] = adapters[old] if old in adapters else target(old)
     return [old.split('.')[1] for old in here]
 
-# %% ../nbs/moved.ipynb #n073
+# %% ../nbs/moved.ipynb #n029
 adapters = {} # From an old name to what takes the old arguments
 
 def adapter(old):
@@ -309,7 +309,7 @@ adapters['ddpm.objectives'] = {name: _as_objective(config) for name, config
 @adapter('conditioning.otsu')
 def otsu(values, bins=64): return float(threshold_otsu(np.asarray(values), nbins=bins))
 
-# %% ../nbs/moved.ipynb #n075
+# %% ../nbs/moved.ipynb #n031
 new_arguments = dict(objective='config', levels='noise_levels', pairs='noise')
 
 def renamed(arguments):
@@ -335,7 +335,7 @@ def train(*args, **kwargs): return recipes.train_model(*args, **renamed(kwargs))
 def train_classifier(*args, **kwargs):
     return classifier.train_classifier(*args, **renamed(kwargs))
 
-# %% ../nbs/moved.ipynb #n076
+# %% ../nbs/moved.ipynb #n032
 @adapter('evaluation.judge_for')
 def judge_for(dls, epochs=8, make=None):
     if make is not None:
@@ -368,7 +368,7 @@ class Bfloat16(Callback):
         self.context.__exit__(None, None, None)
         self.learn.pred = self.learn.pred.float()
 
-# %% ../nbs/moved.ipynb #n078
+# %% ../nbs/moved.ipynb #n034
 class Wrapper(GetAttr):
     "Something in the place of a network; what it does not have is asked of the network"
     _default = 'model'
@@ -399,7 +399,7 @@ class Guided(Wrapper):
         condition = self.condition(label, known=known, mask=mask)
         return mixed_estimate(self.model, xt, t, condition)
 
-# %% ../nbs/moved.ipynb #n079
+# %% ../nbs/moved.ipynb #n035
 @adapter('inpainting.Filling')
 class Filling(Wrapper):
     def __init__(self, model, image, mask):
@@ -429,7 +429,7 @@ class Filling(Wrapper):
         x0 = self.model.estimate(xt, t, label, **condition.seen_by(self.model))
         return torch.where(mask, x0, image)
 
-# %% ../nbs/moved.ipynb #n080
+# %% ../nbs/moved.ipynb #n036
 @adapter('inpainting.Untold')
 class Untold(Wrapper):
     sees_known = False
@@ -462,7 +462,7 @@ def fill(model, images, masks, label=None, w=1., seed=0, bs=128, **kwargs):
     return inpainting.fill_holes(model, images, masks, label, seed, bs,
                                  **settings, **kwargs)
 
-# %% ../nbs/moved.ipynb #n082
+# %% ../nbs/moved.ipynb #n038
 def as_function(model, label=None, bs=256):
     "The estimate of a network or a wrapper, as samplers take it"
     if not hasattr(model, 'x0'): return model # An `Oracle` is such a function
@@ -489,7 +489,7 @@ def sampler_of_0_1(name, default):
     sampler.__name__ = name
     return sampler
 
-# %% ../nbs/moved.ipynb #n083
+# %% ../nbs/moved.ipynb #n039
 default_steps = dict(dpm_solver=20, ancestral=None, euler=20, ddim=20, heun=20,
                      repaint=25)
 samplers = {name: sampler_of_0_1(name, n) for name, n in default_steps.items()}

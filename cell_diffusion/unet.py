@@ -230,7 +230,7 @@ def gflops(
         model(torch.zeros(1, channels, size, size, device=p.device), torch.zeros(1, device=p.device))
     return counter.get_total_flops()/1e9
 
-# %% ../nbs/moved.ipynb #n091
+# %% ../nbs/moved.ipynb #n102
 from cell_diffusion.core import old_names
 
 __getattr__ = old_names('unet')
