@@ -1,5 +1,6 @@
-# Two commands do everything on a fresh machine with Python and make: `make course` and `make test`.
-# Two more are for the published pages, and need Node.js with npm, and Chromium: `make site` and `make test-site`.
+# Two commands do everything on a fresh machine with Python and make: `make course` and
+# `make test`. The published pages, `make site` and `make test-site`, need Node.js with
+# npm, and Chromium.
 PYTHON ?= python3
 VENV   ?= .venv
 SCALE  ?= laptop
@@ -8,31 +9,61 @@ JOBS   ?= 2
 PYTEST_ARGS ?=
 
 bin    := $(VENV)/bin
-# one stamp for each content of these files (nbdev-export rewrites pyproject.toml, so its date says nothing)
-ready  := $(VENV)/.installed-$(shell cat settings.ini setup.py pyproject.toml | cksum | cut -d ' ' -f 1)
+# One stamp for each content of these files. Their dates say nothing: nbdev-export
+# rewrites pyproject.toml.
+inputs := settings.ini setup.py pyproject.toml
+ready  := $(VENV)/.installed-$(shell cat $(inputs) | cksum | cut -d ' ' -f 1)
 run    := $(bin)/python tools/run_notebooks.py
 data   := $(if $(DATA),--data "$(DATA)",)
+tools  := PATH="$(abspath $(bin)):$$PATH"
+pytest := OMP_NUM_THREADS=1 "$(bin)/python" -m pytest tests --ignore tests/site \
+          -n $(JOBS) --dist loadgroup
+# Before Python 3.12 this costs a process two seconds at its start and a quarter of the
+# time of its tests; chapters, which run in kernels, are not measured: some 4% of all
+cover  := --cov=cell_diffusion --cov-report=term
 
-.PHONY: help course test lab site site-assets test-site outputs export clean-notebooks readme cards dist clean
+.PHONY: help course test test-fast lint lab site test-site outputs export
+.PHONY: clean-notebooks readme cards dist clean
 help:
-	@echo "make course                  run every chapter, and keep notebooks, pages and pictures in course/"
-	@echo "make course SCALE=gpu        the same at the size for a GPU;  DATA=folder  on real cells"
-	@echo "make test                    the tests: every chapter at smoke scale, the plain tests, all files in step"
-	@echo "make test JOBS=4             the same with four processes on one thread each (here: $(JOBS))"
-	@echo "make site                    the published pages in _docs/ (needs npm);  make test-site  them in Chromium"
-	@echo "make lab                     open the chapters in JupyterLab"
-	@echo "make export | readme         the package from the notebooks | README.md from nbs/index.ipynb"
-	@echo "make outputs DATA=folder     run the notebooks in place, to commit what they show"
-	@echo "make cards                   the pictures on the home page, cut anew from the notebooks"
-	@echo "make dist | clean            sdist and wheel in dist/ | remove what was made"
-	@echo "PYTHON=python3.12 chooses the Python, VENV=folder the environment (here: $(PYTHON), $(VENV))"
+	@echo "make course                run every chapter; notebooks, pages, pictures in course/"
+	@echo "make course SCALE=gpu      the same for a GPU;  DATA=folder  on real cells"
+	@echo "make test                  all tests, every chapter at smoke scale, and coverage"
+	@echo "make test-fast             the tests without the slow ones: about a minute"
+	@echo "make test JOBS=4           the same in four processes of one thread (here: $(JOBS))"
+	@echo "make lint                  ruff, and the style that ruff has no rule for"
+	@echo "make site                  the published pages in _docs/ (needs npm)"
+	@echo "make test-site             the pages in Chromium"
+	@echo "make lab                   open the chapters in JupyterLab"
+	@echo "make export | readme       the package from the notebooks | README.md from index.ipynb"
+	@echo "make outputs DATA=folder   run the notebooks in place, to commit what they show"
+	@echo "make cards                 the pictures on the home page, cut from the notebooks"
+	@echo "make dist | clean          sdist and wheel in dist/ | remove what was made"
+	@echo "PYTHON=python3.12 chooses the Python, VENV=folder the environment"
+	@echo "(here: $(PYTHON), $(VENV))"
 
-# The environment: made once, made anew when what the package needs has changed
+# The environment: made once, and again when what the package needs has changed
+define no_python
+There is no '$(PYTHON)': install Python 3.10 or later, or name yours: make PYTHON=...
+endef
+define no_venv
+Python cannot make an environment (Debian and Ubuntu: apt install python3-venv)
+endef
+define old_python
+import sys
+v = sys.version_info
+if v < (3, 10):
+    sys.exit('cell_diffusion needs Python 3.10 or later; this is %d.%d. '
+             'Name a newer one with make PYTHON=python3.12' % v[:2])
+endef
+export old_python
+
 $(ready):
-	@command -v "$(PYTHON)" >/dev/null || { echo "There is no '$(PYTHON)' here: install Python 3.10 or later, or name yours with make PYTHON=..."; exit 1; }
-	@"$(PYTHON)" -c 'import sys; v = sys.version_info; v < (3, 10) and sys.exit("cell_diffusion needs Python 3.10 or later; this is %d.%d. Name a newer one with make PYTHON=python3.12" % v[:2])'
-	@test -x "$(bin)/python" || "$(PYTHON)" -m venv "$(VENV)" || { echo "Python could not make a virtual environment (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
-	@echo "Installing into $(VENV): a few minutes and up to 7 GB the first time, most of it PyTorch"
+	@command -v "$(PYTHON)" >/dev/null || { echo "$(no_python)"; exit 1; }
+	@"$(PYTHON)" -c "$$old_python"
+	@test -x "$(bin)/python" || "$(PYTHON)" -m venv "$(VENV)" \
+		|| { echo "$(no_venv)"; exit 1; }
+	@echo "Installing into $(VENV): a few minutes and up to 7 GB the first time,"
+	@echo "most of it PyTorch"
 	"$(bin)/python" -m pip install --disable-pip-version-check -e '.[dev,site,web]'
 	@rm -f "$(VENV)"/.installed*; touch "$@"
 
@@ -40,27 +71,31 @@ course: $(ready)
 	@$(run) --scale $(SCALE) $(data) --out course
 
 test: $(ready)
-	OMP_NUM_THREADS=1 "$(bin)/python" -m pytest tests --ignore tests/site -v -n $(JOBS) --dist loadgroup --durations=0 --durations-min=2 $(PYTEST_ARGS)
+	$(pytest) -v --durations=0 --durations-min=2 $(cover) $(PYTEST_ARGS)
+
+test-fast: $(ready)
+	$(pytest) -q -m "not slow" $(PYTEST_ARGS)
+
+lint: $(ready)
+	"$(bin)/python" -m pytest tests/test_style.py -q $(PYTEST_ARGS)
 
 lab: $(ready)
-	@"$(bin)/python" -c 'import jupyterlab' 2>/dev/null || { echo "JupyterLab is not installed: $(bin)/pip install jupyterlab"; exit 1; }
+	@"$(bin)/python" -c 'import jupyterlab' 2>/dev/null \
+		|| { echo "JupyterLab is missing: $(bin)/pip install jupyterlab"; exit 1; }
 	cd nbs && "$(abspath $(bin))/jupyter" lab
 
-# The pages as they are published, from the outputs that the notebooks hold; nbdev-docs with Quarto needs site-assets before it
+# The pages as they are published, from the outputs that the notebooks hold
 site: $(ready)
 	@OMP_NUM_THREADS=1 "$(bin)/python" site/make_site.py
-
-site-assets: $(ready)
-	@"$(bin)/python" site/make_site.py --assets
 
 test-site: $(ready)
 	"$(bin)/python" -m pytest tests/site -v --durations=5 $(PYTEST_ARGS)
 
 export: $(ready)
-	PATH="$(abspath $(bin)):$$PATH" nbdev-export
+	$(tools) nbdev-export
 
 clean-notebooks: $(ready)
-	PATH="$(abspath $(bin)):$$PATH" nbdev-clean
+	$(tools) nbdev-clean
 
 readme: $(ready)
 	"$(bin)/python" tools/make_readme.py
@@ -77,5 +112,7 @@ dist: $(ready)
 	"$(bin)/python" -m build
 
 clean:
-	rm -rf course build dist *.egg-info .pytest_cache _proc _docs _docs_screenshots nbs/sidebar.yml nbs/katex nbs/browser/ort nbs/browser/model site/node_modules
+	rm -rf course build dist *.egg-info .pytest_cache .ruff_cache .coverage*
+	rm -rf _proc _docs _docs_screenshots site/node_modules
+	rm -rf nbs/sidebar.yml nbs/katex nbs/licences nbs/browser/ort nbs/browser/model
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

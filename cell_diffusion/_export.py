@@ -1,4 +1,4 @@
-"Lets several chapters write one module: nbdev-export begins each module of the map in pyproject.toml before the chapters fill it"
+"Lets several chapters write one module: `nbdev-export` begins each before they fill it"
 from pathlib import Path
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
@@ -14,12 +14,12 @@ __all__ = []
 
 
 def module_map():
-    "The modules in import order, each with its summary: `{'core': 'Scales, pixels, …', …}`"
+    "The modules in import order with their summaries: `{'core': 'Scales, pixels, …'}`"
     return get_config().d['modules']
 
 
 class BeginModules(Processor):
-    "Before the first notebook is exported, write every module of the map anew, with nothing in it"
+    "Before the first notebook is exported, write every module anew, with nothing in it"
     def begin(self):
         first = nbglob(as_path=True).sorted('name')[0]
         if Path(self.nb.path_).name != first.name: return

@@ -62,16 +62,6 @@ def _dls(images, labels, names, bs, seed): # the loaders of a generator: its tra
     dls.cells, dls.idxs, dls.vocab = CellImages(images, labels, names), dict(train=everyone), names
     return dls
 
-# %% ../nbs/12_augmentation.ipynb #c138
-def _save_image(path, image, notes): # PNG for one or three channels, else a TIFF with a page for each; both carry the notes
-    if len(image) in (1, 3):
-        info = PngImagePlugin.PngInfo()
-        for k, v in notes.items(): info.add_text(k, str(v))
-        Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(path, pnginfo=info)
-    else:
-        pages = [Image.fromarray(c) for c in image]
-        pages[0].save(path, save_all=True, append_images=pages[1:], description=json.dumps(notes))
-
 # %% ../nbs/12_augmentation.ipynb #c139
 def balance(
     folder, # A folder of class folders with your *training* cells only, or one of `sources`
@@ -114,7 +104,7 @@ def _write_synthetic(out, x, names, notes): # the images, then the manifest
         file = Path(name)/f'synthetic-{notes["seed"]}-{i:05d}.{suffix}'
         (out/file).parent.mkdir(parents=True, exist_ok=True)
         rows.append({'file': file.as_posix(), 'class': name, 'synthetic': True, **notes, 'number': i})
-        _save_image(out/file, image, dict(synthetic='True', software='cell_diffusion', **notes))
+        save_image(out/file, image, dict(synthetic='True', software='cell_diffusion', **notes))
     table = pd.DataFrame(rows)
     half = out/'manifest.part'; table.to_csv(half, index=False); half.replace(out/'manifest.csv')
     return table

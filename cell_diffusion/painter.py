@@ -9,122 +9,231 @@ __all__ = ['MaskCanvas', 'MaskPainter']
 
 # %% ../nbs/painter.ipynb #c009
 import base64, html, io
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
-import anywidget, ipywidgets as w, numpy as np, torch
+import anywidget, ipywidgets as widgets, numpy as np, torch
 from PIL import Image
 from traitlets import Bool, Int, Unicode, link
-from fastcore.basics import patch
-from .core import *
-from .viewer import *
-from .ddpm import *
-from .inpainting import *
-from .inpainting import _levels
+from fastcore.basics import patch, store_attr
+from .core import encode
+from .viewer import FrameSlider, grid_frame
+from .imageio import read_image, read_mask
+from .denoiser import load
+from .sampling import nfe
+from .inpainting import find_window, inpaint, masked_view, methods
+from .inpainting import _levels as white_level
 
 # %% ../nbs/painter.ipynb #c011
-def _colours(pixels):
-    "One channel or three, without alpha"
+def colour_channels(pixels):
+    "One channel or three, without alpha: `(height, width, 1 or 3)`"
     pixels = np.atleast_3d(pixels)
     return pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., :1]
 
-def _rgb(pixels, top):
-    "Pixels of any kind, from 0 to `top`, as a picture for the screen"
-    return Image.fromarray((_colours(pixels)/top*255).round().astype(np.uint8).repeat(3 if _colours(pixels).shape[2] == 1 else 1, 2))
+def screen_picture(pixels, top):
+    "Pixels of any kind, from 0 to `top`, as an RGB picture for the screen"
+    colours = (colour_channels(pixels)/top*255).round().astype(np.uint8)
+    if colours.shape[2] == 1: colours = colours.repeat(3, axis=2)
+    return Image.fromarray(colours)
 
-def _png(picture):
-    "The bytes of a picture as PNG; `ValueError` for 16 bits a colour, which Pillow cannot write"
+# %% ../nbs/painter.ipynb #c011a
+def png_bytes(picture):
+    """
+    A PIL image, or an array of pixels, as the bytes of a PNG file.
+
+    Raises `ValueError` for 16 bits a colour, which Pillow cannot write.
+    """
     if not isinstance(picture, Image.Image):
-        if picture.dtype == np.uint16 and np.squeeze(picture).ndim == 3: raise ValueError("A PNG of 16 bits a colour cannot be written here: save the array with `np.save`, or with a library for microscopy.")
-        picture = Image.fromarray(np.squeeze(picture, 2) if picture.shape[2:] == (1,) else picture)
-    buffer = io.BytesIO(); picture.save(buffer, 'PNG')
+        pixels = picture[..., 0] if picture.shape[2:] == (1,) else picture
+        if pixels.dtype == np.uint16 and pixels.ndim == 3:
+            raise ValueError(
+                "A PNG of 16 bits a colour cannot be written here: save the array with "
+                "`np.save`, or with a library for microscopy.")
+        picture = Image.fromarray(pixels)
+    buffer = io.BytesIO()
+    picture.save(buffer, 'PNG')
     return buffer.getvalue()
 
-def _data(png): return 'data:image/png;base64,' + base64.b64encode(png).decode()
+def data_url(png):
+    "The bytes of a PNG file as an address that a page can show"
+    return 'data:image/png;base64,' + base64.b64encode(png).decode()
+
+# %% ../nbs/painter.ipynb #c013a
+canvas_css = '''
+.mask-canvas { position: relative; overflow: hidden; max-width: 100%; }
+.mask-canvas canvas {
+  display: block; width: 100%; background-size: 100% 100%;
+  image-rendering: pixelated; cursor: crosshair; touch-action: none; }
+.mask-canvas .ring {
+  display: none; position: absolute; box-sizing: border-box; aspect-ratio: 1;
+  border: 1px solid white; outline: 1px solid black; border-radius: 50%;
+  transform: translate(-50%, -50%); pointer-events: none; }
+.mask-canvas + output { font-size: .85em; opacity: .85; }
+'''
 
 # %% ../nbs/painter.ipynb #c014
-_page = '''const render = ({ model, el }) => {
-  const w = model.get("width"), h = model.get("height");
-  el.innerHTML = `<div style="position:relative;overflow:hidden;width:${Math.min(320, 480*w/h)}px;max-width:100%">
-    <canvas width="${w}" height="${h}" tabindex="0" role="application" data-lm-suppress-shortcuts="true"
-      aria-label="Picture to paint on. Arrow keys move the brush, with shift by one pixel; space paints, or erases if Erase is on."
-      style="display:block;width:100%;touch-action:none;cursor:crosshair;image-rendering:pixelated;background:0 0/100% 100% url(${model.get("image")})"></canvas>
-    <div style="position:absolute;display:none;border:1px solid white;outline:1px solid black;border-radius:50%;pointer-events:none;box-sizing:border-box;transform:translate(-50%,-50%);aspect-ratio:1"></div>
-    </div><output style="font-size:.85em;opacity:.85"></output>`;
-  const [canvas, ring, status] = ["canvas", "canvas + div", "output"].map(s => el.querySelector(s)), pen = canvas.getContext("2d");'''
+page_js = '''
+const render = ({ model, el }) => {
+  const w = model.get("width");
+  const h = model.get("height");
+  el.innerHTML = `
+    <div class="mask-canvas">
+      <canvas width="${w}" height="${h}" tabindex="0" role="application"
+              data-lm-suppress-shortcuts="true"></canvas>
+      <div class="ring"></div>
+    </div>
+    <output></output>`;
+  const canvas = el.querySelector("canvas");
+  const ring = el.querySelector(".ring");
+  const status = el.querySelector("output");
+  canvas.parentElement.style.width = `${Math.min(320, 480*w/h)}px`;
+  canvas.style.backgroundImage = `url("${model.get("image")}")`;
+  canvas.setAttribute("aria-label", "Picture to paint on. "
+    + "Arrow keys move the brush, with shift by one pixel; "
+    + "space paints, or erases if Erase is on.");
+  const pen = canvas.getContext("2d");
+'''
 
 # %% ../nbs/painter.ipynb #c016
-_ink = '''
-  const layer = pen.createImageData(w, h), mask = new Uint32Array(layer.data.buffer), ink = new Uint32Array(new Uint8Array([64, 172, 223, 170]).buffer)[0];
-  let at = [w/2, h/2], down = false;
-  const tell = () => { status.textContent = `Brush at ${at.map(Math.floor).join(", ")}. ${mask.reduce((n, v) => n + !!v, 0)} of ${w*h} pixels painted.`; };
+ink_js = '''
+  const layer = pen.createImageData(w, h);
+  const mask = new Uint32Array(layer.data.buffer);
+  const ink = new Uint32Array(new Uint8Array([64, 172, 223, 170]).buffer)[0];
+  let at = [w/2, h/2];
+  let down = false;
+
+  const report = () => {
+    const [x, y] = at.map(Math.floor);
+    const painted = mask.filter(v => v).length;
+    status.textContent =
+      `Brush at ${x}, ${y}. ${painted} of ${w*h} pixels painted.`;
+  };
   const dab = (x, y, r, colour) => {
-    for (let j = Math.max(0, Math.floor(y - r)); j < Math.min(h, y + r); j++)
-      for (let i = Math.max(0, Math.floor(x - r)); i < Math.min(w, x + r); i++)
-        if ((i + .5 - x)**2 + (j + .5 - y)**2 <= r*r) mask[j*w + i] = colour; };
+    const left = Math.max(0, Math.floor(x - r));
+    const top = Math.max(0, Math.floor(y - r));
+    for (let j = top; j < Math.min(h, y + r); j++)
+      for (let i = left; i < Math.min(w, x + r); i++)
+        if ((i + .5 - x)**2 + (j + .5 - y)**2 <= r*r) mask[j*w + i] = colour;
+  };
   const go = (x, y) => {
-    const r = model.get("brush"), n = Math.ceil(Math.hypot(x - at[0], y - at[1])/Math.max(.5, r/4)) || 1;
-    if (down) for (let k = 0; k <= n; k++) dab(at[0] + (x - at[0])*k/n, at[1] + (y - at[1])*k/n, r, model.get("erase") ? 0 : ink);
-    at = [x, y]; pen.putImageData(layer, 0, 0);
-    Object.assign(ring.style, { display: "block", left: `${100*x/w}%`, top: `${100*y/h}%`, width: `${200*r/w}%` }); };
+    const r = model.get("brush");
+    const colour = model.get("erase") ? 0 : ink;
+    const [dx, dy] = [x - at[0], y - at[1]];
+    const n = Math.ceil(Math.hypot(dx, dy)/Math.max(.5, r/4)) || 1;
+    if (down)
+      for (let k = 0; k <= n; k++) dab(at[0] + dx*k/n, at[1] + dy*k/n, r, colour);
+    at = [x, y];
+    pen.putImageData(layer, 0, 0);
+    ring.style.display = "block";
+    ring.style.left = `${100*x/w}%`;
+    ring.style.top = `${100*y/h}%`;
+    ring.style.width = `${200*r/w}%`;
+  };
+'''
+
+# %% ../nbs/painter.ipynb #c016b
+bits_js = '''
   const send = () => {
     if (!down) return;
+    down = false;
     const bits = new Uint8Array(Math.ceil(w*h/8));
     mask.forEach((v, i) => { if (v) bits[i >> 3] |= 128 >> (i & 7); });
-    down = false; model.set("bits", btoa(Array.from(bits, b => String.fromCharCode(b)).join(""))); model.save_changes(); };
+    const letters = Array.from(bits, b => String.fromCharCode(b));
+    model.set("bits", btoa(letters.join("")));
+    model.save_changes();
+  };
   const receive = () => {
     if (down) return;
     const bits = atob(model.get("bits"));
-    mask.forEach((_, i) => { mask[i] = bits.charCodeAt(i >> 3) & (128 >> (i & 7)) ? ink : 0; });
-    pen.putImageData(layer, 0, 0); tell(); };'''
+    const painted = i => bits.charCodeAt(i >> 3) & (128 >> (i & 7));
+    mask.forEach((_, i) => { mask[i] = painted(i) ? ink : 0; });
+    pen.putImageData(layer, 0, 0);
+    report();
+  };
+'''
 
 # %% ../nbs/painter.ipynb #c018
-_hands = '''
-  const place = e => { const r = canvas.getBoundingClientRect(); return [(e.clientX - r.left)/r.width*w, (e.clientY - r.top)/r.height*h]; };
-  const hide = () => { ring.style.display = "none"; }, inside = (v, top) => Math.min(Math.max(v, 0), top);
-  canvas.onpointerdown = e => { if (e.button || !e.isPrimary) return; canvas.setPointerCapture(e.pointerId); at = place(e); down = true; go(...at); };
+events_js = '''
+  const place = e => {
+    const r = canvas.getBoundingClientRect();
+    return [(e.clientX - r.left)/r.width*w, (e.clientY - r.top)/r.height*h];
+  };
+  const inside = (v, top) => Math.min(Math.max(v, 0), top);
+  const hide = () => { ring.style.display = "none"; };
+
+  canvas.onpointerdown = e => {
+    if (e.button || !e.isPrimary) return;
+    canvas.setPointerCapture(e.pointerId);
+    at = place(e);
+    down = true;
+    go(...at);
+  };
   canvas.onpointermove = e => { if (e.isPrimary) go(...place(e)); };
   canvas.onpointerup = canvas.onpointercancel = e => { if (e.isPrimary) send(); };
   canvas.onpointerleave = hide;
-  canvas.onkeydown = e => {
-    const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], " ": [0, 0] }[e.key], step = e.shiftKey ? 1 : Math.max(1, model.get("brush")/2);
-    if (!way) return;
-    e.preventDefault(); e.stopPropagation();
-    if (e.key === " ") down = true;
-    go(inside(at[0] + step*way[0], w), inside(at[1] + step*way[1], h)); tell(); };
-  canvas.onkeyup = e => { if (e.key === " ") send(); };
   canvas.onblur = () => { send(); hide(); };
-  model.on("change:bits", receive); receive();
+'''
+
+# %% ../nbs/painter.ipynb #c018a
+keys_js = '''
+  const ways = {
+    ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1],
+    " ": [0, 0] };
+  canvas.onkeydown = e => {
+    const way = ways[e.key];
+    if (!way) return;
+    e.preventDefault();
+    e.stopPropagation();
+    if (e.key === " ") down = true;
+    const step = e.shiftKey ? 1 : Math.max(1, model.get("brush")/2);
+    go(inside(at[0] + step*way[0], w), inside(at[1] + step*way[1], h));
+    report();
+  };
+  canvas.onkeyup = e => { if (e.key === " ") send(); };
+
+  model.on("change:bits", receive);
+  receive();
   return () => model.off("change:bits", receive);
 };
-export default { render };'''
+export default { render };
+'''
 
 # %% ../nbs/painter.ipynb #c020
 class MaskCanvas(anywidget.AnyWidget):
     "A picture to paint on with mouse, finger, pen or keyboard"
-    _esm = _page + _ink + _hands
-    image, bits = (Unicode().tag(sync=True) for _ in range(2))             # a PNG; the mask, eight pixels a byte, row by row, in base64
-    width, height, brush = (Int(1).tag(sync=True) for _ in range(3))       # pixels of the picture; `brush` is a radius
+    _esm = page_js + ink_js + bits_js + events_js + keys_js
+    _css = canvas_css
+    image = Unicode().tag(sync=True)     # a PNG, as a data URL
+    bits = Unicode().tag(sync=True)      # the mask, eight pixels a byte, in base64
+    width = Int(1).tag(sync=True)        # of the picture, in pixels
+    height = Int(1).tag(sync=True)
+    brush = Int(1).tag(sync=True)        # radius, in pixels of the picture
     erase = Bool(False).tag(sync=True)
 
     def __init__(self,
         picture:Image.Image, # What to paint on, RGB
         mask=None, # Anything that `read_mask` reads; by default nothing is painted
     ):
-        (width, height), self.past = picture.size, []
-        super().__init__(image=_data(_png(picture)), width=width, height=height, brush=max(1, round(min(width, height)/16)))
+        width, height = picture.size
+        brush = max(1, round(min(width, height)/16))
+        image = data_url(png_bytes(picture))
+        super().__init__(image=image, width=width, height=height, brush=brush)
+        self.past = []
         if mask is not None: self.mask = mask
         self.observe(lambda change: self.past.append(change['old']), 'bits')
 
     @property
-    def mask(self): # bool `(height, width)`
-        "What is painted"
-        bits = np.frombuffer(base64.b64decode(self.bits) + b'\0', np.uint8)     # of no bytes at all numpy makes random bits
-        return np.unpackbits(bits, count=self.width*self.height).astype(bool).reshape(self.height, self.width)
+    def mask(self):
+        "What is painted, bool `(height, width)`"
+        # The extra byte is for an empty mask: of no bytes numpy makes random bits
+        data = np.frombuffer(base64.b64decode(self.bits) + b'\0', np.uint8)
+        bits = np.unpackbits(data, count=self.width*self.height)
+        return bits.astype(bool).reshape(self.height, self.width)
 
     @mask.setter
     def mask(self, mask):
-        self.bits = base64.b64encode(np.packbits(read_mask(mask, (self.height, self.width)))).decode()
+        bits = np.packbits(read_mask(mask, (self.height, self.width)))
+        self.bits = base64.b64encode(bits).decode()
 
 # %% ../nbs/painter.ipynb #c022
 @patch
@@ -135,155 +244,322 @@ def clear(self:MaskCanvas):
 @patch
 def undo(self:MaskCanvas):
     "Take the last stroke back, or the last `clear`"
-    if self.past: self.bits = self.past.pop(); self.past.pop()
+    if not self.past: return
+    self.bits = self.past.pop()
+    self.past.pop()
+
+# %% ../nbs/painter.ipynb #c026a
+def ready_network(model):
+    "A network as it is, or a saved one by name or folder, loaded onto the best device"
+    if not isinstance(model, (str, Path)): return model
+    return load(model)
 
 # %% ../nbs/painter.ipynb #c026
 class MaskPainter:
-    "Paint a hole into a picture and fill it: `.widget` in a running notebook; on a page, the cell, its hole and how the fills form"
+    "Paint a hole into a picture and fill it; `.widget` is for a running notebook"
     def __init__(self,
-        image, # Anything that `read_pixels` reads: a file, a PIL image, or an array of uint8 or uint16, of any size
+        image, # A file, a PIL image, or an array of uint8 or uint16, of any size
         mask=None, # What is painted already, as in `inpaint`; by default nothing
-        label:str=None, # Class of the cell, by name; None asks for no class
+        label:str=None, # Class of the cell, by name; None for no class
         n:int=4, # How many fills
         steps:int=20, # Steps of the sampler
         seed:int=0, # The same seed gives the same fills
         model='blood64-inpaint', # A network, the name of shipped weights, or a folder
-        **kwargs, # More arguments of `inpaint`, such as `w`, `window` and `method`
+        **kwargs, # More arguments of `inpaint`, such as `window` and `method`
     ):
-        self.pixels = read_pixels(image)
-        self.top, self.model, self.kwargs = _levels(_colours(self.pixels)), model, kwargs
-        self.picture = _rgb(self.pixels, self.top)
+        store_attr('label,n,steps,seed,model,kwargs')
+        self.pixels = read_image(image)
+        self.top = white_level(colour_channels(self.pixels))
+        self.picture = screen_picture(self.pixels, self.top)
         self.canvas = MaskCanvas(self.picture, mask)
-        self.label, self.n, self.steps, self.seed = label, n, steps, seed
-        self.fills, self.chosen, self.trace, self.filled, self.tick = None, 0, [], None, None
+        self.fills = None
+        self.filled_with = None      # the settings that `fills` were made with
+        self.chosen = 0              # the fill to save
+        self.trace = []              # what went into the network, call by call
+        self.on_step = None          # called with the trace after each call
 
-    mask = property(lambda self: self.canvas.mask, lambda self, m: setattr(self.canvas, 'mask', m), doc="What is painted, bool `(height, width)`")
-    asked = property(lambda self: (self.canvas.bits, self.label, self.n, self.seed, self.steps), doc="Whatever makes a difference to the fills")
+    @property
+    def mask(self):
+        "What is painted, bool `(height, width)`"
+        return self.canvas.mask
+
+    @mask.setter
+    def mask(self, mask): self.canvas.mask = mask
 
     @cached_property
-    def net(self):
-        "The network, loaded when it is first needed"
-        if not isinstance(self.model, (str, Path)): return self.model
-        net = load_network(self.model).to(default_device())
-        net.bfloat16 = fast_bfloat16(net.device)
-        return net
+    def net(self): return ready_network(self.model)
 
-    ui = cached_property(lambda self: _controls(self))
-    widget = cached_property(lambda self: _layout(self))
+    @cached_property
+    def ui(self): return make_controls(self)
+
+    @cached_property
+    def widget(self): return arrange(self)
+
+# %% ../nbs/painter.ipynb #c027a
+@patch(as_prop=True)
+def settings(self:MaskPainter):
+    "Everything that makes a difference to the fills"
+    return self.canvas.bits, self.label, self.n, self.seed, self.steps
 
 # %% ../nbs/painter.ipynb #c027
 @patch
-def fill(self:MaskPainter)->np.ndarray: # `(n, *image.shape)`, of the dtype of the image; kept as `fills`
-    "Fill what is painted. Raises `ValueError` where nothing is, see `inpaint`."
-    trace, asked = [], self.asked
+def fill(self:MaskPainter)->np.ndarray: # `(n, *image.shape)`, of the dtype of the image
+    "Fill what is painted, and keep it as `fills`. Raises `ValueError` if nothing is."
+    trace = []
+    settings = self.settings
+
     def watch(net, args, out):
-        trace.append(args[0][:self.n].float().cpu())                        # guidance asks about every picture twice
-        if self.tick: self.tick(trace)
+        # Guidance makes the batch twice as long, with every picture in it twice
+        trace.append(args[0][:self.n].float().cpu())
+        if self.on_step: self.on_step(trace)
+
     hook = self.net.register_forward_hook(watch)
-    try: fills = inpaint(self.pixels, self.mask, self.label, n=self.n, seed=self.seed, steps=self.steps, model=self.net, progress=False, **self.kwargs)
-    finally: hook.remove()
-    self.fills, self.trace, self.filled, self.chosen = fills, trace, asked, 0
+    try:
+        fills = inpaint(
+            self.pixels, self.mask, self.label, n=self.n, seed=self.seed,
+            steps=self.steps, model=self.net, progress=False, **self.kwargs)
+    finally:
+        hook.remove()
+
+    self.fills = fills
+    self.filled_with = settings
+    self.trace = trace
+    self.chosen = 0
     return fills
 
 # %% ../nbs/painter.ipynb #c032
 @patch
-def _in_hole(self:MaskPainter, x):
-    "A picture as the network sees it, `(3, size, size)` in -1..1, in the hole of the picture that is filled"
-    if _colours(self.pixels).shape[2] == 1: x = x.mean(0, keepdim=True)
-    (top, left, side), layer = find_window(self.mask, self.kwargs.get('window')), Image.new('RGB', self.picture.size)
-    layer.paste(grid_frame(x[None], zoom=1).convert('RGB').resize((side, side), Image.Resampling.BICUBIC), (left, top))
+def in_hole(self:MaskPainter,
+    x:torch.Tensor, # A picture as the network sees it, `(3, size, size)` in -1..1
+)->Image.Image: # The size of the picture that is filled
+    "Paste what the network sees into the hole of the picture"
+    if colour_channels(self.pixels).shape[2] == 1: x = x.mean(0, keepdim=True)
+    top, left, side = find_window(self.mask, self.kwargs.get('window'))
+    seen = grid_frame(x[None], zoom=1).convert('RGB')
+    layer = Image.new('RGB', self.picture.size)
+    layer.paste(seen.resize((side, side), Image.Resampling.BICUBIC), (left, top))
     return Image.composite(layer, self.picture, Image.fromarray(self.mask))
 
-def _sheet(pictures, ncols=3, side=192):
+# %% ../nbs/painter.ipynb #c032a
+def contact_sheet(pictures, ncols=3, side=192):
     "Pictures of one size in a grid, each about `side` pixels long"
-    size, longest = pictures[0].size, max(pictures[0].size)
-    if longest > side: size = [max(1, round(l*side/longest)) for l in size]
-    x = np.stack([np.array(p.convert('RGB').resize(size, Image.Resampling.BICUBIC)) for p in pictures]).transpose(0, 3, 1, 2)
-    return grid_frame(x, ncols, max(1, side//longest))
+    size = pictures[0].size
+    longest = max(size)
+    if longest > side:
+        size = [max(1, round(length*side/longest)) for length in size]
+    resized = []
+    for p in pictures:
+        p = p.convert('RGB').resize(size, Image.Resampling.BICUBIC)
+        resized.append(np.array(p).transpose(2, 0, 1))
+    return grid_frame(np.stack(resized), ncols, max(1, side//longest))
 
 # %% ../nbs/painter.ipynb #c036
+def picture_with_hole(picture, mask):
+    "A PIL picture with its hole in blue"
+    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    mask = torch.from_numpy(mask)
+    return grid_frame(masked_view(encode(x[None]), mask[None, None]), zoom=1)
+
+def count_fills(n):
+    return '1 fill' if n == 1 else f'{n} fills'
+
+# %% ../nbs/painter.ipynb #c036a
+@patch
+def fills_after(self:MaskPainter,
+    k:int, # Number of network calls; after the last one come the finished fills
+)->list: # PIL images
+    "The fills after some calls of the network, in their place"
+    if k < len(self.trace): return [self.in_hole(x) for x in self.trace[k]]
+    return [screen_picture(f, self.top) for f in self.fills]
+
+# %% ../nbs/painter.ipynb #c036b
 @patch
 def slider(self:MaskPainter)->FrameSlider:
-    "The cell, its hole, and the fills as they form. Fills first, unless that was done."
-    if self.filled != self.asked: self.fill()
-    hole = masked_view(encode(torch.from_numpy(np.array(self.picture)).permute(2, 0, 1)[None]), torch.from_numpy(self.mask)[None, None])
-    keep = np.unique(np.linspace(0, len(self.trace), FrameSlider.max_frames).round().astype(int))
-    stages = ([self._in_hole(x) for x in self.trace[k]] if k < len(self.trace) else [_rgb(f, self.top) for f in self.fills] for k in keep)
-    frames = [_sheet([self.picture, grid_frame(hole, zoom=1), *stage]) for stage in stages]
-    kind = f", asked for the class {self.label}" if self.label else ""
-    return FrameSlider(frames, keep, 'step', f"A cell, what is hidden of it, and {len(self.fills)} fill{'s'[:len(self.fills) > 1]} as they form{kind}.",
-        alt=f"The cell; the same cell with its hole in blue; and beside them {len(self.fills)} times the cell with the hole filled, with speckle at first and with a picture at the end")
+    "The cell, its hole, and the fills as they form; fills first where that is needed"
+    if self.filled_with != self.settings: self.fill()
+    before = [self.picture, picture_with_hole(self.picture, self.mask)]
+    steps = np.linspace(0, len(self.trace), FrameSlider.max_frames)
+    steps = np.unique(steps.round().astype(int))
+    frames = [contact_sheet([*before, *self.fills_after(k)]) for k in steps]
 
+    n = len(self.fills)
+    caption = (
+        f"A cell, what is hidden of it, and {count_fills(n)}, from noise to picture")
+    if self.label: caption += f", conditioned on the class {self.label}"
+    alt = (
+        f"The cell; the same cell with its hole in blue; and {count_fills(n)} "
+        "of the hole, speckle at first and a picture at the end")
+    return FrameSlider(frames, steps, 'step', caption + ".", alt=alt)
+
+# %% ../nbs/painter.ipynb #c036c
 @patch
 def _repr_html_(self:MaskPainter):
     "A page without Python gets the slider; where nothing is painted, the picture"
     if self.mask.any(): return self.slider()._repr_html_()
-    return f'<figure><img src="{_data(_png(_sheet([self.picture])))}" alt="A picture with no hole"><figcaption>Nothing is painted yet. Ask for <code>.widget</code> to paint, or give a <code>mask</code>.</figcaption></figure>'
+    picture = data_url(png_bytes(contact_sheet([self.picture])))
+    return (
+        f'<figure><img src="{picture}" alt="A picture with no hole"><figcaption>'
+        'Nothing is painted yet. Ask for <code>.widget</code> to paint, '
+        'or give a <code>mask</code>.</figcaption></figure>')
 
 # %% ../nbs/painter.ipynb #c040
-def _controls(p):
-    "The parts of a painter's live widget, by name"
-    button, about = lambda text, **kwargs: w.Button(description=text, layout=dict(width='auto'), **kwargs), dict(layout=dict(width='320px'))
-    classes = [('any' if c is None else str(c), c) for c in dict.fromkeys([None, *p.net.classes, p.label])]
-    ui = SimpleNamespace(
-        brush=w.IntSlider(p.canvas.brush, 1, max(2, max(p.picture.size)//4), description='Brush', **about), erase=w.ToggleButton(description='Erase', layout=dict(width='auto')),
-        undo=button('Undo'), clear=button('Clear'), label=w.Dropdown(options=classes, value=p.label, description='Class', **about),
-        n=w.BoundedIntText(p.n, 1, max(16, p.n), description='Fills', **about), seed=w.IntText(p.seed, description='Seed', **about),
-        fill=button('Fill', button_style='primary'), bar=w.IntProgress(layout=dict(width='240px')),
-        message=w.HTML(), result=w.Image(layout=dict(width='320px', display='none')), all=w.Image(layout=dict(display='none')),
-        choose=w.ToggleButtons(description='Choose', style=dict(button_width='auto'), layout=dict(display='none')), download=w.HTML())
-    for name in 'brush', 'erase': link((getattr(ui, name), 'value'), (p.canvas, name))
-    for name in 'label', 'n', 'seed': getattr(ui, name).observe(lambda change, name=name: setattr(p, name, change['new']), 'value')
-    for name in 'undo', 'clear': getattr(ui, name).on_click(lambda _, name=name: getattr(p.canvas, name)())
-    ui.fill.on_click(lambda _: _press(p))
-    ui.choose.observe(lambda change: _choose(p), 'index')
+def settings_widgets(p):
+    "The fields and buttons that say what to paint and how to fill, by name"
+    wide = dict(width='320px')
+    narrow = dict(width='auto')
+    classes = dict.fromkeys([None, *p.net.classes, p.label])
+    options = [('any' if c is None else str(c), c) for c in classes]
+    largest = max(2, max(p.picture.size)//4)
+    return dict(
+        brush=widgets.IntSlider(
+            p.canvas.brush, 1, largest, description='Brush', layout=wide),
+        erase=widgets.ToggleButton(description='Erase', layout=narrow),
+        undo=widgets.Button(description='Undo', layout=narrow),
+        clear=widgets.Button(description='Clear', layout=narrow),
+        label=widgets.Dropdown(
+            options=options, value=p.label, description='Class', layout=wide),
+        n=widgets.BoundedIntText(
+            p.n, 1, max(16, p.n), description='Fills', layout=wide),
+        seed=widgets.IntText(p.seed, description='Seed', layout=wide),
+        fill=widgets.Button(
+            description='Fill', button_style='primary', layout=narrow),
+    )
+
+# %% ../nbs/painter.ipynb #c040a
+def result_widgets():
+    "Where progress, messages and fills appear, by name; hidden until there is a fill"
+    hidden = dict(display='none')
+    return dict(
+        bar=widgets.IntProgress(layout=dict(width='240px')),
+        message=widgets.HTML(),
+        result=widgets.Image(layout=dict(width='320px', display='none')),
+        all=widgets.Image(layout=hidden),
+        choose=widgets.ToggleButtons(
+            description='Choose', style=dict(button_width='auto'), layout=hidden),
+        download=widgets.HTML(),
+    )
+
+# %% ../nbs/painter.ipynb #c040b
+def set_attribute(p, name, change):
+    "A field of the widget has a new value: the painter takes it over"
+    setattr(p, name, change['new'])
+
+def make_controls(p):
+    "The parts of a painter's live widget, by name, connected to the painter"
+    ui = SimpleNamespace(**settings_widgets(p), **result_widgets())
+    link((ui.brush, 'value'), (p.canvas, 'brush'))
+    link((ui.erase, 'value'), (p.canvas, 'erase'))
+    ui.undo.on_click(lambda button: p.canvas.undo())
+    ui.clear.on_click(lambda button: p.canvas.clear())
+    for name in 'label', 'n', 'seed':
+        getattr(ui, name).observe(partial(set_attribute, p, name), 'value')
+    ui.fill.on_click(lambda button: press_fill(p))
+    ui.choose.observe(lambda change: show_chosen(p), 'index')
     return ui
 
 # %% ../nbs/painter.ipynb #c042
-def _press(p):
+def alert(error):
+    "An error as a sentence on the page; an unexpected one with its name"
+    expected = isinstance(error, (ValueError, TypeError, FileNotFoundError))
+    text = html.escape(str(error) if expected else repr(error))
+    return f'<span role="alert">{text}</span>'
+
+def show_progress(p, trace):
+    "The bar, and the first fill as it is now"
+    p.ui.bar.value = len(trace)
+    p.ui.result.layout.display = 'block'
+    now = p.in_hole(trace[-1][0])
+    p.ui.result.value = png_bytes(contact_sheet([now], side=320))
+
+def network_calls_of(p):
+    "How often a fill will call the network"
+    method = methods.get(p.kwargs.get('method', 'trained'), {})
+    chosen = {**method, **p.kwargs}
+    options = {name: chosen[name] for name in ('jump', 'repeats') if name in chosen}
+    return nfe(chosen.get('sampler', 'dpm_solver'), p.steps, **options)
+
+# %% ../nbs/painter.ipynb #c042a
+def press_fill(p):
     "What the button *Fill* does"
     ui = p.ui
-    def tick(trace):
-        ui.bar.value, ui.result.layout.display = len(trace), 'block'
-        ui.result.value = _png(_sheet([p._in_hole(trace[-1][0])], side=320))
-    ui.fill.disabled, ui.bar.value, ui.message.value, p.tick = True, 0, 'Filling …', tick
+    ui.fill.disabled = True
+    ui.bar.value = 0
+    ui.message.value = 'Filling …'
+    p.on_step = partial(show_progress, p)
     try:
-        ui.bar.max = arm_calls({**methods.get(p.kwargs.get('method', 'trained'), {}), **p.kwargs, 'steps': p.steps})
-        p.fill(); _show(p)
+        ui.bar.max = network_calls_of(p)
+        p.fill()
+        show_fills(p)
     except Exception as e:
-        ui.message.value = f'<span role="alert">{html.escape(str(e) if isinstance(e, (ValueError, TypeError, FileNotFoundError)) else repr(e))}</span>'
-    finally: ui.fill.disabled, p.tick = False, None
+        ui.message.value = alert(e)
+    finally:
+        ui.fill.disabled = False
+        p.on_step = None
 
-def _show(p):
+def show_fills(p):
     "All fills, and the first of them large"
-    ui, n = p.ui, len(p.fills)
-    ui.all.value = _png(_sheet([_rgb(f, p.top) for f in p.fills], 4, 77))
-    ui.all.layout.display = ui.choose.layout.display = 'block' if n > 1 else 'none'
+    ui = p.ui
+    n = len(p.fills)
+    small = [screen_picture(f, p.top) for f in p.fills]
+    ui.all.value = png_bytes(contact_sheet(small, ncols=4, side=77))
+    shown = 'block' if n > 1 else 'none'
+    ui.all.layout.display = shown
+    ui.choose.layout.display = shown
     ui.choose.options = [str(i + 1) for i in range(n)]
-    ui.choose.index = 0; _choose(p)
-    ui.message.value = f"{n} fill{'s'[:n > 1]} of {p.mask.sum():,} pixels."
+    ui.choose.index = 0
+    show_chosen(p)
+    ui.message.value = f"{count_fills(n)} of {p.mask.sum():,} pixels."
 
 # %% ../nbs/painter.ipynb #c044
-def _choose(p):
+def show_chosen(p):
     "Show the chosen fill large, with a link to its file"
-    ui, p.chosen = p.ui, p.ui.choose.index or 0
-    ui.result.value = _png(_sheet([_rgb(p.fills[p.chosen], p.top)], side=320))
-    try: ui.download.value = f'<a download="fill.png" style="text-decoration:underline" href="{_data(_png(p.fills[p.chosen]))}">Download fill {p.chosen + 1}</a>'
-    except ValueError as e: ui.download.value = html.escape(str(e))
+    p.chosen = p.ui.choose.index or 0
+    fill = p.fills[p.chosen]
+    large = contact_sheet([screen_picture(fill, p.top)], side=320)
+    p.ui.result.value = png_bytes(large)
+    try:
+        file = data_url(png_bytes(fill))
+    except ValueError as e:
+        p.ui.download.value = html.escape(str(e))
+        return
+    p.ui.download.value = (
+        f'<a download="fill.png" style="text-decoration:underline" href="{file}">'
+        f'Download fill {p.chosen + 1}</a>')
 
+# %% ../nbs/painter.ipynb #c044a
 @patch
 def save(self:MaskPainter,
     file, # Name that ends in `.png`
 )->Path: # The file
-    "Write the chosen fill. Raises `ValueError` where there is none, and for another ending."
-    if self.fills is None: raise ValueError("There is no fill to save: press Fill or call `fill` first.")
-    if Path(file).suffix.lower() != '.png': raise ValueError(f"Fills are saved as PNG, which loses nothing: {Path(file).name} should end in .png.")
-    Path(file).write_bytes(_png(self.fills[self.chosen]))
-    return Path(file)
+    "Write the chosen fill. Raises `ValueError` if there is none or the name is wrong."
+    file = Path(file)
+    if self.fills is None:
+        raise ValueError("There is no fill to save: press Fill or call `fill` first.")
+    if file.suffix.lower() != '.png':
+        raise ValueError(
+            "Fills are saved as PNG, which loses nothing: "
+            f"{file.name} should end in .png.")
+    file.write_bytes(png_bytes(self.fills[self.chosen]))
+    return file
 
 # %% ../nbs/painter.ipynb #c045
-def _layout(p):
-    "The parts in their places; on a narrow screen they stand below each other"
-    ui, row = p.ui, lambda *parts: w.HBox(parts, layout=dict(flex_flow='row wrap'))
-    left = w.VBox([p.canvas, ui.brush, row(ui.erase, ui.undo, ui.clear), ui.label, ui.n, ui.seed, row(ui.fill, ui.bar), ui.message])
-    return row(left, w.VBox([ui.result, ui.all, ui.choose, ui.download], layout=dict(margin='0 0 0 12px')))
+def row(*parts):
+    "Widgets side by side, or below each other on a narrow screen"
+    return widgets.HBox(parts, layout=dict(flex_flow='row wrap'))
+
+def arrange(p):
+    "The parts of the live widget in their places"
+    ui = p.ui
+    left = widgets.VBox([
+        p.canvas,
+        ui.brush,
+        row(ui.erase, ui.undo, ui.clear),
+        ui.label,
+        ui.n,
+        ui.seed,
+        row(ui.fill, ui.bar),
+        ui.message,
+    ])
+    right = widgets.VBox(
+        [ui.result, ui.all, ui.choose, ui.download], layout=dict(margin='0 0 0 12px'))
+    return row(left, right)

@@ -5,77 +5,185 @@
 # %% auto #0
 __all__ = ['draw_unet', 'plot_class_accuracy', 'plot_bias', 'show_nearest', 'plot_report', 'plot_cost', 'plot_guidance', 'plot_scores', 'plot_confusion']
 
-# %% ../nbs/05_unet.ipynb #n006
-import matplotlib.pyplot as plt
-import torch
-from cell_diffusion.unet import UNet, layer_shapes, n_params
+# %% ../nbs/05_unet.ipynb #c004b
+from dataclasses import dataclass
+import matplotlib.pyplot as plt, torch
+from .unet import UNet, layer_shapes, n_params
 
 # %% ../nbs/05_unet.ipynb #c055
-_looks = dict(image=('#fbf6ee', 'image'), fold=('#ecdcbb', 'patches folded into channels'), Conv2d=('#c3ccd8', 'convolution'), ResBlock=('#c9b8e6', 'residual block'),
-    Attention=('#f4b6b6', 'attention'), Downsample=('#a8d1e8', 'down'), Upsample=('#aedbbd', 'up: convolve, copy'), Sequential=('#c3ccd8', 'convolution'))
+@dataclass(eq=False)
+class Box:
+    "A feature map of a U-Net, and its place in the drawing, in inches"
+    kind: str           # the layer that made it
+    channels: int
+    size: int           # height and width, in pixels
+    skip: 'Box' = None  # the kept feature map that this layer also read
+    x: float = 0.       # left edge
+    y: float = 0.       # lower edge
+    w: float = 0.       # width
+    h: float = 0.       # height
 
-def _feature_maps(model, size): # a dict for each box: kind, channels, size, and `skip`, the number of the box that it reads besides the last one
+    @property
+    def middle(self): return self.y + self.h/2
+
+    @property
+    def right(self): return self.x + self.w
+
+    @property
+    def top(self): return self.y + self.h
+
+# %% ../nbs/05_unet.ipynb #c055a
+def feature_maps(model, size):
+    "A `Box` for each feature map of a U-Net, in the order in which they are made"
     p = next(model.parameters())
     x = torch.zeros(1, model.channels, size, size, device=p.device, dtype=p.dtype)
-    boxes, kept = [dict(kind='image', channels=model.channels, size=size, skip=None)], []
-    if model.patch > 1: boxes.append(dict(kind='fold', channels=model.channels*model.patch**2, size=size//model.patch, skip=None))
-    for row in layer_shapes(model, x, torch.zeros(1, device=p.device)):
+    t = torch.zeros(1, device=p.device)
+    boxes = [Box('image', model.channels, size)]
+    if model.patch > 1:
+        boxes.append(Box('fold', model.channels*model.patch**2, size//model.patch))
+
+    kept = []
+    for row in layer_shapes(model, x, t):
         if row['kind'] in ('Embedding', 'Identity'): continue
-        skip = kept.pop() if row['kind'] == 'ResBlock' and row['name'].startswith('up') else None
-        boxes.append(dict(kind=row['kind'], channels=row['output'][0], size=row['output'][1], skip=skip))
-        if row['name'] == 'conv_in' or row['name'].startswith('down'): kept.append(len(boxes) - 1)
-    return boxes + [dict(kind='image', channels=boxes[-1]['channels']//model.patch**2, size=size, skip=None)]
+        box = Box(row['kind'], *row['output'][:2])
+        way = row['name'].split('.')[0]
+        if way == 'up' and box.kind == 'ResBlock': box.skip = kept.pop()
+        if way in ('conv_in', 'down'): kept.append(box)
+        boxes.append(box)
 
-def _place(boxes): # gives each box its left edge `x`, lower edge `y`, width `w` and height `h`, in inches; returns {size: (y, height)} of the rows, and where they end
-    widest, sizes, x, y, rows = max(b['channels'] for b in boxes), sorted({b['size'] for b in boxes}), .85, .75, {}
-    for i, s in enumerate(sizes):
-        rows[s] = y, 1 + .3*i/max(1, len(sizes) - 1)
-        y += rows[s][1] + .2 + .12*sum(b['skip'] is not None and b['size'] == s for b in boxes)
+    out_channels = boxes[-1].channels//model.patch**2
+    return [*boxes, Box('image', out_channels, size)]
+
+# %% ../nbs/05_unet.ipynb #c055b
+def place_rows(boxes):
+    "Lower edge and height of each resolution's row, and where the last row ends"
+    sizes = sorted({b.size for b in boxes})
+    rows = {}
+    bottom = .75                                # the legend lies below
+    for i, size in enumerate(sizes):
+        height = 1 + .3*i/max(1, len(sizes) - 1)
+        rows[size] = bottom, height
+        brackets = [b for b in boxes if b.skip and b.size == size]
+        bottom += height + .2 + .12*len(brackets)
+    return rows, bottom
+
+def place_boxes(boxes, rows):
+    "Put the boxes side by side, each in its row; returns where they end"
+    widest = max(b.channels for b in boxes)
+    x = .85                                     # the names of the rows lie to the left
     for b in boxes:
-        b.update(x=x, y=rows[b['size']][0], w=.2 + .24*(b['channels']/widest)**.5, h=rows[b['size']][1])
-        x += b['w'] + .15
-    return rows, x, y
+        b.x = x
+        b.y, b.h = rows[b.size]
+        b.w = .2 + .24*(b.channels/widest)**.5
+        x += b.w + .15
+    return x
 
-def _arrow(ax, xs, ys, colour, lw): # a line through the points that ends in an arrowhead
-    ax.plot(xs[:-1], ys[:-1], color=colour, lw=lw, solid_joinstyle='round', zorder=1)
-    ax.annotate('', (xs[-1], ys[-1]), (xs[-2], ys[-2]), zorder=1, arrowprops=dict(arrowstyle='-|>', color=colour, lw=lw, shrinkA=0, shrinkB=0, mutation_scale=8))
+# %% ../nbs/05_unet.ipynb #c055c
+def draw_arrow(ax, xs, ys, colour, width):
+    "A line through the points that ends in an arrowhead"
+    ax.plot(xs[:-1], ys[:-1], color=colour, lw=width, solid_joinstyle='round', zorder=1)
+    head = dict(arrowstyle='-|>', color=colour, lw=width, mutation_scale=8)
+    head.update(shrinkA=0, shrinkB=0)
+    ax.annotate('', (xs[-1], ys[-1]), (xs[-2], ys[-2]), zorder=1, arrowprops=head)
 
-def _connect(ax, a, b): # from one box to the next: straight on within a row, else out at the side and in from above or below
-    if a['size'] == b['size']: return _arrow(ax, [a['x'] + a['w'], b['x']], [a['y'] + a['h']/2]*2, '#555', 1)
-    x, down = b['x'] + b['w']*.3, b['size'] < a['size']
-    _arrow(ax, [a['x'] + a['w'], x, x], [a['y'] + a['h']/2]*2 + [b['y'] + b['h']*down], '#555', 1)
+def draw_step(ax, a, b):
+    "An arrow from one box to the next: straight within a row, else around a corner"
+    if a.size == b.size:
+        draw_arrow(ax, [a.right, b.x], [a.middle, a.middle], '#555', 1)
+        return
+    x = b.x + .3*b.w
+    end = b.top if b.size < a.size else b.y
+    draw_arrow(ax, [a.right, x, x], [a.middle, a.middle, end], '#555', 1)
 
-def _bracket(ax, a, b, lane): # a skip connection, over the boxes of its row
-    xs, top = (a['x'] + a['w']*.7, b['x'] + b['w']/2), a['y'] + a['h']
-    _arrow(ax, [xs[0], xs[0], xs[1], xs[1]], [top, top + .02 + .12*lane, top + .02 + .12*lane, top], '#d1a10f', 1.3)
+def draw_skip(ax, a, b, lane):
+    "A bracket over the boxes of a row, from the kept feature map to its reader"
+    start = a.x + .7*a.w
+    end = b.x + b.w/2
+    above = a.top + .02 + .12*lane
+    xs = [start, start, end, end]
+    ys = [a.top, above, above, a.top]
+    draw_arrow(ax, xs, ys, '#d1a10f', 1.3)
+
+# %% ../nbs/05_unet.ipynb #c055d
+box_looks = {
+    'image': ('#fbf6ee', 'image'),
+    'fold': ('#ecdcbb', 'patches folded into channels'),
+    'Conv2d': ('#c3ccd8', 'convolution'),
+    'ResBlock': ('#c9b8e6', 'residual block'),
+    'Attention': ('#f4b6b6', 'attention'),
+    'Downsample': ('#a8d1e8', 'down'),
+    'Upsample': ('#aedbbd', 'up: convolve, copy'),
+    'Sequential': ('#c3ccd8', 'convolution'),
+}
+
+def draw_box(ax, box):
+    "A feature map, with a dot where the layer receives the embedding"
+    colour, _ = box_looks[box.kind]
+    ax.add_patch(plt.Rectangle(
+        (box.x, box.y), box.w, box.h, fc=colour, ec='#888', lw=.7, zorder=2))
+    x = box.x + box.w/2
+    text = f'{box.channels} × {box.size} × {box.size}'
+    ax.text(x, box.middle + .04, text, rotation=90, ha='center', va='center',
+            fontsize=7.5, zorder=3)
+    if box.kind == 'ResBlock':
+        ax.plot(x, box.y + .06, 'o', color='#4b2e83', ms=3, zorder=3)
+
+# %% ../nbs/05_unet.ipynb #c055e
+def draw_row(ax, boxes, size, bottom, height, width):
+    "The band of a resolution, with its skip connections"
+    ax.add_patch(plt.Rectangle(
+        (0, bottom - .07), width, height + .14, fc='#f5f5f8', zorder=0))
+    name = f'{size} × {size}'
+    ax.text(.1, bottom + height/2, name, fontsize=9, color='#555', va='center')
+
+    # The map that was kept last is read first, and has the innermost bracket
+    readers = [b for b in boxes if b.skip and b.size == size]
+    for lane, b in enumerate(readers, 1):
+        draw_skip(ax, b.skip, b, lane)
+
+def draw_legend(fig, boxes, with_classes):
+    "What the colours and marks mean"
+    handles = {}
+    for colour, name in (box_looks[b.kind] for b in boxes):
+        handles[name] = plt.Rectangle((0, 0), 1, 1, fc=colour, ec='#888', lw=.7)
+    handles['skip connection'] = plt.Line2D([], [], color='#d1a10f', lw=1.5)
+    inputs = 'timestep and class' if with_classes else 'timestep'
+    handles[f'receives the {inputs}'] = plt.Line2D(
+        [], [], color='#4b2e83', marker='o', ms=3, ls='')
+    fig.legend(handles.values(), handles.keys(), loc='lower center',
+               ncols=(len(handles) + 1)//2, fontsize=8, frameon=False)
 
 # %% ../nbs/05_unet.ipynb #c056
 def draw_unet(
     model:UNet, # The network; its modules are read while it runs once
     size:int, # Height and width of the image, in pixels
-)->plt.Figure: # The figure; end a notebook cell's last line with `;`, or it is drawn twice
-    "Draw every feature map of a U-Net as a box (channels × height × width), a row for each resolution, with the skip connections"
-    boxes = _feature_maps(model, size); rows, right, top = _place(boxes)
-    fig = plt.figure(figsize=(right, top + .3)); ax = fig.add_axes((0, 0, 1, 1)); ax.set(xlim=(0, right), ylim=(0, top + .3)); ax.axis('off')
-    for s, (y, h) in rows.items():
-        ax.add_patch(plt.Rectangle((0, y - .07), right, h + .14, fc='#f5f5f8', zorder=0)); ax.text(.1, y + h/2, f'{s} × {s}', fontsize=9, color='#555', va='center')
-        pairs = [(boxes[b['skip']], b) for b in boxes if b['skip'] is not None and b['size'] == s]
-        for lane, (a, b) in enumerate(pairs, 1): _bracket(ax, a, b, lane)               # the last one kept is read first: the innermost bracket
-    for a, b in zip(boxes, boxes[1:]): _connect(ax, a, b)
-    for b in boxes:
-        ax.add_patch(plt.Rectangle((b['x'], b['y']), b['w'], b['h'], fc=_looks[b['kind']][0], ec='#888', lw=.7, zorder=2))
-        ax.text(b['x'] + b['w']/2, b['y'] + b['h']/2 + .04, f"{b['channels']} × {b['size']} × {b['size']}", rotation=90, ha='center', va='center', fontsize=7.5, zorder=3)
-        if b['kind'] == 'ResBlock': ax.plot(b['x'] + b['w']/2, b['y'] + .06, 'o', color='#4b2e83', ms=3, zorder=3)
-    _legend(fig, boxes, model, size)
-    return fig
+)->plt.Figure: # End a cell's last line with `;`, or the figure is drawn twice
+    """
+    Draw every feature map of a U-Net as a box, with the skip connections.
 
-# %% ../nbs/05_unet.ipynb #n009
-def _legend(fig, boxes, model, size): # what the colours mean, and how large the network is
-    looks = {look: plt.Rectangle((0, 0), 1, 1, fc=look[0], ec='#888', lw=.7) for look in (_looks[b['kind']] for b in boxes)}
-    handles = [*looks.values(), plt.Line2D([], [], color='#d1a10f', lw=1.5), plt.Line2D([], [], color='#4b2e83', marker='o', ms=3, ls='')]
-    names = [*(name for _, name in looks), 'skip connection', 'is told the timestep' + ' and the class'*bool(model.n_classes)]
-    fig.legend(handles, names, loc='lower center', ncols=(len(names) + 1)//2, fontsize=8, frameon=False)
-    fig.suptitle(f'U-Net for {model.channels} × {size} × {size}: {n_params(model):,} parameters', y=1 - .08/fig.get_figheight(), fontsize=11, va='top')
+    A box is labelled channels × height × width; each resolution has a row.
+    """
+    boxes = feature_maps(model, size)
+    rows, top = place_rows(boxes)
+    width = place_boxes(boxes, rows)
+    height = top + .3
+
+    fig = plt.figure(figsize=(width, height))
+    ax = fig.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(0, width), ylim=(0, height))
+    ax.axis('off')
+    for row_size, (bottom, row_height) in rows.items():
+        draw_row(ax, boxes, row_size, bottom, row_height, width)
+    for a, b in zip(boxes, boxes[1:]):
+        draw_step(ax, a, b)
+    for box in boxes:
+        draw_box(ax, box)
+
+    draw_legend(fig, boxes, with_classes=model.n_classes > 0)
+    title = f'U-Net for {model.channels} × {size} × {size}: '
+    title += f'{n_params(model):,} parameters'
+    fig.suptitle(title, y=1 - .08/height, fontsize=11, va='top')
+    return fig
 
 # %% ../nbs/07_evaluation.ipynb #n016
 import numpy as np

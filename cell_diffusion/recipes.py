@@ -21,7 +21,7 @@ from cell_diffusion.classifier import (
     CellClassifier, classifier_folder, features_and_predictions, train_classifier,
 )
 from cell_diffusion.denoiser import Denoiser, load, save, weights_folder
-from cell_diffusion.sources import _channel_names
+from cell_diffusion.sources import channel_names
 from cell_diffusion.metrics import (
     balanced_accuracy, class_accuracy, score_model, scored_records,
 )
@@ -83,7 +83,7 @@ def describe_data(
 )->dict: # For a run's record
     "Which cells a run was made on"
     x, jurkat = dls.one_batch()[0], dls.cells.source in ('jurkat', 'simulated-jurkat')
-    named = dict(channel_names=list(_channel_names(channels))) if jurkat else {}
+    named = dict(channel_names=list(channel_names(channels))) if jurkat else {}
     return dict(classes=list(dls.vocab), channels=x.shape[1], **named, size=x.shape[-1], bs=dls.train.bs, source=dls.cells.source, crop=dls.cells.crop, cells={k: len(v) for k, v in dls.idxs.items()})
 
 # %% ../nbs/recipes.ipynb #c016

@@ -1,12 +1,30 @@
-// Small things for every page: what scrolls sideways can be reached by keyboard, printing opens what is folded
+// Small things for every page
 (() => {
-  const reach = () => document.querySelectorAll("main pre, main .sd-table, main .cell-output-display, main .math.display, main figure, main .figure-plain").forEach((box) => {
-    const scrolls = box.scrollWidth > box.clientWidth + 1 || (box.scrollHeight > box.clientHeight + 1 && getComputedStyle(box).overflowY === "auto");
-    if (scrolls && !box.hasAttribute("tabindex")) box.tabIndex = 0;
+  // What scrolls sideways can be reached by keyboard
+  const boxes = [
+    "main pre", "main .sd-table", "main .cell-output-display", "main .math.display",
+    "main figure", "main .figure-plain",
+  ].join(", ");
+  const scrolls = (box) => {
+    const tall = box.scrollHeight > box.clientHeight + 1;
+    const wide = box.scrollWidth > box.clientWidth + 1;
+    return wide || (tall && getComputedStyle(box).overflowY === "auto");
+  };
+  const reach = () => document.querySelectorAll(boxes).forEach((box) => {
+    if (scrolls(box) && !box.hasAttribute("tabindex")) box.tabIndex = 0;
   });
-  const whenReady = () => { reach(); addEventListener("resize", reach); };
-  document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", whenReady) : whenReady();
+  const start = () => {
+    reach();
+    addEventListener("resize", reach);
+  };
+  if (document.readyState !== "loading") start();
+  else document.addEventListener("DOMContentLoaded", start);
+
+  // Printing opens what is folded
   let opened = [];
-  addEventListener("beforeprint", () => { opened = [...document.querySelectorAll("main details:not([open])")]; opened.forEach((d) => { d.open = true; }); });
+  addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("main details:not([open])")];
+    opened.forEach((d) => { d.open = true; });
+  });
   addEventListener("afterprint", () => opened.forEach((d) => { d.open = false; }));
 })();

@@ -1,52 +1,117 @@
-"Files that the pages need beside them and git does not hold: npm's packages, KaTeX, onnxruntime-web and the exported network"
-import hashlib, importlib.metadata, importlib.util, shutil, subprocess, sys
+"Files that the pages need and git does not hold: KaTeX, ONNX Runtime, the network"
+import hashlib
+import importlib.metadata
+import importlib.util
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 here = Path(__file__).resolve().parent
 modules = here/'node_modules'
-ort = 'ort.wasm.bundle.min.mjs', 'ort-wasm-simd-threaded.mjs', 'ort-wasm-simd-threaded.wasm'
+ort = (
+    'ort.wasm.bundle.min.mjs',
+    'ort-wasm-simd-threaded.mjs',
+    'ort-wasm-simd-threaded.wasm',
+)
 network = 'blood64-inpaint'
+
+no_npm = (
+    'The site needs Node.js with npm (version 20 or later) for KaTeX and '
+    'onnxruntime-web; there is no npm on the PATH')
+no_export = (
+    'The network could not be exported. It needs the extra `web`: '
+    "pip install -e '.[site,web]'")
+
+
+def _sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def _says(stamp, text):
+    "Whether a file holds this text"
+    return stamp.is_file() and stamp.read_text() == text
+
 
 def packages():
     "`npm ci`, unless what the lock asks for is already there"
-    lock = hashlib.sha256((here/'package-lock.json').read_bytes()).hexdigest()
+    lock = _sha256((here/'package-lock.json').read_bytes())
     stamp = modules/'.lock-sha256'
-    if stamp.is_file() and stamp.read_text() == lock: return
-    if not shutil.which('npm'): sys.exit('The site needs Node.js with npm (version 20 or later) for KaTeX and onnxruntime-web; there is no npm on the PATH')
-    done = subprocess.run(['npm', 'ci', '--ignore-scripts', '--no-audit', '--no-fund'], cwd=here, capture_output=True, text=True)
-    if done.returncode: sys.exit(f'npm ci failed in site/:\n{done.stderr[-2000:]}')
+    if _says(stamp, lock):
+        return
+    if not shutil.which('npm'):
+        sys.exit(no_npm)
+    command = ['npm', 'ci', '--ignore-scripts', '--no-audit', '--no-fund']
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f'npm ci failed in site/:\n{done.stderr[-2000:]}')
     stamp.write_text(lock)
 
+
 def copy(source, target):
-    "Copy a file, unless the same lies there already"
-    if target.is_file() and (target.stat().st_size, target.stat().st_mtime) == (source.stat().st_size, source.stat().st_mtime): return
+    "Copy a file, unless the same is already there"
+    if target.is_file():
+        old = target.stat()
+        new = source.stat()
+        if (old.st_size, old.st_mtime) == (new.st_size, new.st_mtime):
+            return
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy2(source, target)
 
+
 def export(model):
-    "The network of the two browser pages as ONNX, written anew when its code or its weights have changed"
+    "The network of the two browser pages as ONNX, if its code or weights have changed"
     package = here.parent/'cell_diffusion'
-    sources = [*sorted(package.glob('*.py')), *sorted((package/'weights'/network).iterdir())]
-    now = hashlib.sha256(b''.join(s.read_bytes() for s in sources)).hexdigest()
+    weights = package/'weights'/network
+    sources = [*sorted(package.rglob('*.py')), *sorted(weights.iterdir())]
+    now = _sha256(b''.join(s.read_bytes() for s in sources))
     stamp = model/'.sources-sha256'
-    if stamp.is_file() and stamp.read_text() == now and any(model.glob('*.onnx')): return
-    code = f'from cell_diffusion.web import write_browser_files as w; w({str(model)!r}, {network!r})'
-    done = subprocess.run([sys.executable, '-c', code], cwd=here.parent, capture_output=True, text=True)
-    if done.returncode: sys.exit(f"The network could not be exported (it needs the extra `web`: pip install -e '.[site,web]'):\n{done.stderr[-2000:]}")
+    if _says(stamp, now) and any(model.glob('*.onnx')):
+        return
+    code = (
+        'from cell_diffusion.web import write_browser_files\n'
+        f'write_browser_files({str(model)!r}, {network!r})')
+    command = [sys.executable, '-c', code]
+    done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f'{no_export}:\n{done.stderr[-2000:]}')
     stamp.write_text(now)
+
+
+def _folder_of(package):
+    return Path(importlib.util.find_spec(package).origin).parent
+
+
+def _smalldocs_licence():
+    "The licence of smalldocs itself, and not of what it brings along"
+    files = importlib.metadata.files('smalldocs')
+    mine = [f for f in files if f.name == 'LICENSE' and 'vendor' not in f.parts]
+    return mine[0].read_text(encoding='utf-8')
+
 
 def licences(folder):
     "The licences of what the pages ship, as text: `licences.qmd` links to them"
-    of = lambda package: Path(importlib.util.find_spec(package).origin).parent
-    files = {'katex': modules/'katex'/'LICENSE', 'onnxruntime': of('onnxruntime')/'LICENSE', 'onnxruntime-notices': of('onnxruntime')/'ThirdPartyNotices.txt',
-             **{name: of('smalldocs')/'assets'/'vendor'/name/'LICENSE' for name in ('bootstrap', 'bootstrap-icons', 'bootswatch', 'fuse')}}
-    for name, file in files.items(): copy(file, folder/f'{name}.txt')
-    (folder/'smalldocs.txt').write_text(next(f for f in importlib.metadata.files('smalldocs') if f.name == 'LICENSE' and 'vendor' not in f.parts).read_text(encoding='utf-8'), encoding='utf-8')
+    onnxruntime = _folder_of('onnxruntime')
+    vendor = _folder_of('smalldocs')/'assets'/'vendor'
+    files = {
+        'katex': modules/'katex'/'LICENSE',
+        'onnxruntime': onnxruntime/'LICENSE',
+        'onnxruntime-notices': onnxruntime/'ThirdPartyNotices.txt',
+    }
+    for name in 'bootstrap', 'bootstrap-icons', 'bootswatch', 'fuse':
+        files[name] = vendor/name/'LICENSE'
+    for name, file in files.items():
+        copy(file, folder/f'{name}.txt')
+    (folder/'smalldocs.txt').write_text(_smalldocs_licence(), encoding='utf-8')
+
 
 def make(nbs):
-    "Bring the assets into `nbs`, where both builders find them"
-    for f in ort: copy(modules/'onnxruntime-web'/'dist'/f, nbs/'browser'/'ort'/f)
+    "Bring the assets into `nbs`, beside the sources of the pages"
+    for name in ort:
+        copy(modules/'onnxruntime-web'/'dist'/name, nbs/'browser'/'ort'/name)
     katex = modules/'katex'/'dist'
-    for f in [katex/'katex.min.css', katex/'katex.min.js', *sorted((katex/'fonts').glob('*.woff2'))]: copy(f, nbs/'katex'/f.relative_to(katex))
+    fonts = sorted((katex/'fonts').glob('*.woff2'))
+    for file in [katex/'katex.min.css', katex/'katex.min.js', *fonts]:
+        copy(file, nbs/'katex'/file.relative_to(katex))
     export(nbs/'browser'/'model')
     licences(nbs/'licences')

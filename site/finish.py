@@ -1,9 +1,16 @@
-"The last steps: smalldocs renders, then formulas are set, styles cut to what is used, and nothing points to another host"
-import html, io, json, re, shutil, subprocess
+"The last steps: smalldocs renders, then formulas, styles, icons and links"
+import html
+import json
+import logging
+import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
-from assets import here, modules
+
+from assets import here
+
 
 def render(
     proc,  # The staged sources
@@ -16,113 +23,230 @@ def render(
     shutil.move(out, docs)
     shutil.copytree(proc/'figures', docs/'figures')
 
+
 def node(job, data):
-    "Ask `node_tools.mjs` to do a job"
-    done = subprocess.run(['node', 'node_tools.mjs', job], cwd=here, input=json.dumps(data), capture_output=True, text=True)
-    if done.returncode: raise SystemExit(f'node_tools.mjs {job} failed:\n{done.stderr[-2000:]}')
+    "Let `node_tools.mjs` do a job"
+    command = ['node', 'node_tools.mjs', job]
+    pipes = dict(input=json.dumps(data), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=here, **pipes)
+    if done.returncode:
+        raise SystemExit(f'node_tools.mjs {job} failed:\n{done.stderr[-2000:]}')
     return json.loads(done.stdout)
+
 
 # Formulas
 
-_math = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
-_cdn = re.compile(r'<(?:link|script)\b[^>]*cdn\.jsdelivr\.net/npm/katex[^>]*>(?:</script>)?\s*')
+_math = re.compile(
+    r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
+_cdn = re.compile(
+    r'<(?:link|script)\b[^>]*cdn\.jsdelivr\.net/npm/katex[^>]*>(?:</script>)?\s*')
+_katex_sheet = '<link rel="stylesheet" href="katex/katex.min.css">\n</head>'
 
-def set_formulas(pages):
-    "Set every formula of `pages`, a dict from path to HTML, with KaTeX; gives what KaTeX could not read"
-    found = sorted({(m[2], m[1]) for text in pages.values() for m in _math.finditer(text)})
-    made = node('formulas', [dict(tex=html.unescape(tex), display=kind == 'display') for tex, kind in found])
-    known = {f: r.get('html') for f, r in zip(found, made)}
-    problems = [f"KaTeX cannot read {html.unescape(tex)}: {r['error']}" for (tex, _), r in zip(found, made) if 'error' in r]
+
+def _drawn(formulas):
+    "Each formula `(kind, tex)` as KaTeX draws it, and what KaTeX could not read"
+    given = [dict(tex=html.unescape(tex), display=kind == 'display')
+             for kind, tex in formulas]
+    made = node('formulas', given)
+    known = {f: answer.get('html') for f, answer in zip(formulas, made)}
+    problems = [f"KaTeX cannot read {g['tex']}: {answer['error']}"
+                for g, answer in zip(given, made) if 'error' in answer]
+    return known, problems
+
+
+def set_formulas(
+    pages,  # From path to HTML; changed in place
+)->list:  # What KaTeX could not read
+    "Draw every formula of `pages` with KaTeX"
+    found = {m.groups() for text in pages.values() for m in _math.finditer(text)}
+    known, problems = _drawn(sorted(found))
+
+    def drawn(m):
+        kind, tex = m.groups()
+        picture = known[kind, tex] or html.escape(tex)
+        return f'<span class="math {kind}">{picture}</span>'
     for path, text in pages.items():
-        has = _math.search(text)
-        text = _math.sub(lambda m: f'<span class="math {m[1]}">{known[m[2], m[1]] or html.escape(m[2])}</span>', text)
-        pages[path] = _cdn.sub('', text).replace('</head>', '<link rel="stylesheet" href="katex/katex.min.css">\n</head>' if has else '</head>')
+        has_formulas = _math.search(text)
+        text = _cdn.sub('', _math.sub(drawn, text))
+        if has_formulas:
+            text = text.replace('</head>', _katex_sheet)
+        pages[path] = text
     return problems
+
 
 # What a keyboard and a screen reader need
 
-_part = re.compile(r'<div class="sidebar-item-container"><a class="sidebar-item-text[^>]*data-bs-toggle="collapse"[^>]*><span class="menu-text">(.*?)</span></a><a class="sidebar-item-toggle.*?</a></div>', re.S)
-_scheme = re.compile(r'<a class="quarto-color-scheme-toggle nav-link"[^>]*>(.*?)</a>', re.S)
+# Parts of the sidebar become headings that are always open
+_part = re.compile(
+    r'<div class="sidebar-item-container"><a class="sidebar-item-text[^>]*'
+    r'data-bs-toggle="collapse"[^>]*><span class="menu-text">(.*?)</span></a>'
+    r'<a class="sidebar-item-toggle.*?</a></div>', re.S)
+_heading = r'<div class="sidebar-part">\1</div>'
+_folded = re.compile(
+    r'<ul id="(quarto-sidebar-section-\d+)" class="collapse list-unstyled')
+_open = r'<ul id="\1" class="list-unstyled'
+
+# The switch for dark mode becomes a button
+_scheme = re.compile(
+    r'<a class="quarto-color-scheme-toggle nav-link"[^>]*>(.*?)</a>', re.S)
+_button = (
+    r'<button type="button" class="quarto-color-scheme-toggle nav-link" '
+    r'aria-label="Dark mode" title="Dark mode" '
+    r'onclick="smalldocsToggleScheme()">\1</button>')
+
+_skip = (
+    r'\1<a class="skip-link" href="#quarto-document-content">To the content</a>')
+
+# Names and roles: (what smalldocs writes, what it should be)
+_named = [
+    ('<button title="Copy to Clipboard"',
+     '<button type="button" title="Copy" aria-label="Copy this code"'),
+    ('<nav id="quarto-sidebar"',
+     '<nav aria-label="Chapters" id="quarto-sidebar"'),
+    ('<nav class="page-navigation"',
+     '<nav aria-label="Next and previous chapter" class="page-navigation"'),
+    ('<nav class="quarto-secondary-nav"', '<div class="quarto-secondary-nav"'),
+    ('</nav></div></nav></header>', '</nav></div></div></header>'),
+]
+
 
 def mend(text):
-    "Roles and names that smalldocs leaves out: parts of the sidebar as headings, a real button for dark mode, silent icons, a link to the content"
-    text = _part.sub(r'<div class="sidebar-part">\1</div>', text)
-    text = re.sub(r'<ul id="(quarto-sidebar-section-\d+)" class="collapse list-unstyled', r'<ul id="\1" class="list-unstyled', text)
-    text = _scheme.sub(r'<button type="button" class="quarto-color-scheme-toggle nav-link" aria-label="Dark mode" title="Dark mode" onclick="smalldocsToggleScheme()">\1</button>', text)
+    "A page with the roles and names that smalldocs leaves out"
+    text = _part.sub(_heading, text)
+    text = _folded.sub(_open, text)
+    text = _scheme.sub(_button, text)
     text = re.sub(r'(<i class="bi[^"]*") role="img">', r'\1 aria-hidden="true">', text)
-    text = text.replace('<button title="Copy to Clipboard"', '<button type="button" title="Copy" aria-label="Copy this code"')
-    text = text.replace('<nav id="quarto-sidebar"', '<nav aria-label="Chapters" id="quarto-sidebar"').replace('<nav class="page-navigation"', '<nav aria-label="Next and previous chapter" class="page-navigation"')
-    text = text.replace('<nav class="quarto-secondary-nav"', '<div class="quarto-secondary-nav"').replace('</nav></div></nav></header>', '</nav></div></div></header>')
-    return re.sub(r'(<body[^>]*>)', r'\1<a class="skip-link" href="#quarto-document-content">To the content</a>', text, count=1)
+    for old, new in _named:
+        text = text.replace(old, new)
+    return re.sub(r'(<body[^>]*>)', _skip, text, count=1)
+
 
 # Styles and icons
 
+def _change(path, pattern, new=''):
+    "Replace a pattern in a file"
+    text = path.read_text(encoding='utf-8')
+    path.write_text(re.sub(pattern, new, text), encoding='utf-8')
+
+
 def cut_styles(docs):
     "Leave in the style sheets only what some page uses, and no fonts from elsewhere"
-    sheets = [*docs.glob('site_libs/themes/*.css'), docs/'site_libs'/'bootstrap-icons'/'bootstrap-icons.min.css']
-    for s in sheets: s.write_text(re.sub(r'@import\s+url\([^)]*\)[^;]*;', '', s.read_text(encoding='utf-8')), encoding='utf-8')
-    content = [str(docs/'*.html'), str(docs/'site_libs'/'*.js'), str(docs/'*.js'), str(docs/'browser'/'*.js')]
-    for path, css in node('styles', dict(css=[str(s) for s in sheets], content=content)).items(): Path(path).write_text(css, encoding='utf-8')
-    katex = docs/'katex'
-    sheet = katex/'katex.min.css'
-    sheet.write_text(re.sub(r',url\([^)]*\.(?:woff|ttf)\) format\("(?:woff|truetype)"\)', '', sheet.read_text(encoding='utf-8')), encoding='utf-8')
-    for f in katex.glob('*.js'): f.unlink()
+    libs = docs/'site_libs'
+    icons = libs/'bootstrap-icons'/'bootstrap-icons.min.css'
+    sheets = [*libs.glob('themes/*.css'), icons]
+    for sheet in sheets:
+        _change(sheet, r'@import\s+url\([^)]*\)[^;]*;')
+
+    places = docs/'*.html', libs/'*.js', docs/'*.js', docs/'browser'/'*.js'
+    job = dict(css=[str(s) for s in sheets], content=[str(p) for p in places])
+    for path, css in node('styles', job).items():
+        Path(path).write_text(css, encoding='utf-8')
+
+    # KaTeX has drawn everything: its style stays, its script and older fonts go
+    older = r',url\([^)]*\.(?:woff|ttf)\) format\("(?:woff|truetype)"\)'
+    _change(docs/'katex'/'katex.min.css', older)
+    for file in (docs/'katex').glob('*.js'):
+        file.unlink()
+
+
+def _used_icons(*sheets):
+    "The code points of the icons that style sheets name"
+    text = ''.join(sheet.read_text(encoding='utf-8') for sheet in sheets)
+    return {int(c, 16) for c in re.findall(r'content:\s*"\\(f[0-9a-f]+)"', text)}
+
 
 def cut_icons(docs):
-    "Leave in the icon font only the icons that the style sheet still names"
-    import logging
+    "Leave in the icon font only the icons that the style sheets still name"
     from fontTools import subset
     from fontTools.ttLib import TTFont
     folder = docs/'site_libs'/'bootstrap-icons'
     css = folder/'bootstrap-icons.min.css'
-    used = {int(c, 16) for c in re.findall(r'content:\s*"\\(f[0-9a-f]+)"', css.read_text(encoding='utf-8') + (docs/'site_libs'/'smalldocs.css').read_text(encoding='utf-8'))}
+    used = _used_icons(css, docs/'site_libs'/'smalldocs.css')
+
     logging.getLogger('fontTools').setLevel(logging.ERROR)
-    font = TTFont(folder/'fonts'/'bootstrap-icons.woff')
+    path = folder/'fonts'/'bootstrap-icons.woff'
+    font = TTFont(path)
     cutter = subset.Subsetter()
     cutter.populate(unicodes=used)
     cutter.subset(font)
-    font.save(folder/'fonts'/'bootstrap-icons.woff')
+    font.save(path)
+
     (folder/'fonts'/'bootstrap-icons.woff2').unlink()
-    text = re.sub(r'url\([^)]*woff2[^)]*\)\s*format\("woff2"\)\s*,', '', css.read_text(encoding='utf-8'))
-    css.write_text(text, encoding='utf-8')
+    _change(css, r'url\([^)]*woff2[^)]*\)\s*format\("woff2"\)\s*,')
+
 
 # Links
 
 class Links(HTMLParser):
-    "What a page points to and what it loads, its ids, and its pictures without alt text"
-    def __init__(self, text): super().__init__(); self.links, self.loads, self.ids, self.bare = [], [], [], []; self.feed(text)
+    "What a page points to, what it loads, its ids, and its pictures without alt text"
+    sources = 'img', 'script', 'source', 'iframe'
+    sheets = 'stylesheet', 'icon', 'preload', 'modulepreload'
+
+    def __init__(self, text):
+        super().__init__()
+        self.links = []
+        self.loads = []
+        self.ids = []
+        self.bare = []
+        self.feed(text)
+
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
-        if a.get('id'): self.ids.append(a['id'])
-        if tag == 'a' and a.get('href'): self.links.append(a['href'])
-        if tag in ('img', 'script', 'source', 'iframe') and a.get('src'): self.loads.append(a['src'])
-        if tag == 'link' and a.get('href') and a.get('rel') in ('stylesheet', 'icon', 'preload', 'modulepreload'): self.loads.append(a['href'])
-        if tag == 'img' and 'alt' not in a: self.bare.append(a.get('src', '')[:80])
+        if a.get('id'):
+            self.ids.append(a['id'])
+        if tag == 'a' and a.get('href'):
+            self.links.append(a['href'])
+        if tag in self.sources and a.get('src'):
+            self.loads.append(a['src'])
+        if tag == 'link' and a.get('href') and a.get('rel') in self.sheets:
+            self.loads.append(a['href'])
+        if tag == 'img' and 'alt' not in a:
+            self.bare.append(a.get('src', '')[:80])
+
+
+def _is_dead(link, name, found, docs):
+    "Whether a link from the page `name` leads nowhere inside the site"
+    path, _, anchor = unquote(link).partition('#')
+    path = path.split('?')[0] or name
+    target = docs/path/'index.html' if path.endswith('/') else docs/path
+    if not target.exists():
+        return True
+    if not anchor or target.name not in found:
+        return False
+    return anchor not in found[target.name].ids
+
 
 def check_links(
     docs,  # The site's folder
-)->list:  # Each broken link, anchor or picture, each id that stands twice, each file from another host
+)->list:  # Broken links and pictures, ids that stand twice, files from another host
     "Follow every link inside the site without a browser"
-    found = {p.name: Links(p.read_text(encoding='utf-8')) for p in sorted(docs.glob('*.html'))}
-    problems, dead = [], {}
+    pages = sorted(docs.glob('*.html'))
+    found = {p.name: Links(p.read_text(encoding='utf-8')) for p in pages}
+    problems = []
+    dead = {}
     for name, page in found.items():
         twice = sorted({i for i in page.ids if page.ids.count(i) > 1})
+        other = [l for l in page.loads if re.match(r'(https?:)?//', l)]
         problems += [f'{name}: the id {i} stands twice' for i in twice]
-        problems += [f'{name}: loads {l} from another host' for l in page.loads if re.match(r'(https?:)?//', l)]
-        for link in page.links + page.loads:
-            if re.match(r'[a-z]+:|//', link): continue
-            path, _, anchor = unquote(link).partition('#')
-            path = path.split('?')[0] or name
-            target = (docs/path/'index.html') if path.endswith('/') else docs/path
-            if not target.exists(): dead.setdefault(link, []).append(name)
-            elif anchor and target.name in found and anchor not in found[target.name].ids: dead.setdefault(link, []).append(name)
-    return problems + [f"broken link {link} on {', '.join(on[:3])}{f' and {len(on) - 3} more' if len(on) > 3 else ''}" for link, on in sorted(dead.items())]
+        problems += [f'{name}: loads {l} from another host' for l in other]
+
+        inside = [l for l in page.links + page.loads if not re.match(r'[a-z]+:|//', l)]
+        for link in inside:
+            if _is_dead(link, name, found, docs):
+                dead.setdefault(link, []).append(name)
+
+    for link, pages in sorted(dead.items()):
+        more = f' and {len(pages) - 3} more' if len(pages) > 3 else ''
+        problems.append(f"broken link {link} on {', '.join(pages[:3])}{more}")
+    return problems
+
 
 def finish(docs):
     "Make the rendered site complete; gives what is wrong"
     pages = {p: p.read_text(encoding='utf-8') for p in sorted(docs.glob('*.html'))}
     problems = set_formulas(pages)
-    for path, text in pages.items(): path.write_text(mend(text), encoding='utf-8')
+    for path, text in pages.items():
+        path.write_text(mend(text), encoding='utf-8')
     cut_styles(docs)
     cut_icons(docs)
     return problems + check_links(docs)

@@ -1,160 +1,300 @@
-"""From notebooks to pages: nbdev's own processing, then what the Python renderer smalldocs leaves open.
-Reads nbs/, writes _proc/ (the folder that nbdev-docs uses too), ready for smalldocs."""
-import ast, base64, html, importlib, inspect, io, json, os, re, shutil
+"""From notebooks to pages: nbdev's processing, then what smalldocs leaves open.
+
+Reads `nbs/` and writes `_proc/`, whose files smalldocs renders.
+"""
+import ast
+import base64
+import html
+import importlib
+import inspect
+import io
+import json
+import re
+import shutil
 from pathlib import Path
+
 import yaml
 from PIL import Image
+
 from refs import Labels, labels_in, outside_code
 
 image_types = 'image/png', 'image/jpeg'
 root = Path(__file__).resolve().parent.parent
 
+
 # nbdev's part
 
-def _docs_class():
-    "nbdev's processing with two changes: exported code stays visible, and what show_doc prints comes from the package, so that no chapter's code is run"
-    from nbdev import processors as P
+def _module_of(cell, default):
+    "The module that a cell with `#| export` or `#| export sampling` goes to, or None"
+    directives = getattr(cell, 'directives_', {})
+    for word in 'export', 'exports':
+        if word in directives:
+            return directives[word].split()[0] if directives[word] else default
+    return None
+
+
+def _from_package():
+    "The processor that gives each `show_doc(name)` cell its output"
+    from nbdev import processors
     from nbdev.doclinks import _get_exps
     from nbdev.showdoc import show_doc
 
-    class FromPackage(P.Processor):
-        "Give each `show_doc(name)` cell its output"
+    class FromPackage(processors.Processor):
+        "Documentation from the installed package, so that no chapter's code is run"
         def begin(self):
-            name = [c.directives_['default_exp'] for c in self.nb.cells if 'default_exp' in getattr(c, 'directives_', {})]
-            if not name: return
-            module = importlib.import_module(f'cell_diffusion.{name[0]}')
-            self.names, self.lines = vars(module), _get_exps(module.__name__.replace('.', '/') + '.py')
+            cells = [getattr(c, 'directives_', {}) for c in self.nb.cells]
+            named = [d['default_exp'] for d in cells if 'default_exp' in d]
+            self.default = named[0] if named else None
+            self.module = self.default
+
         def cell(self, cell):
-            if not P._is_showdoc(cell): return
-            found = re.search(r'^show_doc\(([\w.]+)', cell.source, re.M)[1]
-            told = plain(show_doc(eval(found, self.names))._repr_markdown_(), eval(found, self.names)).replace('#LNone', f"#L{self.lines.get(found, 1)}")
-            cell.outputs = [dict(output_type='display_data', metadata={}, data={'text/markdown': f'::: {{.api-entry}}\n{told}\n:::'})]
+            # nbdev puts the `show_doc` cells right behind the cell they are about
+            self.module = _module_of(cell, self.default) or self.module
+            if not processors._is_showdoc(cell):
+                return
+            name = re.search(r'^show_doc\(([\w.]+)', cell.source, re.M)[1]
+            cell.metadata['module'] = self.module
+            text = f'::: {{.api-entry}}\n{self.entry(name)}\n:::'
+            cell.outputs = [output({'text/markdown': text})]
+
+        def entry(self, name):
+            "The reference of a name, with a link to its line"
+            module = importlib.import_module(f'cell_diffusion.{self.module}')
+            thing = eval(name, vars(module))
+            lines = _get_exps(module.__name__.replace('.', '/') + '.py')
+            text = plain(show_doc(thing)._repr_markdown_(), thing)
+            return text.replace('#LNone', f'#L{lines.get(name, 1)}')
+
+    return FromPackage
+
+
+def _docs_class():
+    "nbdev's processing for pages that show exported code and run no chapter"
+    from nbdev import processors
 
     def rm_hidden(cell):
         "Remove hidden cells, and those that only name the module"
-        if cell.cell_type == 'code' and (cell.directives_.keys() & {'hide', 'exporti', 'default_exp'}): del(cell['source'])
+        if cell.cell_type != 'code':
+            return
+        if cell.directives_.keys() & {'hide', 'default_exp'}:
+            del(cell['source'])
 
-    class Docs(P.FilterDefaults):
-        swap = dict(exec_show_docs=FromPackage, rm_export=rm_hidden)
-        def base_procs(self): return [self.swap.get(p.__name__, p) for p in super().base_procs() if p.__name__ not in ('mv_exports', 'add_fold')]
+    class Docs(processors.FilterDefaults):
+        swap = dict(exec_show_docs=_from_package(), rm_export=rm_hidden)
+        left_out = 'mv_exports', 'add_fold'
+
+        def base_procs(self):
+            procs = [p for p in super().base_procs() if p.__name__ not in self.left_out]
+            return [self.swap.get(p.__name__, p) for p in procs]
+
     return Docs
 
+
 def plain(text, of):
-    "The reference of a function or class without the addresses of typer's options and without the folder of this checkout"
-    options = [p.default for p in inspect.signature(of).parameters.values() if hasattr(p.default, 'help')] if callable(of) else []
-    for o in options:
-        default = '…' if o.default is ... else repr(o.default)
-        for name in (repr(o), html.escape(repr(o))): text = text.replace(name, default, 1).replace(name, f'{default}: {o.help}' if o.help else default)
+    "A reference without the addresses of typer's options or the path of this checkout"
+    params = inspect.signature(of).parameters.values() if callable(of) else []
+    for option in [p.default for p in params if hasattr(p.default, 'help')]:
+        default = '…' if option.default is ... else repr(option.default)
+        helped = f'{default}: {option.help}' if option.help else default
+        for name in repr(option), html.escape(repr(option)):
+            # First in the signature, then in the comment
+            text = text.replace(name, default, 1).replace(name, helped)
+
+    # Types of this package by their names alone
+    text = re.sub(r'(:|->|\[)cell_diffusion\.(?:\w+\.)*(\w+)', r'\1\2', text)
     return text.replace(f'{root}/', '')
+
 
 def process(
     nbs,  # The folder of the notebooks
     proc,  # The folder to write, emptied first
 ):
-    "Copy all that `nbs` holds to `proc`, with the notebooks as nbdev makes them for the documentation"
+    "Copy `nbs` to `proc`, with the notebooks as nbdev makes them for the documentation"
     from nbdev.quarto import refresh_quarto_yml
     from nbdev.serve_drv import exec_nb
     refresh_quarto_yml()
     shutil.rmtree(proc, ignore_errors=True)
-    shutil.copytree(nbs, proc, ignore=shutil.ignore_patterns('*.ipynb', '.*', '_*', 'models', 'runs', '__pycache__'))
+    other = '*.ipynb', '.*', '_*', 'models', 'runs', '__pycache__'
+    shutil.copytree(nbs, proc, ignore=shutil.ignore_patterns(*other))
     shutil.copy(nbs/'_quarto.yml', proc)
     docs = _docs_class()
-    for nb in sorted(nbs.glob('*.ipynb')): exec_nb(nb, proc/nb.name, docs)
+    for nb in sorted(nbs.glob('*.ipynb')):
+        exec_nb(nb, proc/nb.name, docs)
+
 
 # The names of pages, and links between them
 
 def page_names(proc):
-    "The page that each source becomes: {'03_process.ipynb': 'process'}"
-    return {p.name: re.sub(r'^\d+[a-zA-Z]?_', '', p.stem) for p in sorted([*proc.glob('*.ipynb'), *proc.glob('*.qmd')])}
+    "The page that each source becomes: `{'03_process.ipynb': 'process'}`"
+    sources = sorted([*proc.glob('*.ipynb'), *proc.glob('*.qmd')])
+    return {p.name: re.sub(r'^\d+[a-zA-Z]?_', '', p.stem) for p in sources}
+
 
 def mend_links(
     text,  # Markdown or HTML
     names,  # As `page_names` gives them
-    home,  # The address under which the site is published, as nbdev writes it into links
+    home,  # The address under which the site is published
 ):
-    "Links to notebooks by the names of their pages, and nbdev's absolute links to this site made relative"
-    notebook = lambda m: m[1] + names.get(m[2], m[2].rsplit('.', 1)[0]) + ('.' + m[2].rsplit('.', 1)[1])
-    text = re.sub(r'(\]\(|href=")(?:\./)?([\w-]+\.(?:ipynb|qmd))(?=[)#"? ])', notebook, text)
+    "Links to notebooks by the names of their pages, and absolute links made relative"
+    def page(m):
+        before, file = m.groups()
+        stem, ending = file.rsplit('.', 1)
+        return f'{before}{names.get(file, stem)}.{ending}'
+    link = r'(\]\(|href=")(?:\./)?([\w-]+\.(?:ipynb|qmd))(?=[)#"? ])'
+    text = re.sub(link, page, text)
+
+    # nbdev links from a name in the text to its page on the published site
     return re.sub(re.escape(home.rstrip('/')) + r'/?(?=[\w#])', '', text)
 
+
 # Pictures and tables
+
+def _saved(im, **options):
+    "A picture as the bytes of a WebP file"
+    out = io.BytesIO()
+    im.save(out, 'webp', method=4, **options)
+    return out.getvalue()
+
 
 def to_webp(
     data,  # A picture's bytes
     quality=86,  # Of what is stored with loss
-)->bytes:  # WebP without loss where that is hardly larger (plots), with a little loss where not (photographs)
-    "The smaller good WebP of a picture"
+)->bytes:  # WebP
+    "Without loss where that is hardly larger (plots), else with a little (photographs)"
     im = Image.open(io.BytesIO(data))
-    im = im.convert('RGBA' if 'A' in im.getbands() and im.getextrema()[-1][0] < 255 else 'RGB')
-    def saved(**kw): out = io.BytesIO(); im.save(out, 'webp', method=4, **kw); return out.getvalue()
-    lossy, exact = saved(quality=quality), saved(lossless=True, quality=50)
+    see_through = 'A' in im.getbands() and im.getextrema()[-1][0] < 255
+    im = im.convert('RGBA' if see_through else 'RGB')
+    lossy = _saved(im, quality=quality)
+    exact = _saved(im, lossless=True, quality=50)
     return exact if len(exact) < 1.25*len(lossy) else lossy
 
+
 class Pictures:
-    "Pictures of one page as files: `add` stores one and gives its <img>"
-    def __init__(self, folder, page): self.folder, self.page, self.n, self.bare = folder, page, 0, []
-    def add(self,
-        data,  # Its bytes
-        alt,  # What is seen, or None where nobody has written that yet
+    "The pictures of one page as files"
+    def __init__(self,
+        folder,  # Where the files go
+        page,  # The page's name, with which the names of files begin
     ):
-        "Store a picture, and say how a page shows it: loaded when it comes into view"
+        self.folder = folder
+        self.page = page
+        self.n = 0
+        self.bare = []  # Names of pictures without an alternative text
+
+    def add(self,
+        data,  # A picture's bytes
+        alt,  # What one sees, or None where nobody has written that yet
+    ):
+        "Store a picture and give its `<img>`, which loads when it comes into view"
         self.n += 1
         path = self.folder/f'{self.page}-{self.n}.webp'
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(webp := to_webp(data))
-        w, h = Image.open(io.BytesIO(webp)).size
-        if alt is None: self.bare.append(path.name)
-        told = '' if alt is None else f' alt="{html.escape(str(alt))}"'
-        return f'<img src="figures/{path.name}"{told} width="{w}" height="{h}" loading="lazy" decoding="async" class="img-fluid figure-img">'
+        path.write_bytes(to_webp(data))
+        if alt is None:
+            self.bare.append(path.name)
+
+        w, h = Image.open(path).size
+        words = '' if alt is None else f' alt="{html.escape(str(alt))}"'
+        size = f'width="{w}" height="{h}"'
+        how = 'loading="lazy" decoding="async" class="img-fluid figure-img"'
+        return f'<img src="figures/{path.name}"{words} {size} {how}>'
+
 
 def smaller_pictures(text, proc):
     "Large PNG pictures that Markdown names, as WebP beside them"
     def change(m):
-        png = proc/m[2]
-        if not png.is_file() or png.stat().st_size < 30_000: return m[0]
+        before, name, after = m.groups()
+        png = proc/name
+        if not png.is_file() or png.stat().st_size < 30_000:
+            return m[0]
         webp = png.with_suffix('.webp')
-        if not webp.exists(): webp.write_bytes(to_webp(png.read_bytes(), quality=80))
-        return f"{m[1]}{m[2][:-4]}.webp{m[3]}"
+        if not webp.exists():
+            webp.write_bytes(to_webp(png.read_bytes(), quality=80))
+        return f'{before}{name[:-4]}.webp{after}'
     return re.sub(r'(!\[[^\]]*\]\()([\w/.-]+\.png)(\))', change, text)
+
 
 def plain_table(text):
     "A pandas table, or what a terminal shows, in the site's own style"
     text = re.sub(r'<style scoped>.*?</style>', '', text, flags=re.S)
-    text = re.sub(r'<pre style="white-space:pre.*?</pre>', lambda m: re.sub(r'(text-decoration-)?color: #[0-9a-f]{6}(; )?', '', m[0]), text, flags=re.S)  # a terminal's colours
-    return re.sub(r'<table border="1" class="dataframe">', '<table class="dataframe table table-sm">', text)
+
+    terminal = r'<pre style="white-space:pre[^>]*>(.*?)</pre>'
+    text = re.sub(terminal, _terminal, text, flags=re.S)
+    ours = '<table class="dataframe table table-sm">'
+    return text.replace('<table border="1" class="dataframe">', ours)
+
+
+def _terminal(m):
+    "What a terminal shows, without its colours; the style sheet needs its width"
+    text = re.sub(r'(text-decoration-)?color: #[0-9a-f]{6}(; )?', '', m[1])
+    lines = html.unescape(re.sub(r'<[^>]+>', '', text)).splitlines()
+    columns = max(map(len, lines))
+    return f'<pre class="terminal" style="--columns: {columns}">{text}</pre>'
+
 
 # Cells
 
+def text_of(value):
+    "A notebook's text, which may be one string or a list of lines"
+    return ''.join(value) if isinstance(value, list) else value
+
+
+def output(data):
+    "An output that shows `data`"
+    return dict(output_type='display_data', metadata={}, data=data)
+
+
 def options(source):
-    "A code cell's `#|` options, and its code without those that concern figures and labels"
+    "A code cell's `#|` options, and its code without those that are not for smalldocs"
     lines = source.split('\n')
-    n = next((i for i, l in enumerate(lines) if not l.startswith('#|')), len(lines))
-    try: opts = yaml.safe_load('\n'.join(l[2:].strip() for l in lines[:n])) or {}
-    except yaml.YAMLError: opts = {}
-    rest = [l for l in lines[:n] if not re.match(r'#\|\s*(label|fig-|tbl-)', l)]
+    starts = [i for i, line in enumerate(lines) if not line.startswith('#|')]
+    n = starts[0] if starts else len(lines)
+    named = [l[2:].strip() for l in lines[:n] if ':' in l]
+    try:
+        opts = yaml.safe_load('\n'.join(named))
+    except yaml.YAMLError:
+        opts = {}
+    hidden = re.compile(r'#\|\s*(label|fig-|tbl-|export)')
+    rest = [l for l in lines[:n] if not hidden.match(l)]
     return (opts if isinstance(opts, dict) else {}), '\n'.join(rest + lines[n:])
+
 
 def only_imports(code):
     "Whether a cell does nothing but import, quietly or where it can"
-    try: tree = ast.parse(code)
-    except SyntaxError: return False
-    leaves = [n for n in ast.walk(tree) if isinstance(n, ast.stmt) and not isinstance(n, (ast.With, ast.Try))]
-    return bool(leaves) and all(isinstance(n, (ast.Import, ast.ImportFrom)) or ast.unparse(n).startswith('warnings.') for n in leaves)
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:
+        return False
+    statements = [n for n in ast.walk(tree) if isinstance(n, ast.stmt)]
+    leaves = [n for n in statements if not isinstance(n, (ast.With, ast.Try))]
+
+    def is_import(n):
+        quiet = ast.unparse(n).startswith('warnings.')
+        return quiet or isinstance(n, (ast.Import, ast.ImportFrom))
+    return bool(leaves) and all(map(is_import, leaves))
+
 
 def _several(value, n):
     "An option for `n` pictures: a list, or one text for all"
     return value if isinstance(value, list) and len(value) == n else [value]*n
+
 
 def figure(
     inner,  # The HTML of pictures, a slider or a table
     label,  # Such as `fig-process-strip`, or None
     caption,  # HTML, or None
 ):
-    "A figure with its caption, above the table or below the picture"
-    if not label and not caption: return f'<div class="figure-plain">{inner}</div>'
-    told = f'<figcaption class="figure-caption">{caption}</figcaption>' if caption else ''
-    whole = told + inner if str(label).startswith('tbl-') else inner + told
-    return f'<figure class="figure"{f" id={chr(34)}{label}{chr(34)}" if label else ""}>{whole}</figure>'
+    "A figure with its caption, above a table or below a picture"
+    if not label and not caption:
+        return f'<div class="figure-plain">{inner}</div>'
+    below = ''
+    if caption:
+        below = f'<figcaption class="figure-caption">{caption}</figcaption>'
+    whole = below + inner if str(label).startswith('tbl-') else inner + below
+    named = f' id="{label}"' if label else ''
+    return f'<figure class="figure"{named}>{whole}</figure>'
+
+
+# Pages
 
 class Page:
     "One notebook or .qmd file on its way to a page"
@@ -163,100 +303,215 @@ class Page:
         names,  # As `page_names` gives them
         home,  # The published address
     ):
-        self.path, self.names, self.home = path, names, home
-        self.labels, self.pictures = Labels(path.name), Pictures(path.parent/'figures', names[path.name])
+        self.path = path
+        self.names = names
+        self.home = home
+        self.name = names[path.name]
+        self.labels = Labels(path.name)
+        self.pictures = Pictures(path.parent/'figures', self.name)
+
+    def write(self):
+        "Write the source that smalldocs renders"
+        return self.notebook() if self.path.suffix == '.ipynb' else self.qmd()
+
+    # Words
+
+    def links(self, text):
+        return mend_links(text, self.names, self.home)
 
     def words(self, text):
         "Markdown with numbers, references, links and small pictures"
-        text = re.sub(r'\[(`_\w+`)\]\([^)]*#_\w+\)', r'\1', self.labels.resolve(text))  # private names have no entry to link to
-        return outside_code(text, lambda s: smaller_pictures(mend_links(s, self.names, self.home), self.path.parent))
+        text = self.labels.resolve(text)
+
+        # Private names have no entry to link to
+        text = re.sub(r'\[(`_\w+`)\]\([^)]*#_\w+\)', r'\1', text)
+
+        def change(part):
+            return smaller_pictures(self.links(part), self.path.parent)
+        return outside_code(text, change)
 
     def caption(self, text, label):
         "A caption as HTML, with its number"
-        from markdown_it import MarkdownIt
-        from mdit_py_plugins.dollarmath import dollarmath_plugin
-        if label in self.labels.text: text = f'{self.labels.name(label)}: {text or ""}'.rstrip(': ')
-        if not text: return None
-        md = MarkdownIt().use(dollarmath_plugin, allow_space=False, renderer=lambda s, _: html.escape(s))
-        md.add_render_rule('math_inline', lambda _, ts, i, *a: f'<span class="math inline">\\({html.escape(ts[i].content)}\\)</span>')
-        links = re.sub(r'\{\.quarto-xref\}', '', self.labels.resolve(text))
-        return md.renderInline(mend_links(links, self.names, self.home))
+        if label in self.labels.text:
+            text = f'{self.labels.name(label)}: {text or ""}'.rstrip(': ')
+        if not text:
+            return None
+        text = self.labels.resolve(text).replace('{.quarto-xref}', '')
+        return _inline_markdown().renderInline(self.links(text))
+
+    # Outputs
+
+    def images(self, outs, alts):
+        "The `<img>` of each picture"
+        data = [next(o['data'][k] for k in image_types if k in o['data']) for o in outs]
+        raw = [base64.b64decode(text_of(d)) for d in data]
+        return [self.pictures.add(png, alt) for png, alt in zip(raw, alts)]
 
     def outputs(self, outs, opts):
-        "What a cell shows: widget views dropped, pictures as files, figures with captions"
-        outs = [o for o in outs if not any('widget-view' in k for k in o.get('data', {}))]
-        joined = lambda v: ''.join(v) if isinstance(v, list) else v
-        pics = [o for o in outs if any(k in image_types for k in o.get('data', {})) and 'text/html' not in o['data']]
-        alts, label = _several(opts.get('fig-alt'), len(pics)), opts.get('label')
-        imgs = [self.pictures.add(base64.b64decode(joined(next(o['data'][k] for k in image_types if k in o['data']))), alt) for o, alt in zip(pics, alts)]
-        caps = opts.get('fig-cap')
-        cap = opts.get('tbl-cap') if str(label).startswith('tbl-') else ' '.join(caps) if isinstance(caps, list) else caps
+        "What a cell shows: no widget views, pictures as files, figures with captions"
+        outs = [o for o in outs if not _is_widget_view(o)]
+        pictures = [o for o in outs if _is_picture(o)]
         tables = [o for o in outs if 'text/html' in o.get('data', {})]
-        first, done = (pics or tables or [None])[0], []
+        main = (pictures or tables or [None])[0]
+
+        alts = _several(opts.get('fig-alt'), len(pictures))
+        imgs = self.images(pictures, alts)
+        label = opts.get('label')
+        caption = self.caption(_caption_text(opts), label)
+
+        done = []
         for o in outs:
-            if o in pics and o is not first: continue
-            if o.get('data') and 'text/html' in o['data']: o = html_output(plain_table(mend_links(joined(o['data']['text/html']), self.names, self.home)), o)
-            if o.get('data') and 'text/markdown' in o['data']: o = dict(o, data={'text/markdown': self.words(joined(o['data']['text/markdown']))})
-            if o is first or (first in tables and tables and o.get('was') is first):
-                inner = '\n'.join(imgs) if imgs else o['data']['text/html']
-                o = html_output(figure(inner, label, self.caption(cap, label)), o) if imgs or cap or label else o
-            done.append({k: v for k, v in o.items() if k != 'was'})
+            if _is_picture(o) and o is not main:
+                continue
+            new = self.words_of_output(o)
+            if o is main and (imgs or caption or label):
+                inner = '\n'.join(imgs) if imgs else new['data']['text/html']
+                new = output({'text/html': figure(inner, label, caption)})
+            done.append(new)
         return done
 
-    def notebook(self):
-        "Write the notebook as a page's source: chapter first, then the reference of what it exports"
-        nb = json.loads(self.path.read_text(encoding='utf-8'))
-        text = lambda c: ''.join(c['source'])
-        cells = [c for c in nb['cells'] if text(c).strip() and 'AUTOGENERATED' not in text(c)]
+    def words_of_output(self, o):
+        "An output with tables in the site's style, and with links that work"
+        data = o.get('data', {})
+        if 'text/html' in data:
+            text = self.links(text_of(data['text/html']))
+            return output({'text/html': plain_table(text)})
+        if 'text/markdown' in data:
+            text = self.words(text_of(data['text/markdown']))
+            return dict(o, data={'text/markdown': text})
+        return o
+
+    # Notebooks
+
+    def number(self, cells):
+        "Give every label of a notebook its number, in the order of the page"
         for c in cells:
-            if c['cell_type'] == 'markdown': [self.labels.add(*l) for l in labels_in(text(c))]
-            elif c['cell_type'] == 'code' and (l := options(text(c))[0].get('label')) and re.match('(fig|tbl)-', l): self.labels.add(l)
-        api = [c for c in cells if c['cell_type'] == 'code' and 'show_doc(' in text(c)]
-        for c in cells:
-            if c['cell_type'] == 'markdown': c['source'] = self.words(text(c))
+            if c['cell_type'] == 'markdown':
+                for label, title in labels_in(c['source']):
+                    self.labels.add(label, title)
             elif c['cell_type'] == 'code':
-                opts, c['source'] = options(text(c))
-                if only_imports(c['source']) and not c['outputs']: c['source'] = f'#| code-fold: true\n#| code-summary: "Imports"\n{c["source"]}'
-                c['outputs'] = self.outputs(c['outputs'], opts)
-        module = re.sub(r'\W', '', self.names[self.path.name])
-        heading = dict(cell_type='markdown', metadata={}, source=f'## Reference: `cell_diffusion.{module}` {{#reference .api}}\n\nWhat this chapter adds to the library. Each name links to its source.')
-        nb['cells'] = [c for c in cells if c not in api] + ([heading] + api if api else [])
+                label = str(options(c['source'])[0].get('label'))
+                if re.match('(fig|tbl)-', label):
+                    self.labels.add(label)
+
+    def change(self, c):
+        "Bring a cell into the form in which the page shows it"
+        if c['cell_type'] == 'markdown':
+            c['source'] = self.words(c['source'])
+        elif c['cell_type'] == 'code':
+            opts, code = options(c['source'])
+            if only_imports(code) and not c['outputs']:
+                code = f'#| code-fold: true\n#| code-summary: "Imports"\n{code}'
+            c['source'] = code
+            c['outputs'] = self.outputs(c['outputs'], opts)
+
+    def notebook(self):
+        "The chapter first, then the reference of each module that it writes to"
+        nb = json.loads(self.path.read_text(encoding='utf-8'))
+        for c in nb['cells']:
+            c['source'] = text_of(c['source'])
+        cells = [c for c in nb['cells'] if c['source'].strip()]
+        cells = [c for c in cells if 'AUTOGENERATED' not in c['source']]
+        self.number(cells)
+        entries = [c for c in cells if _is_entry(c)]
+        for c in cells:
+            self.change(c)
+
+        chapter = [c for c in cells if c not in entries]
+        nb['cells'] = chapter + reference(entries)
         nb['metadata'].pop('widgets', None)
-        self.path.with_name(self.names[self.path.name] + '.ipynb').write_text(json.dumps(nb), encoding='utf-8')
-        if self.path.stem != self.names[self.path.name]: self.path.unlink()
+        page = self.path.with_name(f'{self.name}.ipynb')
+        page.write_text(json.dumps(nb), encoding='utf-8')
+        if page != self.path:
+            self.path.unlink()
 
     def qmd(self):
-        "Write a .qmd page's source, with what it includes"
+        "A page of words, with what it includes"
+        def include(m):
+            return (self.path.parent/m[1]).read_text(encoding='utf-8')
         text = self.path.read_text(encoding='utf-8')
-        include = lambda m: (self.path.parent/m[1]).read_text(encoding='utf-8')
         text = re.sub(r'\{\{<\s*include\s+(\S+)\s*>\}\}', include, text)
-        for l in labels_in(text): self.labels.add(*l)
+        for label, title in labels_in(text):
+            self.labels.add(label, title)
         self.path.write_text(self.words(text), encoding='utf-8')
 
-    def write(self): return self.notebook() if self.path.suffix == '.ipynb' else self.qmd()
 
-def html_output(text, old):
-    "An output that shows only HTML, and remembers which it was"
-    return dict(output_type='display_data', metadata={}, data={'text/html': text}, was=old.get('was', old))
+def _inline_markdown():
+    "A renderer of captions, with formulas as smalldocs writes them"
+    from markdown_it import MarkdownIt
+    from mdit_py_plugins.dollarmath import dollarmath_plugin
+
+    def formula(_, tokens, i, *args):
+        tex = html.escape(tokens[i].content)
+        return f'<span class="math inline">\\({tex}\\)</span>'
+    md = MarkdownIt().use(dollarmath_plugin, allow_space=False)
+    md.add_render_rule('math_inline', formula)
+    return md
+
+
+def _is_widget_view(o):
+    return any('widget-view' in kind for kind in o.get('data', {}))
+
+
+def _is_picture(o):
+    data = o.get('data', {})
+    return 'text/html' not in data and any(kind in data for kind in image_types)
+
+
+def _is_entry(cell):
+    "Whether a cell is an entry of the reference"
+    return cell['cell_type'] == 'code' and 'show_doc(' in cell['source']
+
+
+def _caption_text(opts):
+    "The caption of a cell's figure or table, as Markdown"
+    if str(opts.get('label')).startswith('tbl-'):
+        return opts.get('tbl-cap')
+    caption = opts.get('fig-cap')
+    return ' '.join(caption) if isinstance(caption, list) else caption
+
+
+def reference(entries):
+    "The reference at the end of a chapter: a section for each module, as cells"
+    by_module = {}
+    for c in entries:
+        by_module.setdefault(c['metadata'].get('module'), []).append(c)
+
+    cells = []
+    for module, mine in by_module.items():
+        label = 'reference' if not cells else f"reference-{module.replace('.', '-')}"
+        heading = f'## Reference: `cell_diffusion.{module}` {{#{label} .api}}'
+        intro = 'What this chapter adds to the module. Each name links to its source.'
+        text = f'{heading}\n\n{intro}'
+        cells.append(dict(cell_type='markdown', metadata={}, source=text))
+        cells += mine
+    return cells
+
 
 def _config(proc, names):
     "The site's configuration with the names of pages"
+    def page(m):
+        return names.get(m[0], m[0].removesuffix('.ipynb')) + '.ipynb'
     path = proc/'_quarto.yml'
     text = path.read_text(encoding='utf-8')
-    path.unlink()
-    path.write_text(re.sub(r'[\w-]+\.ipynb', lambda m: names.get(m[0], m[0][:-6]) + '.ipynb', text), encoding='utf-8')
+    path.unlink()  # It may be a link to the one of the project
+    path.write_text(re.sub(r'[\w-]+\.ipynb', page, text), encoding='utf-8')
+
 
 def stage(
     proc,  # The folder of processed notebooks
     home,  # The published address
-)->list:  # What is wrong: references to labels that are not there, labels that stand twice
+)->list:  # What is wrong: references without a label, labels that stand twice
     "Make every source in `proc` one that smalldocs renders fully"
-    names, problems, bare = page_names(proc), [], []
+    names = page_names(proc)
     _config(proc, names)
+    problems = []
+    bare = []
     for name in names:
         page = Page(proc/name, names, home)
         page.write()
         problems += page.labels.problems
         bare += page.pictures.bare
-    if bare: print(f'  {len(bare)} pictures have no alt text yet: {" ".join(bare)}')
+    if bare:
+        print(f'  {len(bare)} pictures have no alt text yet: {" ".join(bare)}')
     return problems

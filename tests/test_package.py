@@ -1,10 +1,18 @@
-"The package builds from a clean copy, holds what it should, and imports with no notebook tool in sight"
-import email, os, subprocess, sys, tarfile, zipfile
+"The package builds from a clean copy and imports where no notebook tool is installed"
+import email
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
 from configparser import ConfigParser
-import pytest
-from common import modules, root
 
-pytestmark = pytest.mark.xdist_group('built')
+import pytest
+
+from common import module_file, modules, package, root
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('built')]
+
 
 @pytest.fixture(scope='module')
 def settings():
@@ -12,42 +20,89 @@ def settings():
     parser.read(root/'settings.ini')
     return parser['DEFAULT']
 
-def _weights(): return sorted(p.relative_to(root).as_posix() for p in (root/'cell_diffusion').glob('weights/**/*') if p.suffix in ('.safetensors', '.json', '.csv', '.md'))
+
+def _weights():
+    "Everything that ships beside the code"
+    kinds = '.safetensors', '.json', '.csv', '.md'
+    files = [p for p in package.glob('weights/**/*') if p.suffix in kinds]
+    return sorted(p.relative_to(root).as_posix() for p in files)
+
+
+def _names(built):
+    with zipfile.ZipFile(built.wheel) as z:
+        return z.namelist()
+
+
+def _text(built, ending):
+    "The one file of the wheel whose name has this ending"
+    name = next(n for n in _names(built) if n.endswith(ending))
+    with zipfile.ZipFile(built.wheel) as z:
+        return z.read(name).decode()
+
 
 def test_metadata_comes_from_settings(built, settings):
-    with zipfile.ZipFile(built.wheel) as z: info = email.message_from_bytes(z.read(next(n for n in z.namelist() if n.endswith('METADATA'))))
-    import cell_diffusion
-    assert info['Version'] == cell_diffusion.__version__ and info['Name'].replace('-', '_') == settings['lib_name']
-    assert info['Requires-Python'] == f">={settings['min_python']}" and info['Author'] == settings['author']
+    from cell_diffusion import __version__
+    info = email.message_from_string(_text(built, 'METADATA'))
+    assert info['Version'] == __version__
+    assert info['Name'].replace('-', '_') == settings['lib_name']
+    assert info['Requires-Python'] == f">={settings['min_python']}"
+    assert info['Author'] == settings['author']
+
     needs = [r for r in info.get_all('Requires-Dist') if 'extra ==' not in r]
     assert sorted(needs) == sorted(settings['requirements'].split())
-    assert info.get_payload().strip().startswith('<!-- Made from'), 'README.md is not the long description'
+    described = info.get_payload().strip()
+    assert described.startswith('<!-- Made from'), 'README.md is not the description'
+
 
 def test_wheel_holds_code_and_weights_only(built):
-    with zipfile.ZipFile(built.wheel) as z: names = z.namelist()
-    for m in modules(): assert f'cell_diffusion/{m}.py' in names
-    assert sorted(n for n in names if n.startswith('cell_diffusion/weights/')) == _weights()
-    assert not [n for n in names if n.endswith('.ipynb') or n.startswith(('nbs/', 'tests/', 'tools/'))]
+    names = _names(built)
+    for m in modules():
+        file = module_file(m)
+        assert file.relative_to(root).as_posix() in names
+        assert (file.parent/'__init__.py').relative_to(root).as_posix() in names
+    shipped = sorted(n for n in names if n.startswith('cell_diffusion/weights/'))
+    assert shipped == _weights()
+    assert not [n for n in names if n.endswith('.ipynb')]
+    assert not [n for n in names if n.startswith(('nbs/', 'tests/', 'tools/', 'site/'))]
     assert any(n.endswith('LICENSE') for n in names)
-    with zipfile.ZipFile(built.wheel) as z: assert 'cell-diffusion = cell_diffusion.cli:app' in z.read(next(n for n in names if n.endswith('entry_points.txt'))).decode().replace('=cell', '= cell').replace('n=', 'n =')
+
+
+def test_wheel_has_the_command(built):
+    parser = ConfigParser(delimiters=['='])
+    parser.read_string(_text(built, 'entry_points.txt'))
+    assert parser['console_scripts']['cell-diffusion'] == 'cell_diffusion.cli:app'
+
 
 def test_sdist_holds_what_a_build_needs(built):
-    with tarfile.open(built.sdist) as t: names = ['/'.join(n.split('/')[1:]) for n in t.getnames()]
-    for f in 'settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE', *_weights(): assert f in names, f'{f} is missing'
+    with tarfile.open(built.sdist) as t:
+        names = ['/'.join(n.split('/')[1:]) for n in t.getnames()]
+    needed = ['settings.ini', 'setup.py', 'pyproject.toml', 'README.md', 'LICENSE']
+    for f in needed + _weights():
+        assert f in names, f'{f} is missing'
+
 
 blocked = '''
 import sys, importlib
+
+tools = {'nbdev', 'nbclient', 'nbconvert', 'nbformat', 'ipykernel', 'jupyter_client',
+         'diffusers', 'pytest'}
+
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {'nbdev', 'nbclient', 'nbconvert', 'nbformat', 'ipykernel', 'jupyter_client', 'diffusers', 'pytest'}: raise ImportError(f'{name} is not part of the package')
+        if name.split('.')[0] in tools:
+            raise ImportError(f'{name} is not part of the package')
+
+folder, *names = sys.argv[1:]
 sys.meta_path.insert(0, Block())
-sys.path.insert(0, sys.argv[1])
-for m in sys.argv[2:]:
-    f = importlib.import_module(f'cell_diffusion.{m}').__file__
-    assert f.startswith(sys.argv[1]), f
+sys.path.insert(0, folder)
+for m in names:
+    file = importlib.import_module(f'cell_diffusion.{m}').__file__
+    assert file.startswith(folder), file
 '''
 
+
 def test_imports_without_notebook_tools(built, tmp_path):
+    args = [sys.executable, '-c', blocked, str(built.folder), *modules()]
     env = dict(os.environ, PYTHONPATH='')
-    done = subprocess.run([sys.executable, '-c', blocked, str(built.folder), *modules()], cwd=tmp_path, capture_output=True, text=True, env=env)
+    done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr

@@ -32,17 +32,23 @@ export function guided(ask, label, none, w) {
 
 // DPM-Solver++(2M): each step extrapolates from the last two estimates of x0
 export async function sample(x0Of, x, { t, signal, noise }, watch = () => {}) {
-  const a = [...signal, 1], s = [...noise, 0], tiny = 1e-12;
-  const lam = a.map((v, i) => Math.log(Math.max(v, tiny)) - Math.log(Math.max(s[i], tiny)));   // half the log-SNR
+  const a = [...signal, 1];
+  const s = [...noise, 0];
+  const log = v => Math.log(Math.max(v, 1e-12));
+  const lam = a.map((v, i) => log(v) - log(s[i]));   // half the log-SNR
   let x0, before, hBefore;
   for (let i = 0; i < t.length; i++) {
     x0 = await x0Of(x, t[i]);
     await watch(i, x, x0);
-    const h = lam[i + 1] - lam[i], last = i + 1 === t.length, k = h/(2*hBefore);
+    const h = lam[i + 1] - lam[i];
+    const last = i + 1 === t.length;
+    const k = h/(2*hBefore);
     const d = before && !last ? x0.map((v, j) => v + k*(v - before[j])) : x0;
-    const keep = s[i + 1]/s[i], add = -a[i + 1]*Math.expm1(-h);
+    const keep = s[i + 1]/s[i];
+    const add = -a[i + 1]*Math.expm1(-h);
     x = x.map((v, j) => keep*v + add*d[j]);
-    [before, hBefore] = [x0, h];
+    before = x0;
+    hBefore = h;
   }
   return x0;
 }

@@ -13,7 +13,7 @@ const page = (about, cells) => `
     </fieldset>
     <div class="cd-row"><button type="button" name="open">Take a picture of my own …</button><input type="file" name="file" accept="image/*" hidden aria-label="A picture of my own">
     <span class="cd-hint" name="named"></span></div>
-    <p class="cd-hint">None of these is a photograph: the network painted the first eight, and a program drew the others. A picture of your own stays in your browser.</p></section>
+    <p class="cd-hint">None of these is a photograph: the network generated the first eight, and a program drew the others. A picture of your own stays in your browser.</p></section>
   <section aria-labelledby="cd-2"><h2 id="cd-2"><b>2</b> Paint what is to be hidden</h2>
     <div class="cd-row"><label>Brush <input type="range" name="brush" class="form-range" min="1" max="25" value="8"></label>
       <button type="button" name="erase" aria-pressed="false">Erase</button><button type="button" name="undo">Undo</button><button type="button" name="clear">Clear</button></div>

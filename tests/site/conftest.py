@@ -1,38 +1,90 @@
 "A browser and the built site, served from below a path as on Pages: make site first"
-import functools, http.server, os, shutil, sys, threading
+import functools
+import http.server
+import os
+import shutil
+import sys
+import threading
 from pathlib import Path
+
 import pytest
 
 root = Path(__file__).resolve().parents[2]
-docs, shots, below = root/'_docs', root/'_docs_screenshots', '/some/path/'
+docs = root/'_docs'
+shots = root/'_docs_screenshots'
+below = '/some/path/'
 sys.path[:0] = [str(root/'site')]
+
+no_site = 'There is no site in _docs: make site first'
+no_browser = (
+    'There is no Chromium on the PATH: install it (Debian: apt-get install chromium), '
+    'or name one in CELL_DIFFUSION_CHROMIUM')
+commands = 'chromium', 'chromium-browser', 'google-chrome'
+
 
 class Served(http.server.SimpleHTTPRequestHandler):
     "Serve `_docs` below a path, and nothing else"
-    extensions_map = {**http.server.SimpleHTTPRequestHandler.extensions_map, '.mjs': 'text/javascript', '.wasm': 'application/wasm'}
-    def translate_path(self, path): return super().translate_path('/' + path[len(below):] if path.startswith(below) else '/not-here')
-    def log_message(self, *args): pass
+    extensions_map = {
+        **http.server.SimpleHTTPRequestHandler.extensions_map,
+        '.mjs': 'text/javascript',
+        '.wasm': 'application/wasm',
+    }
+
+    def translate_path(self, path):
+        if not path.startswith(below):
+            path = below + 'not-here'
+        return super().translate_path('/' + path.removeprefix(below))
+
+    def log_message(self, *args):
+        pass
+
 
 @pytest.fixture(scope='session')
 def site_url():
-    if not (docs/'index.html').is_file(): pytest.fail('There is no site in _docs: make site first', pytrace=False)
-    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Served, directory=str(docs)))
+    if not (docs/'index.html').is_file():
+        pytest.fail(no_site, pytrace=False)
+    handler = functools.partial(Served, directory=str(docs))
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}{below}'
     server.shutdown()
 
+
+def _chromium():
+    "The Chromium to use, or None"
+    named = os.environ.get('CELL_DIFFUSION_CHROMIUM')
+    found = [shutil.which(c) for c in commands]
+    return named or next(filter(None, found), None)
+
+
 @pytest.fixture(scope='session')
 def browser():
     from playwright.sync_api import sync_playwright
-    found = os.environ.get('CELL_DIFFUSION_CHROMIUM') or next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-    if not found: pytest.fail('There is no Chromium on the PATH: install it (Debian: apt-get install chromium), or name one in CELL_DIFFUSION_CHROMIUM', pytrace=False)
+    found = _chromium()
+    if not found:
+        pytest.fail(no_browser, pytrace=False)
+    args = ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage']
     with sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=found, args=['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'])
+        chromium = p.chromium.launch(executable_path=found, args=args)
         yield chromium
         chromium.close()
 
+
 @pytest.fixture
-def page(browser):
-    context = browser.new_context(viewport=dict(width=1360, height=900), color_scheme='light', reduced_motion='reduce')
-    yield context.new_page()
-    context.close()
+def new_page(browser):
+    "Opens pages, each in a window of its own: `new_page(width=375)`"
+    contexts = []
+
+    def open_page(width=1360, height=900, **options):
+        options = dict(color_scheme='light', reduced_motion='reduce') | options
+        size = dict(width=width, height=height)
+        contexts.append(browser.new_context(viewport=size, **options))
+        return contexts[-1].new_page()
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def page(new_page):
+    return new_page()
