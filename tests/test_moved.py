@@ -445,6 +445,17 @@ def test_reference_classifiers(dls, monkeypatch):
         old('evaluation.judge_for')(dls, make=train_classifier)
 
 
+def test_resnets(dls, monkeypatch):
+    asked = []
+    def train(dls, **kwargs): asked.append((dls, kwargs))
+    monkeypatch.setattr('cell_diffusion.classifier.train_classifier', train)
+    old('augmentation.train_resnet')(dls.train, 'resnet18', weights=[1.]*8)
+    (loaders, settings), = asked
+    assert loaders.train is dls.train and len(loaders.valid.idxs) == dls.train.bs
+    assert settings == dict(steps=len(dls.train), lr=4e-3, seed=0, network='resnet18',
+                            class_weights=[1.]*8)
+
+
 def test_training_by_recipe(monkeypatch):
     asked = {}
     monkeypatch.setattr('cell_diffusion.recipes.train_model', asked.update)
