@@ -109,7 +109,7 @@ def _write_synthetic(out, x, names, notes): # the images, then the manifest
     half = out/'manifest.part'; table.to_csv(half, index=False); half.replace(out/'manifest.csv')
     return table
 
-# %% ../nbs/moved.ipynb #n107
+# %% ../nbs/moved.ipynb #n096
 from cell_diffusion.core import old_names
 
 __getattr__ = old_names('augmentation')

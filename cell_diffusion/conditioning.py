@@ -6,7 +6,7 @@
 __all__ = []
 
 
-# %% ../nbs/moved.ipynb #n043
+# %% ../nbs/moved.ipynb #n087
 from cell_diffusion.moved import stand_in
 
 del __all__ # So that `import *` asks `__getattr__` for it

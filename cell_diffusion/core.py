@@ -160,7 +160,7 @@ def generator(
     return torch.Generator(device).manual_seed(int(seed))
 
 
-# %% ../nbs/moved.ipynb #n024
+# %% ../nbs/moved.ipynb #n068
 from importlib import import_module
 
 def old_names(

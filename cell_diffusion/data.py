@@ -677,7 +677,7 @@ def keep_loaders():
 # %% ../nbs/09_conditioning.ipynb #n012
 import torch
 
-# %% ../nbs/moved.ipynb #n104
+# %% ../nbs/moved.ipynb #n093
 from cell_diffusion.core import old_names
 
 __getattr__ = old_names('data')

@@ -6,7 +6,7 @@
 __all__ = []
 
 
-# %% ../nbs/moved.ipynb #n099
+# %% ../nbs/moved.ipynb #n088
 from cell_diffusion.moved import stand_in
 
 del __all__ # So that `import *` asks `__getattr__` for it

@@ -305,7 +305,7 @@ def gan_learner(
     return Learner(dls, gan, loss_func=gan_losses[game][0], opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=betas)), splitter=players,
                    cbs=[callback, GeneratorEMA(ema), TerminateOnNaNCallback(), *cbs])
 
-# %% ../nbs/moved.ipynb #n106
+# %% ../nbs/moved.ipynb #n095
 from cell_diffusion.core import old_names
 
 __getattr__ = old_names('gan')

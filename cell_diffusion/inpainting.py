@@ -339,7 +339,7 @@ def _put_back(pixels, hole, place, fill, top):
     else: out[ys, xs, :3] = new
     return out
 
-# %% ../nbs/moved.ipynb #n105
+# %% ../nbs/moved.ipynb #n094
 from cell_diffusion.core import old_names
 
 __getattr__ = old_names('inpainting')

@@ -6,7 +6,7 @@
 __all__ = []
 
 
-# %% ../nbs/moved.ipynb #n005
+# %% ../nbs/moved.ipynb #n049
 import warnings
 from importlib import import_module
 import numpy as np
@@ -19,7 +19,7 @@ from cell_diffusion.core import fast_bfloat16
 from cell_diffusion.data import CellLoader, CellLoaders
 from cell_diffusion.denoiser import Condition, Denoiser, load
 
-# %% ../nbs/moved.ipynb #n007
+# %% ../nbs/moved.ipynb #n051
 where = {
     'ddpm.weights_folder':       'denoiser.weights_folder',
     'ddpm.spacings':             'sampling.spacings',
@@ -55,7 +55,7 @@ where = {
     'ddpm.diffusion_learner':    'training.diffusion_learner(…, config=objective)',
 }
 
-# %% ../nbs/moved.ipynb #n009
+# %% ../nbs/moved.ipynb #n053
 where |= {
     'samplers.contestants':             'studies.samplers.contestants',
     'samplers.Oracle':                  'toys.Oracle',
@@ -72,7 +72,7 @@ where |= {
     'samplers.plot_cost':               'plots.plot_cost',
 }
 
-# %% ../nbs/moved.ipynb #n011
+# %% ../nbs/moved.ipynb #n055
 where |= {
     'conditioning.middle':              'studies.guidance.middle',
     'conditioning.features':            'morphology.morphology_features',
@@ -96,7 +96,7 @@ where |= {
     'conditioning.write_studies':       'studies.guidance.write_studies',
 }
 
-# %% ../nbs/moved.ipynb #n013
+# %% ../nbs/moved.ipynb #n057
 where |= {
     'evaluation.CellClassifier':       'classifier.CellClassifier',
     'evaluation.train_classifier':     'classifier.train_classifier(…, precision=…)',
@@ -133,7 +133,7 @@ where |= {
     'evaluation.score_table':          'metrics.score_table',
 }
 
-# %% ../nbs/moved.ipynb #n015
+# %% ../nbs/moved.ipynb #n059
 where |= {
     'data.published_counts':    'sources.published_counts',
     'data.origins':             'sources.origins',
@@ -155,7 +155,7 @@ where |= {
     'simulation.Dice':          'simulation.Random',
 }
 
-# %% ../nbs/moved.ipynb #n017
+# %% ../nbs/moved.ipynb #n061
 where |= {
     'inpainting.ablation_arms':             'studies.inpainting.ablation_arms',
     'inpainting.Filling': 'sampling.sample(model, known=image, mask=mask)',
@@ -179,7 +179,7 @@ where |= {
     'inpainting.load_network':              'denoiser.load(name, kind=Denoiser)',
 }
 
-# %% ../nbs/moved.ipynb #n019
+# %% ../nbs/moved.ipynb #n063
 where |= {
     'gan.games':                 'gan.gan_losses',
     'gan.critic_hinge':          'gan.discriminator_hinge',
@@ -203,7 +203,7 @@ where |= {
     'recipes.bench_line':        'studies.bench.bench_line',
 }
 
-# %% ../nbs/moved.ipynb #n021
+# %% ../nbs/moved.ipynb #n065
 where |= {
     'augmentation.arms':                 'studies.augmentation.arms',
     'augmentation.changes':              'studies.augmentation.augmentations',
@@ -239,7 +239,7 @@ where |= {
     'augmentation.told_apart':           'metrics.c2st',
 }
 
-# %% ../nbs/moved.ipynb #n025
+# %% ../nbs/moved.ipynb #n069
 def find(
     module:str, # Name of a module in version 0.1, such as `ddpm`
     name:str, # A name that it held
@@ -260,7 +260,7 @@ def target(old):
     module, name = where[old].split('(')[0].rsplit('.', 1)
     return getattr(import_module(f'cell_diffusion.{module}'), name)
 
-# %% ../nbs/moved.ipynb #n027
+# %% ../nbs/moved.ipynb #n071
 def stand_in(
     module:str, # Name of a module that is gone
     names:dict, # Its `globals()`
@@ -282,7 +282,7 @@ def fetch_all(module, names):
         names[old.split('.')[1]] = adapters[old] if old in adapters else target(old)
     return [old.split('.')[1] for old in here]
 
-# %% ../nbs/moved.ipynb #n029
+# %% ../nbs/moved.ipynb #n073
 adapters = {} # From an old name to what takes the old arguments
 
 def adapter(old):
@@ -300,9 +300,10 @@ def load_network(name): return load(name, 'cpu', 'float32', kind=Denoiser)
 
 def _as_objective(config):
     "A training config as the dict that it was"
-    settings = config if isinstance(config, dict) else vars(config)
-    return {'levels' if name == 'noise_levels' else name: value
-            for name, value in settings.items() if value is not None}
+    settings = dict(config if isinstance(config, dict) else vars(config))
+    settings['levels'] = settings.pop('noise_levels', None)
+    settings.pop('data_mean', None)
+    return {name: value for name, value in settings.items() if value is not None}
 
 adapters['ddpm.objectives'] = {name: _as_objective(config) for name, config
                                in training.training_configs.items()}
@@ -310,7 +311,7 @@ adapters['ddpm.objectives'] = {name: _as_objective(config) for name, config
 @adapter('conditioning.otsu')
 def otsu(values, bins=64): return float(threshold_otsu(np.asarray(values), nbins=bins))
 
-# %% ../nbs/moved.ipynb #n031
+# %% ../nbs/moved.ipynb #n075
 new_arguments = dict(objective='config', levels='noise_levels', pairs='noise')
 
 def renamed(arguments):
@@ -336,7 +337,7 @@ def train(*args, **kwargs): return recipes.train_model(*args, **renamed(kwargs))
 def train_classifier(*args, **kwargs):
     return classifier.train_classifier(*args, **renamed(kwargs))
 
-# %% ../nbs/moved.ipynb #n032
+# %% ../nbs/moved.ipynb #n076
 @adapter('evaluation.judge_for')
 def judge_for(dls, epochs=8, make=None):
     if make is not None:
@@ -369,7 +370,7 @@ class Bfloat16(Callback):
         self.context.__exit__(None, None, None)
         self.learn.pred = self.learn.pred.float()
 
-# %% ../nbs/moved.ipynb #n034
+# %% ../nbs/moved.ipynb #n078
 class Wrapper(GetAttr):
     "Something in the place of a network; what it does not have is asked of the network"
     _default = 'model'
@@ -403,7 +404,7 @@ class Guided(Wrapper):
         weak, strong = both.chunk(2)
         return weak + scale.reshape(-1, *[1]*(xt.ndim - 1))*(strong - weak)
 
-# %% ../nbs/moved.ipynb #n035
+# %% ../nbs/moved.ipynb #n079
 @adapter('inpainting.Filling')
 class Filling(Wrapper):
     def __init__(self, model, image, mask):
@@ -433,7 +434,7 @@ class Filling(Wrapper):
         x0 = self.model.estimate(xt, t, label, **condition.seen_by(self.model))
         return torch.where(mask, x0, image)
 
-# %% ../nbs/moved.ipynb #n036
+# %% ../nbs/moved.ipynb #n080
 @adapter('inpainting.Untold')
 class Untold(Wrapper):
     sees_known = False
@@ -466,7 +467,7 @@ def fill(model, images, masks, label=None, w=1., seed=0, bs=128, **kwargs):
     return inpainting.fill_holes(model, images, masks, label, seed, bs,
                                  **settings, **kwargs)
 
-# %% ../nbs/moved.ipynb #n038
+# %% ../nbs/moved.ipynb #n082
 def as_function(model, label=None, bs=256):
     "The estimate of a network or a wrapper, as samplers take it"
     if not hasattr(model, 'x0'): return model # An `Oracle` is such a function
@@ -493,7 +494,7 @@ def sampler_of_0_1(name, default):
     sampler.__name__ = name
     return sampler
 
-# %% ../nbs/moved.ipynb #n039
+# %% ../nbs/moved.ipynb #n083
 default_steps = dict(dpm_solver=20, ancestral=None, euler=20, ddim=20, heun=20,
                      repaint=25)
 samplers = {name: sampler_of_0_1(name, n) for name, n in default_steps.items()}

@@ -296,7 +296,7 @@ def reverse_walk(
         yield t, x, x0_hat
 
 
-# %% ../nbs/moved.ipynb #n100
+# %% ../nbs/moved.ipynb #n089
 from cell_diffusion.core import old_names
 
 __getattr__ = old_names('process')

@@ -6,7 +6,7 @@
 __all__ = ['train_and_save_classifier', 'train_model', 'save_grid']
 
 
-# %% ../nbs/moved.ipynb #n108
+# %% ../nbs/moved.ipynb #n097
 from cell_diffusion.core import old_names
 
 __getattr__ = old_names('recipes')

@@ -6,7 +6,7 @@
 __all__ = []
 
 
-# %% ../nbs/moved.ipynb #n042
+# %% ../nbs/moved.ipynb #n086
 from cell_diffusion.moved import stand_in
 
 del __all__ # So that `import *` asks `__getattr__` for it

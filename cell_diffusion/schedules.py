@@ -117,7 +117,7 @@ def get_schedule(
     return schedule
 
 
-# %% ../nbs/moved.ipynb #n101
+# %% ../nbs/moved.ipynb #n090
 from cell_diffusion.core import old_names
 
 __getattr__ = old_names('schedules')

@@ -782,7 +782,7 @@ def simulate_jurkat(
     return SimulatedCells(images, labels, cell, nucleus, jurkat_phases)
 
 
-# %% ../nbs/moved.ipynb #n103
+# %% ../nbs/moved.ipynb #n092
 from cell_diffusion.core import old_names
 
 __getattr__ = old_names('simulation')

@@ -396,7 +396,7 @@ def gflops(
     return counter.get_total_flops()/1e9
 
 
-# %% ../nbs/moved.ipynb #n102
+# %% ../nbs/moved.ipynb #n091
 from cell_diffusion.core import old_names
 
 __getattr__ = old_names('unet')
