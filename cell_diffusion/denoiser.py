@@ -387,7 +387,7 @@ def _parameters(function):
     return parameters
 
 # %% ../nbs/weights.ipynb #n009
-# The largest value of a setting, and of numbers in a list; lists are as long as 1,000
+# Largest values of settings; 10,000 for those not named
 at_most = dict(T=100_000, size=4096, dim=4096, latent=100_000, blocks=16, patch=64)
 may_be_zero = 'n_classes', 'blocks'
 
@@ -399,7 +399,7 @@ def _check_settings(folder, function, settings, where=''):
             _refuse(folder, f"config.json has an unknown setting {where}{name}")
         if not _fits(name, value, parameters[name]):
             _refuse(folder, f"config.json sets {where}{name} to {value!r:.80}, which "
-                            "is no valid value")
+                            "is not a valid value")
         if name == 'unet' and value is not None:
             _check_settings(folder, UNet.__init__, value, where='unet.')
     required = [name for name, p in parameters.items() if p.default is p.empty]
@@ -559,8 +559,8 @@ def _read_tensors(folder, expected, config):
             _check_pair(folder, f.metadata() or {}, config)
             state = {name: f.get_tensor(name) for name in expected}
     except (SafetensorError, OSError) as e:
-        _refuse(folder, "its model.safetensors is no safetensors file, or a damaged "
-                        f"one ({_first_line(e)})")
+        _refuse(folder, "its model.safetensors is not a safetensors file, or is "
+                        f"damaged ({_first_line(e)})")
     for name, tensor in state.items():
         if not _is_finite(tensor):
             _refuse(folder, f"{name} holds numbers that are not finite")

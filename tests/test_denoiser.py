@@ -272,11 +272,11 @@ faults = {
     'null': (with_text('null'), 'not a table'),
     'empty table': (with_text('{}'), 'no network of the course'),
     # Weights that are no safetensors file
-    'pickle': (as_pickle, 'no safetensors file'),
-    'zero bytes': (with_text('', 'model.safetensors'), 'no safetensors file'),
-    'zeros': (with_text(bytes(1000), 'model.safetensors'), 'no safetensors file'),
-    'text': (with_text('x'*99, 'model.safetensors'), 'no safetensors file'),
-    'truncated': (truncated, 'no safetensors file'),
+    'pickle': (as_pickle, 'not a safetensors file'),
+    'zero bytes': (with_text('', 'model.safetensors'), 'not a safetensors file'),
+    'zeros': (with_text(bytes(1000), 'model.safetensors'), 'not a safetensors file'),
+    'text': (with_text('x'*99, 'model.safetensors'), 'not a safetensors file'),
+    'truncated': (truncated, 'not a safetensors file'),
     # Tensors that are not those of the network
     'tensor missing': (with_tensors(drop), f'lacks tensors.*{bias}'),
     'tensor foreign': (with_tensors(set_tensor('x', torch.ones(2))), 'another.*: x'),
