@@ -400,3 +400,9 @@ def gflops(
     with flop_counter() as counter, torch.no_grad():
         model(x, torch.zeros(1, device=device))
     return counter.get_total_flops()/1e9
+
+
+# %% ../nbs/moved.ipynb #n091
+from cell_diffusion.core import old_names
+
+__getattr__ = old_names('unet')
