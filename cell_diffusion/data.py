@@ -52,9 +52,12 @@ def open_cell(
     "Open all pictures of one cell"
     planes = []
     for path in paths:
-        try: planes += read_planes(path, channels)
-        except FileNotFoundError: return f"{path} is missing"
-        except ValueError as e: return f"{path} {e}"
+        try:
+            planes += read_planes(path, channels)
+        except FileNotFoundError:
+            return f"{path} is missing"
+        except ValueError as e:
+            return f"{path} {e}"
         except Exception as e:
             reason = f"{type(e).__name__}: {e}".replace(f" '{path}'", '')
             return f"{path} cannot be read as an image ({reason})"
@@ -133,7 +136,8 @@ def proportional_counts(
     while wanted.sum() < n:
         for k in by_loss:
             if wanted.sum() < n and wanted[k] < counts[k]: wanted[k] += 1
-    while wanted.sum() > n: wanted[wanted.argmax()] -= 1
+    while wanted.sum() > n:
+        wanted[wanted.argmax()] -= 1
     return wanted
 
 def choose_cells(
@@ -176,7 +180,8 @@ def decode_cells(
     skipped = []
     first_complaint = {}
     for (label, paths), cell in zip(items, cells):
-        if isinstance(cell, Cell): good.append((label, paths[0], cell))
+        if isinstance(cell, Cell):
+            good.append((label, paths[0], cell))
         else:
             skipped.append(cell.replace(f'{folder}{os.sep}', ''))
             first_complaint.setdefault(label, cell)
@@ -219,7 +224,8 @@ def save_cache(file:Path, cells:CellImages):
     part = file.with_name(f"{file.stem}.{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, 'wb') as f: np.savez(f, **arrays)
+        with open(part, 'wb') as f:
+            np.savez(f, **arrays)
         os.replace(part, file)
     except OSError as e:
         if part.parent.is_dir(): part.unlink(missing_ok=True)
@@ -231,13 +237,15 @@ def save_cache(file:Path, cells:CellImages):
 def load_cache(file:Path)->CellImages: # Or None where there is none, or it is damaged
     "Cells that `save_cache` wrote"
     try:
-        with np.load(file) as z: d = {k: z[k] for k in z.files}
+        with np.load(file) as z:
+            d = {k: z[k] for k in z.files}
         names, files, skipped = (
             tuple(d[k].tolist()) for k in ('names', 'files', 'skipped'))
         return CellImages(
             d['images'], d['labels'], names, files, skipped, d['hashes'],
             int(d['enlarged']))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile): return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
 
 # %% ../nbs/02_data.ipynb #d009
 def cached(
@@ -259,8 +267,10 @@ def folder_channels(
 )->int: # 1 or 3, or the pages of a stack
     "What the first readable file of a folder has; 3 where none can be read"
     for _, (file, *_) in items:
-        try: return count_channels(file)
-        except Exception: continue
+        try:
+            return count_channels(file)
+        except Exception:
+            continue
     return 3
 
 def folder_classes(
@@ -296,8 +306,10 @@ def load_folder(
     else:
         items = list_images(folder, names)
         keep = 200/360
-        if source == 'pbc': channels = 3
-        elif not channels: channels = folder_channels(items)
+        if source == 'pbc':
+            channels = 3
+        elif not channels:
+            channels = folder_channels(items)
 
     labels = np.array([label for label, _ in items])
     items = [items[i] for i in choose_cells(labels, n, seed)]

@@ -115,7 +115,8 @@ def count_channels(
     path, # File name
 )->int: # 1 for grey, 3 for colour, or the pages of a stack
     "How many channels a cell in this file has"
-    with Image.open(path) as im: kind = picture_kind(im)
+    with Image.open(path) as im:
+        kind = picture_kind(im)
     if kind.pages > 1: return kind.pages
     return 1 if kind.channels == 1 else 3
 
@@ -262,6 +263,7 @@ def save_image(
         return
 
     info = PngImagePlugin.PngInfo()
-    for name, text in notes.items(): info.add_text(name, str(text))
+    for name, text in notes.items():
+        info.add_text(name, str(text))
     im = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
     im.save(path, pnginfo=info)

@@ -57,8 +57,10 @@ def _normal(obj):
 
 def _read(file):
     "What a JSON file holds, or None if it is missing or damaged"
-    try: return json.loads(Path(file).read_text(encoding='utf-8'))
-    except (FileNotFoundError, ValueError): return None
+    try:
+        return json.loads(Path(file).read_text(encoding='utf-8'))
+    except (FileNotFoundError, ValueError):
+        return None
 
 # %% ../nbs/records.ipynb #c013
 def jobs_of(
@@ -141,7 +143,8 @@ def _begin(self:Records, file, settings):
                                  + _advice)
             write_json(file, settings)
     finally:
-        with suppress(OSError): os.remove(f'{file}.lock')
+        with suppress(OSError):
+            os.remove(f'{file}.lock')
 
 def _differences(old, new):
     "In words: each key whose value is not the same in both"
@@ -163,7 +166,8 @@ def write(self:Records,
     has the name of one of the job's, but another value.
     """
     if isinstance(result, pd.DataFrame): result = result.to_dict('records')
-    job, result = _normal(job), _normal(result)
+    job = _normal(job)
+    result = _normal(result)
     for row in _rows(result):
         if clash := [k for k in row if k in job and row[k] != job[k]]:
             raise ValueError(f"The result has another {clash[0]} than its job {job}: "
@@ -186,7 +190,8 @@ def _load(self:Records, file):
     try:
         whole = self.path(found['job']) == file and _rows(found['result']) is not None
         return (found['job'], found['result']) if whole else None
-    except (TypeError, KeyError, ValueError, AttributeError): return None
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return None
 
 @patch
 def __contains__(self:Records, job):
@@ -214,8 +219,10 @@ def _found(self:Records, grid=None):
     found = []
     for file in self.folder.glob('*=*.json'):
         record = self._load(file)
-        if record: found.append(record)
-        else: warnings.warn(f"{file} is not a whole record: left out.", stacklevel=3)
+        if record:
+            found.append(record)
+        else:
+            warnings.warn(f"{file} is not a whole record: left out.", stacklevel=3)
     return sorted(found, key=lambda f: _order(f[0]))
 
 def _order(job):
@@ -261,16 +268,19 @@ def todo(self:Records,
 def _claim(self:Records, job):
     "Hold the lock of a job; False if another process has it"
     lock = FileLock(f'{self.path(job)}.lock', is_singleton=True)
-    try: lock.acquire(timeout=0)
+    try:
+        lock.acquire(timeout=0)
     except Timeout:
         yield False
         return
-    try: yield True
+    try:
+        yield True
     finally:
         lock.release()
         # A job that is done needs no lock any more
         if job in self:
-            with suppress(OSError): os.remove(lock.lock_file)
+            with suppress(OSError):
+                os.remove(lock.lock_file)
 
 @patch
 def _clear(self:Records, job):
@@ -278,7 +288,8 @@ def _clear(self:Records, job):
     path = self.path(job)
     if path.exists():
         warnings.warn(f"{path} is not a whole record: the job is done again.")
-    for part in self.folder.glob(f'{path.name}.*.part'): part.unlink(missing_ok=True)
+    for part in self.folder.glob(f'{path.name}.*.part'):
+        part.unlink(missing_ok=True)
 
 # %% ../nbs/records.ipynb #c033
 @patch

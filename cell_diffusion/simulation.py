@@ -81,7 +81,9 @@ def star_sdf(
     cos = x/rho
     sin = y/rho
 
-    cos_k, sin_k, edge = cos, sin, 1
+    cos_k = cos
+    sin_k = sin
+    edge = 1
     for a, b in waves:
         cos_k, sin_k = cos_k*cos - sin_k*sin, sin_k*cos + cos_k*sin
         edge = edge + a*cos_k + b*sin_k

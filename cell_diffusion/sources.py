@@ -217,8 +217,10 @@ def fetch(
     target = dict(known_hash=checksum, fname=file.name, path=file.parent)
     level = pooch.get_logger().level
     pooch.get_logger().setLevel('WARNING')
-    try: return Path(pooch.retrieve(url, downloader=bar, **target))
-    finally: pooch.get_logger().setLevel(level)
+    try:
+        return Path(pooch.retrieve(url, downloader=bar, **target))
+    finally:
+        pooch.get_logger().setLevel(level)
 
 # %% ../nbs/sources.ipynb #o027
 def unpack(
@@ -247,7 +249,8 @@ def unpack(
 def extract(z, member, to:Path):
     "Write one member of a zip to the file `to`"
     to.parent.mkdir(exist_ok=True)
-    with z.open(member) as a, open(to, 'wb') as b: shutil.copyfileobj(a, b)
+    with z.open(member) as a, open(to, 'wb') as b:
+        shutil.copyfileobj(a, b)
 
 # %% ../nbs/sources.ipynb #o029
 final_folder = dict(pbc='PBC_dataset_normal_DIB', jurkat='CellCycle')
@@ -274,7 +277,8 @@ def install(
             if not (out/name).is_dir():
                 raise ValueError(f"it holds no folder named {name!r}")
         os.replace(out, final)
-    finally: shutil.rmtree(work, ignore_errors=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     if progress:
         o = origins[source]
         print(f"{n:,} files in {final}. {o.cite}. Licence: {o.licence}.")
@@ -381,7 +385,8 @@ def read_bloodmnist(
     import medmnist
     names = ('train', 'val', 'test')
     options = dict(root=str(root), size=stored)
-    try: parts = [medmnist.BloodMNIST(split=name, **options) for name in names]
+    try:
+        parts = [medmnist.BloodMNIST(split=name, **options) for name in names]
     except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as e:
         raise ValueError(
             f"The BloodMNIST file of {stored} pixels in {root} is damaged ({e}): "
@@ -425,7 +430,8 @@ def download_bloodmnist(
     try:
         if url is None: check_room(folder, 17092*3*size**2/1e9)
         fetch(address, checksum or published, file, progress)
-    except (OSError, ValueError) as e: raise explain(e, address, folder) from e
+    except (OSError, ValueError) as e:
+        raise explain(e, address, folder) from e
 
 # %% ../nbs/sources.ipynb #c070
 def download(
@@ -447,5 +453,6 @@ def download(
     folder = Path(path).expanduser() if path else cache_folder()/source
     if source == 'bloodmnist':
         download_bloodmnist(folder, size, url, checksum, progress)
-    else: download_archive(source, folder, url, checksum, progress)
+    else:
+        download_archive(source, folder, url, checksum, progress)
     return folder

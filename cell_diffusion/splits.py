@@ -73,7 +73,8 @@ def split_cells(
         shuffled = [of_class[i] for i in rng.permutation(len(of_class))]
         parts = (shuffled[:cuts[0]], shuffled[cuts[0]:cuts[1]], shuffled[cuts[1]:])
         for side, part in zip(sides.values(), parts):
-            for group in part: side += group
+            for group in part:
+                side += group
     return {name: np.array(sorted(s), dtype=np.int64) for name, s in sides.items()}
 
 # %% ../nbs/02b_splits.ipynb #c084
@@ -86,7 +87,8 @@ def shared_cells(
     names = list(idxs)
     counts = {}
     for i, a in enumerate(names):
-        for b in names[i + 1:]: counts[a, b] = len(sets[a] & sets[b])
+        for b in names[i + 1:]:
+            counts[a, b] = len(sets[a] & sets[b])
     return counts
 
 # %% ../nbs/02b_splits.ipynb #s039

@@ -43,7 +43,9 @@ def test_show_cells_makes_room_for_titles():
         plt.close(fig)
         return fig.get_figheight()
 
-    none, two_lines, every = height(None), height(['a\nb']), height('abcd')
+    none = height(None)
+    two_lines = height(['a\nb'])
+    every = height('abcd')
     assert none < every and none < two_lines
     assert height(None, title='all') == pytest.approx(none + .3)
 

@@ -70,7 +70,8 @@ def test_folder(tmp_path):
     assert (same.images == cells.images).all()
 
 def test_folder_source_needs_path():
-    with pytest.raises(ValueError, match="needs path="): load_cells('folder')
+    with pytest.raises(ValueError, match="needs path="):
+        load_cells('folder')
 
 @pytest.mark.parametrize('below', ['', 'PBC_dataset_normal_DIB', 'pbc128'])
 def test_pbc_is_found_at_or_below_the_folder(tmp_path, monkeypatch, below):
@@ -169,7 +170,8 @@ def test_stacks_of_channels(tmp_path, channels):
 
 def test_unknown_source():
     said = "Unknown source 'blod': use one of simulated, .*folder of class folders"
-    with pytest.raises(ValueError, match=said): load_cells('blod')
+    with pytest.raises(ValueError, match=said):
+        load_cells('blod')
     with pytest.raises(FileNotFoundError, match='no/such is not a folder'):
         load_cells('no/such')
 
@@ -177,14 +179,16 @@ def test_missing_folders(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match='path names .* not a folder'):
         load_cells('pbc', tmp_path/'none')
     said = "holds no 'pbc' cells: expected folders named basophil"
-    with pytest.raises(FileNotFoundError, match=said): load_cells('pbc', tmp_path)
+    with pytest.raises(FileNotFoundError, match=said):
+        load_cells('pbc', tmp_path)
     monkeypatch.setenv('CELL_DIFFUSION_DATA', str(tmp_path/'none'))
     with pytest.raises(FileNotFoundError, match='CELL_DIFFUSION_DATA names'):
         load_cells('jurkat')
 
 def test_empty_folder(tmp_path):
     said = 'is empty: it should hold a folder of images for each class'
-    with pytest.raises(ValueError, match=said): load_cells(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        load_cells(tmp_path)
 
 def test_class_without_images(tmp_path):
     (class_folders(tmp_path)/'c').mkdir()
@@ -201,7 +205,8 @@ def test_class_with_bad_images_only(tmp_path):
     (class_folders(tmp_path)/'c').mkdir()
     (tmp_path/'c'/'x.png').write_text('')
     said = "No image of class 'c' can be used.*x.png cannot be read"
-    with pytest.raises(ValueError, match=said): load_cells(tmp_path, size=16)
+    with pytest.raises(ValueError, match=said):
+        load_cells(tmp_path, size=16)
 
 def half_jpeg(path):
     whole = io.BytesIO()
@@ -237,7 +242,8 @@ def test_colour_where_grey_is_expected(tmp_path):
     class_folders(tmp_path, mode='L')
     picture(0).save(tmp_path/'b'/'zz.png')
     said = 'is colour where grey is expected.*channels=3'
-    with pytest.warns(UserWarning, match=said): cells = load_cells(tmp_path, size=16)
+    with pytest.warns(UserWarning, match=said):
+        cells = load_cells(tmp_path, size=16)
     assert cells.images.shape == (12, 1, 16, 16)
 
 def test_small_images(tmp_path):
@@ -268,12 +274,14 @@ def test_channels_of_other_sizes(tmp_path):
     jurkat_folder(tmp_path)
     Image.new('L', (30, 30)).save(tmp_path/'CellCycle'/'S'/'11_Ch6.ome.jpg')
     said = 'S.11_Ch3.ome.jpg and its other channels differ in size'
-    with pytest.warns(UserWarning, match=said): load_cells('jurkat', tmp_path, size=40)
+    with pytest.warns(UserWarning, match=said):
+        load_cells('jurkat', tmp_path, size=40)
 
 @pytest.mark.parametrize('kwargs, said', [
     (dict(size=0), 'size=0'), (dict(size=32.5), 'size=32.5'), (dict(n=0), 'n=0')])
 def test_senseless_numbers(kwargs, said):
-    with pytest.raises(ValueError, match=said): load_cells('simulated', **kwargs)
+    with pytest.raises(ValueError, match=said):
+        load_cells('simulated', **kwargs)
 
 @pytest.mark.parametrize('bs', [0, 1000])
 def test_batch_size_out_of_range(tmp_path, bs):
@@ -358,7 +366,8 @@ def test_duplicate_files_are_found_whatever_their_name(tmp_path):
         dls = cell_dls(tmp_path, size=16, bs=4)
     where = {}
     for name, idxs in dls.idxs.items():
-        for file in np.array(dls.cells.files)[idxs]: where[file] = name
+        for file in np.array(dls.cells.files)[idxs]:
+            where[file] = name
     assert where['a/a0.png'] == where['a/copy.png'] and 'a/a1.png' not in where
 
 # ---- batches
@@ -385,8 +394,10 @@ def test_batches(folder):
     assert len(cell_dls(folder, size=16, bs=8, labels=False).one_batch()) == 1
 
 def test_an_epoch_depends_on_seed_and_number_only(folder):
-    a, b = cell_dls(folder, size=16, bs=8), cell_dls(folder, size=16, bs=8)
-    e0, e1 = epoch(a), epoch(a)
+    a = cell_dls(folder, size=16, bs=8)
+    b = cell_dls(folder, size=16, bs=8)
+    e0 = epoch(a)
+    e1 = epoch(a)
     assert a.train.epoch == 2 and not torch.equal(e0, e1)
     b.one_batch()
     next(iter(b.train))
@@ -406,7 +417,8 @@ def test_epochs_never_change(balanced, expected):
     dl = CellLoader(images, labels, np.arange(0, 50, 2), ('a', 'b', 'c'), **how)
     h = hashlib.sha256()
     for _ in range(2):
-        for x, y in dl: h.update(decode(x).numpy().tobytes() + y.numpy().tobytes())
+        for x, y in dl:
+            h.update(decode(x).numpy().tobytes() + y.numpy().tobytes())
     assert h.hexdigest()[:16] == expected
 
 def test_no_augmentation(folder):

@@ -72,7 +72,8 @@ def together(argv, world=2, timeout=120):
             said = run.communicate(timeout=timeout)[0]
             assert run.returncode == 0, said
     finally:
-        for run in runs: run.kill()
+        for run in runs:
+            run.kill()
 
 def pictures(images): return {x.numpy().tobytes() for x in images}
 
@@ -98,4 +99,5 @@ def test_two_processes_train_one_model(tmp_path, monkeypatch):
 
     # What is not training is whole, in each process, and only once
     assert a['valid'] == b['valid']
-    for one in (a, b): assert torch.equal(one['labels'], one['test'])
+    for one in (a, b):
+        assert torch.equal(one['labels'], one['test'])

@@ -18,7 +18,8 @@ def png(seed):
 def zipped(files):
     out = io.BytesIO()
     with zipfile.ZipFile(out, 'w') as z:
-        for name, content in files.items(): z.writestr(name, content)
+        for name, content in files.items():
+            z.writestr(name, content)
     return out.getvalue()
 
 def pbc_zip(classes=blood_classes):
@@ -26,7 +27,8 @@ def pbc_zip(classes=blood_classes):
     root = 'PBC_dataset_normal_DIB'
     inner = {f'{root}/ig/.DS_Store': b'x', f'__MACOSX/{root}/ig/._ig_0.png': b'x'}
     for i, c in enumerate(classes):
-        for j in range(2): inner[f'{root}/{c}/{c}_{j}.png'] = png(10*i + j)
+        for j in range(2):
+            inner[f'{root}/{c}/{c}_{j}.png'] = png(10*i + j)
     return zipped({f'snkd93bnjr-1/{root}.zip': zipped(inner)})
 
 def jurkat_zip():
@@ -106,7 +108,8 @@ def test_loading_downloads_by_itself(server, tmp_path, monkeypatch):
     url = server.url + '/cells.zip'
     here = replace(sources.origins['pbc'], url=url, gigabytes=.001)
     monkeypatch.setitem(sources.origins, 'pbc', here)
-    for _ in range(2): assert len(load_cells('pbc', size=8)) == 16
+    for _ in range(2):
+        assert len(load_cells('pbc', size=8)) == 16
     assert server.asked == 1
     assert (tmp_path/'cache'/'pbc'/'PBC_dataset_normal_DIB').is_dir()
 
@@ -127,7 +130,8 @@ def test_bloodmnist(server, tmp_path, monkeypatch):
     np.savez(file, **arrays)
     server.files['/b.npz'] = file.getvalue(), 10**9
     monkeypatch.setitem(medmnist.INFO['bloodmnist'], 'url', server.url + '/b.npz')
-    with pytest.raises(ValueError, match='hash'): load_cells('bloodmnist', size=28)
+    with pytest.raises(ValueError, match='hash'):
+        load_cells('bloodmnist', size=28)
     assert left(tmp_path) == []
     md5 = hashlib.md5(file.getvalue()).hexdigest()
     monkeypatch.setitem(medmnist.INFO['bloodmnist'], 'MD5', md5)
@@ -216,7 +220,8 @@ def test_killed_while_fetching(server, tmp_path, monkeypatch):
 
 def test_unknown_source():
     said = "Cannot download 'retina': choose from pbc, bloodmnist, jurkat"
-    with pytest.raises(ValueError, match=said): download('retina')
+    with pytest.raises(ValueError, match=said):
+        download('retina')
     with pytest.raises(ValueError, match='sizes 28, 64, 128 and 224'):
         download('bloodmnist', size=32)
 
@@ -249,7 +254,8 @@ def test_disk_full_while_fetching(server, tmp_path, monkeypatch):
     def open_full(path, mode): return Full(path, 'w')
     monkeypatch.setattr('pooch.downloaders.open', open_full, raising=False)
     said = 'No room left in .*free some, or pass path='
-    with pytest.raises(OSError, match=said) as e: get(server, tmp_path/'d', pbc_zip())
+    with pytest.raises(OSError, match=said) as e:
+        get(server, tmp_path/'d', pbc_zip())
     assert e.value.errno == errno.ENOSPC and left(tmp_path/'d') == []
 
 def test_disk_full_while_unpacking(server, tmp_path, monkeypatch):

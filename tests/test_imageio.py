@@ -36,19 +36,23 @@ def stack(path, n, size=(9, 7)):
     ('I', 'tif', 1, 32), ('F', 'tif', 1, 32), ('CMYK', 'jpg', 0, 8)])
 def test_kind(tmp_path, mode, suffix, channels, bits):
     Image.new(mode, (9, 7)).save(tmp_path/f'a.{suffix}')
-    with Image.open(tmp_path/f'a.{suffix}') as im: kind = picture_kind(im)
+    with Image.open(tmp_path/f'a.{suffix}') as im:
+        kind = picture_kind(im)
     assert (kind.mode, kind.channels) == (mode, channels)
     assert (kind.bits, kind.pages) == (bits, 1)
 
 def test_kind_of_colours_of_16_bits(tmp_path):
     for c in (2, 3, 4):
         path = deep_png(tmp_path/'a.png', pixels(7, 9, c, dtype=np.uint16, top=65536))
-        with Image.open(path) as im: assert picture_kind(im).bits == 16
+        with Image.open(path) as im:
+            assert picture_kind(im).bits == 16
     (tmp_path/'a.ppm').write_bytes(b'P6 9 7 65535\n' + bytes(9*7*6))
-    with Image.open(tmp_path/'a.ppm') as im: assert picture_kind(im).bits == 16
+    with Image.open(tmp_path/'a.ppm') as im:
+        assert picture_kind(im).bits == 16
 
 def test_pages(tmp_path):
-    with Image.open(stack(tmp_path/'a.tif', 5)) as im: kind = picture_kind(im)
+    with Image.open(stack(tmp_path/'a.tif', 5)) as im:
+        kind = picture_kind(im)
     assert kind.pages == 5
     assert count_channels(tmp_path/'a.tif') == 5
 
@@ -87,11 +91,13 @@ def test_pages_that_do_not_fit(tmp_path, channels, says):
 def test_planes_that_do_not_fit(tmp_path, mode, suffix, channels, says):
     path = tmp_path/f'a.{suffix}'
     Image.new(mode, (9, 7)).save(path)
-    with pytest.raises(ValueError, match=says): read_planes(path, channels)
+    with pytest.raises(ValueError, match=says):
+        read_planes(path, channels)
 
 def test_colours_of_16_bits_are_not_cut_to_8_in_a_training_set(tmp_path):
     deep = deep_png(tmp_path/'a.png', pixels(7, 9, 3, dtype=np.uint16, top=65536))
-    with pytest.raises(ValueError, match='more than 8 bits'): read_planes(deep, 3)
+    with pytest.raises(ValueError, match='more than 8 bits'):
+        read_planes(deep, 3)
 
 # ---- pictures as they are
 
@@ -132,7 +138,8 @@ def test_grey_of_16_bits(tmp_path):
     (Image.new('I', (4, 4), 70_000), ValueError, '70000 to 70000.*16 bits'),
     (Image.new('I', (4, 4), -1), ValueError, 'from -1')])
 def test_images_that_are_refused(image, error, says):
-    with pytest.raises(error, match=says): read_image(image)
+    with pytest.raises(error, match=says):
+        read_image(image)
 
 def test_files_that_are_refused(tmp_path):
     (tmp_path/'a.png').write_text('no picture')
@@ -170,7 +177,8 @@ def test_alpha_of_a_mask_does_not_count():
     (np.ones((5, 4)), '4 × 5 pixels and the image 4 × 4'), (None, r'shape \(\)'),
     (np.ones((2, 2, 2, 2)), 'a mask is'), (np.ones(4), 'a mask is')])
 def test_masks_that_are_refused(mask, says):
-    with pytest.raises(ValueError, match=says): read_mask(mask, (4, 4))
+    with pytest.raises(ValueError, match=says):
+        read_mask(mask, (4, 4))
 
 # ---- writing
 

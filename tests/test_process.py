@@ -176,7 +176,8 @@ def test_noise_comes_from_the_generator():
 @pytest.mark.parametrize('betas', [
     [], [[.1, .2]], [.1, 1.5], [0., .1], [.1, 1., .2], [.1, float('nan')], [-.1, .2]])
 def test_bad_betas(betas):
-    with pytest.raises(ValueError): Schedule(betas)
+    with pytest.raises(ValueError):
+        Schedule(betas)
 
 @pytest.mark.parametrize('ab', [
     [.9, .95], [.9, .9], [1., .5], [.5, 0., 0.], [[.5]], [.5, -.1]])
@@ -292,7 +293,8 @@ def test_toy_is_what_it_says():
         score = toy.score(x, t, schedule)
         tweedie = (x + schedule.noise[t]**2*score)/schedule.signal[t]
         assert torch.allclose(toy.denoise(x, t, schedule), tweedie, atol=2e-3)
-    with pytest.raises(ValueError, match='sum to 1'): Toy(weights=(.5, .2, .1))
+    with pytest.raises(ValueError, match='sum to 1'):
+        Toy(weights=(.5, .2, .1))
 
 def test_best_denoiser_of_a_set():
     cells, _ = images(8)

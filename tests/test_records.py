@@ -80,7 +80,8 @@ def test_names_are_unique_and_allowed_everywhere():
 def test_unusual_jobs_are_kept(tmp_path):
     records = Records(tmp_path, {})
     jobs = [dict(arm=v) for v in unusual]
-    for i, job in enumerate(records.todo(jobs)): records.write(job, dict(i=i))
+    for i, job in enumerate(records.todo(jobs)):
+        records.write(job, dict(i=i))
     assert [records.read(job)['i'] for job in jobs] == list(range(len(jobs)))
     assert records.table(jobs).i.tolist() == sorted(records.table().i)
     assert not list(records.todo(jobs))
@@ -132,12 +133,14 @@ def test_records_without_settings_are_refused(tmp_path):
     Records(tmp_path, {}).run(score, grid)
     (tmp_path/'settings.json').unlink()
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match='without settings'): Records(tmp_path, {})
+    with pytest.raises(ValueError, match='without settings'):
+        Records(tmp_path, {})
     assert contents(tmp_path) == before
 
 
 def test_a_study_can_be_opened_to_read(tmp_path):
-    with pytest.raises(FileNotFoundError, match='no study'): Records(tmp_path/'none')
+    with pytest.raises(FileNotFoundError, match='no study'):
+        Records(tmp_path/'none')
     assert not (tmp_path/'none').exists()
     table = Records(tmp_path, dict(n=1)).run(score, grid)
     pd.testing.assert_frame_equal(Records(tmp_path).table(grid), table)
@@ -151,10 +154,13 @@ def test_one_of_two_settings_wins_in_a_new_folder(tmp_path):
             time.sleep(.05 + n/10)
             write_json(*args)
         stored.write_json = slow
-        try: Records(tmp_path/'study', dict(n=n))
-        except ValueError: os._exit(3)
+        try:
+            Records(tmp_path/'study', dict(n=n))
+        except ValueError:
+            os._exit(3)
     both = [start(begin, n) for n in range(2)]
-    for process in both: process.join()
+    for process in both:
+        process.join()
     assert sorted(process.exitcode for process in both) == [0, 3]
     assert [f.name for f in (tmp_path/'study').iterdir()] == ['settings.json']
 
@@ -224,7 +230,8 @@ def test_reading_what_is_not_there(tmp_path):
 def test_order_of_tables(tmp_path):
     records = Records(tmp_path, {})
     jobs = jobs_of(dict(arm=['b', 'a'], n=[.5, .25, 10, 9]))
-    for job in jobs[::-1]: records.write(job, {})
+    for job in jobs[::-1]:
+        records.write(job, {})
     assert records.table(jobs).to_dict('records') == jobs
     by_size = jobs_of(dict(arm=['a', 'b'], n=[.25, .5, 9, 10]))
     assert records.jobs() == by_size and len(records) == 8
@@ -257,7 +264,8 @@ def test_a_damaged_record_is_made_again(tmp_path, damage):
     with pytest.warns(UserWarning, match=says + 'the job is done again'):
         todo = list(records.todo(grid))
     assert todo == [dict(arm='plain', seed=1)]
-    with pytest.warns(UserWarning): again = records.run(score, grid)
+    with pytest.warns(UserWarning):
+        again = records.run(score, grid)
     pd.testing.assert_frame_equal(again, table)
 
 
@@ -267,16 +275,19 @@ def test_a_copy_of_a_record_does_not_count(tmp_path):
     file = records.path(dict(arm='plain', seed=1))
     (tmp_path/'arm=plain,seed=1 (copy).json').write_bytes(file.read_bytes())
     (tmp_path/'cells.json').write_text('{}')
-    with pytest.warns(UserWarning, match='copy'): assert len(records) == 6
+    with pytest.warns(UserWarning, match='copy'):
+        assert len(records) == 6
 
 
 def test_a_failed_write_leaves_the_old_record(tmp_path, monkeypatch):
-    records, job = Records(tmp_path, {}), dict(seed=0)
+    records = Records(tmp_path, {})
+    job = dict(seed=0)
     records.write(job, dict(a=1))
     before = contents(tmp_path)
     def full(fd): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(os, 'fsync', full)
-    with pytest.raises(OSError, match='No space'): records.write(job, dict(a=2))
+    with pytest.raises(OSError, match='No space'):
+        records.write(job, dict(a=2))
     assert contents(tmp_path) == before
 
 
@@ -296,7 +307,8 @@ def test_a_stopped_study_goes_on(tmp_path, stop):
     with pytest.raises(stop) as kept:
         Records(tmp_path/'stopped', {}).run(f, grid, progress=True)
     for file in tmp_path.glob('stopped/*.lock'):
-        with FileLock(file, timeout=0): pass              # free for other processes
+        with FileLock(file, timeout=0):
+            pass              # free for other processes
     table = Records(tmp_path/'stopped', {}).run(f, grid)
     pd.testing.assert_frame_equal(table, whole)
     assert len(done) == 7 and done[2] == done[3] and kept
@@ -357,13 +369,15 @@ def test_killed_at_any_moment(tmp_path):
     "A process that only writes is killed again and again: every file is whole"
     def busy():
         while True:
-            for i in range(5): records.write(dict(i=i), dict(numbers=list(range(5000))))
+            for i in range(5):
+                records.write(dict(i=i), dict(numbers=list(range(5000))))
     records = Records(tmp_path, {})
     for wait in (.02, .05, .08, .11):
         process = start(busy)
         time.sleep(wait)
         kill(process)
-        for file in tmp_path.glob('*.json'): json.loads(file.read_text())
+        for file in tmp_path.glob('*.json'):
+            json.loads(file.read_text())
     assert len(records) == 5
 
 
@@ -383,7 +397,8 @@ def test_processes_share_a_grid(tmp_path, n):
     log = tmp_path/'log'
     log.mkdir()
     processes = [start(share, tmp_path/'study', log) for _ in range(n)]
-    for process in processes: process.join()
+    for process in processes:
+        process.join()
     assert all(process.exitcode == 0 for process in processes)
     done = [[int(line) for line in f.read_text().split()] for f in log.iterdir()]
     assert sorted(sum(done, [])) == list(range(40))
@@ -417,7 +432,8 @@ def test_write_json(tmp_path):
     path = tmp_path/'new'/'a.json'
     write_json(path, dict(a=np.float32(.5), b=(1, 2)))
     assert path.read_text() == '{\n "a": 0.5,\n "b": [\n  1,\n  2\n ]\n}\n'
-    with pytest.raises(TypeError, match='cannot hold a set'): write_json(path, {1})
+    with pytest.raises(TypeError, match='cannot hold a set'):
+        write_json(path, {1})
     assert os.listdir(path.parent) == ['a.json']
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
 

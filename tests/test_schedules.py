@@ -51,7 +51,8 @@ def test_rescaling_keeps_the_first_step(schedule):
     assert (rescaled.signal <= schedule.signal + 1e-6).all()
 
 def test_rescaling_needs_two_steps():
-    with pytest.raises(ValueError, match='two steps'): rescale_zero_snr(Schedule([.5]))
+    with pytest.raises(ValueError, match='two steps'):
+        rescale_zero_snr(Schedule([.5]))
 
 def test_rescaling_is_exact_after_a_cast():
     "It computes from the products in float64, which no cast changes"
@@ -80,10 +81,12 @@ def test_cosine_clips_only_the_end():
     assert abs(free.signal[-1]) < 1e-7
 
 def test_a_short_chain_warns():
-    with pytest.warns(UserWarning, match=r'0\.60.*1000/T'): get_schedule('linear', 100)
+    with pytest.warns(UserWarning, match=r'0\.60.*1000/T'):
+        get_schedule('linear', 100)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        for name in schedule_makers: get_schedule(name)
+        for name in schedule_makers:
+            get_schedule(name)
         get_schedule('linear', 100, start=1e-3, end=.2)
         get_schedule('linear', 100, zero_snr=True)
 

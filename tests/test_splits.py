@@ -39,7 +39,8 @@ def test_empty_groups(shares):
     assert [len(i) for i in s.values()] == [20*share for share in shares]
 
 def test_duplicates_stay_together_and_two_class_duplicates_go():
-    labels, hashes = np.repeat([0, 1], 60), np.arange(120)
+    labels = np.repeat([0, 1], 60)
+    hashes = np.arange(120)
     hashes[1:60:2] = hashes[0:60:2]  # pairs within class 0
     hashes[119] = hashes[0]          # one picture under both labels
     files = [f'f{i}' for i in range(120)]
@@ -48,8 +49,10 @@ def test_duplicates_stay_together_and_two_class_duplicates_go():
         s = split_cells(labels, hashes, files=files)
     assert not any(shared_cells(hashes, s).values())
     assert not {0, 1, 119} & set(np.concatenate(list(s.values())))
-    with pytest.warns(UserWarning): folds = kfold_cells(labels, hashes, k=4)
-    for fold in folds: assert not any(shared_cells(hashes, fold).values())
+    with pytest.warns(UserWarning):
+        folds = kfold_cells(labels, hashes, k=4)
+    for fold in folds:
+        assert not any(shared_cells(hashes, fold).values())
     held_out = np.concatenate([fold['valid'] for fold in folds])
     assert sorted(held_out) == sorted(set(range(120)) - {0, 1, 119})
 

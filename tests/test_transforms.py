@@ -34,7 +34,8 @@ def test_random_positions_are_the_eight_equally_often():
 def test_moves_apply_to_each_image():
     x = cells()[:8]
     moved = dihedral(x, eight_moves.T.reshape(3, 8, 1, 1, 1))
-    for k in range(8): assert torch.equal(moved[k], dihedral_views(x[k:k + 1])[k, 0])
+    for k in range(8):
+        assert torch.equal(moved[k], dihedral_views(x[k:k + 1])[k, 0])
 
 @pytest.mark.parametrize('change, expected', [
     (lambda: random_dihedral(cells(), generator(7)), 'f015326ea925cb38'),
@@ -44,7 +45,8 @@ def test_results_never_change(change, expected):
     assert short(change()) == expected
 
 def test_random_positions_use_three_coins_a_cell():
-    g, h = generator(7), generator(7)
+    g = generator(7)
+    h = generator(7)
     random_dihedral(cells(), g)
     torch.randint(0, 2, (3, 64, 1, 1, 1), generator=h)
     assert torch.rand(1, generator=g) == torch.rand(1, generator=h)

@@ -88,7 +88,8 @@ def test_a_whole_run_with_the_json_file_alone(tmp_path):
     def estimate(xt, t):
         "Stands in for the network, guided as a page does it"
         def ask(c):
-            inputs = dict(x=xt, t=torch.tensor([t]).int(), label=torch.tensor([c]).int())
+            label = torch.tensor([c]).int()
+            inputs = dict(x=xt, t=torch.tensor([t]).int(), label=label)
             return run_session(session, inputs)
         unconditional = ask(about['null_class'])
         conditional = ask(1)
@@ -216,8 +217,10 @@ def test_what_is_missing_is_named(missing, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     words = rf'needs {missing}, .*pip install cell_diffusion\[web\]'
     with pytest.raises(ImportError, match=words):
-        if missing == 'onnx': export_onnx(model, file)
-        else: verify_onnx(file, model)
+        if missing == 'onnx':
+            export_onnx(model, file)
+        else:
+            verify_onnx(file, model)
 
 def test_nothing_of_the_extra_is_imported_before_it_is_needed():
     file = Path(sys.modules['cell_diffusion.web'].__file__)
