@@ -10,8 +10,7 @@ import hashlib
 import numpy as np
 import pandas as pd
 import torch
-from fastcore.basics import store_attr
-from functools import partial
+from fastcore.basics import patch, store_attr
 from cell_diffusion.classifier import CellClassifier, features_and_predictions
 from cell_diffusion.denoiser import Denoiser
 from cell_diffusion.metrics import distance_draws
@@ -50,29 +49,31 @@ class SamplerStudy:
             n=self.n, draws=self.draws, seed=self.seed)
 
 # %% ../../nbs/08_samplers.ipynb #n010
-def _generate(study, sampler, steps):
+@patch
+def generate(self:SamplerStudy, sampler, steps):
     "Cells of one sampler, of the requested classes where the network knows any"
-    label = study.requested.tolist() if study.model.classes else None
-    return sample(study.model, len(study.requested), label=label, steps=steps,
-                  seed=study.seed, progress=False, **study.samplers[sampler])
+    label = self.requested.tolist() if self.model.classes else None
+    return sample(self.model, len(self.requested), label=label, steps=steps,
+                  seed=self.seed, progress=False, **self.samplers[sampler])
 
-def _accuracy(predicted, requested):
-    "Share of predicted classes that are the requested ones"
-    return (predicted == requested).float().mean().item()
+def share_equal(a, b):
+    "Share of classes that are the same in both"
+    return (a == b).float().mean().item()
 
-def measure_sampler(study, sampler, nfe, steps):
-    "Draws of one job of `quality_against_cost`: both distances and class accuracy"
+@patch
+def measure(self:SamplerStudy, sampler, nfe, steps):
+    "The draws of one job: both distances, and the class accuracy of all its cells"
     if sampler == 'real cells':
         features = None
-        accuracy = _accuracy(study.real_predicted, study.y)
+        accuracy = share_equal(self.real_predicted, self.y)
     else:
-        cells = _generate(study, sampler, steps)
-        features, predicted = features_and_predictions(study.classifier, cells)
+        cells = self.generate(sampler, steps)
+        features, predicted = features_and_predictions(self.classifier, cells)
         accuracy = np.nan
-        if study.model.classes: accuracy = _accuracy(predicted, study.requested)
+        if self.model.classes: accuracy = share_equal(predicted, self.requested)
 
-    n = len(study.requested)*4//5
-    draws = distance_draws(study.real, features, n, study.draws, study.seed)
+    n = len(self.requested)*4//5
+    draws = distance_draws(self.real, features, n, self.draws, self.seed)
     return draws.assign(class_accuracy=accuracy)
 
 # %% ../../nbs/08_samplers.ipynb #n011
@@ -108,9 +109,9 @@ def quality_against_cost(
     `ValueError` for a folder with results of another network or other settings."""
     study = SamplerStudy(model, classifier, x, y, samplers, n, draws, seed)
     jobs = sampler_jobs(model.schedule, samplers, calls)
-    measure = partial(measure_sampler, study)
-    if folder: return Records(folder, study.settings()).run(measure, jobs)
-    return pd.concat([measure(**job).assign(**job) for job in jobs], ignore_index=True)
+    if folder: return Records(folder, study.settings()).run(study.measure, jobs)
+    tables = [study.measure(**job).assign(**job) for job in jobs]
+    return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/08_samplers.ipynb #n013
 import json
