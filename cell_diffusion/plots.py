@@ -323,19 +323,37 @@ def _draw_report_panel(ax, table, title, models):
     ax.set(yticks=range(len(names)), yticklabels=labels, ylim=(len(names) - .5, -.5))
     ax.set_title(title, fontsize=9)
 
+# %% ../nbs/08_samplers.ipynb #n000
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+
 # %% ../nbs/08_samplers.ipynb #c074
 def plot_cost(
     table:pd.DataFrame, # From `quality_against_cost`
-    key:str='fd', # Which column: `fd`, `kd` or `class_accuracy`
+    key:str='fd', # Which column: `fd`, `kid` or `class_accuracy`
     ax=None, # Axes to draw on; by default new ones
 )->plt.Axes: # The axes
-    "Draw quality against network calls, a line for each sampler; bars hold the middle 95% of the draws, the dotted line is real against real"
-    ax = ax or plt.subplots(figsize=(5.5, 3.4), layout='constrained')[1]
-    runs, floor = table[table.sampler != 'real cells'], table[table.sampler == 'real cells'][key].mean()
-    sns.lineplot(runs, x='calls', y=key, hue='sampler', style='sampler', markers=True, errorbar=('pi', 95), err_style='bars', ax=ax)
-    ax.axhline(floor, color='grey', ls=':'); ax.text(runs.calls.max(), floor, 'real cells', ha='right', va='bottom', color='grey', fontsize=8)
-    ax.set(xscale='log', xlabel='network calls', ylabel=dict(fd='Fréchet distance', kd='kernel distance', recognised='share recognised').get(key, key))
-    ax.set_xticks([c for c in (5, 10, 20, 50, 1000) if c <= runs.calls.max()], minor=False); ax.minorticks_off(); ax.xaxis.set_major_formatter(plt.ScalarFormatter())
+    """Draw quality against network calls, a line for each sampler.
+
+    Bars hold the middle 95% of the draws, the dotted line is real against real."""
+    if ax is None: _, ax = plt.subplots(figsize=(5.5, 3.4), layout='constrained')
+    is_real = table.sampler == 'real cells'
+    runs = table[~is_real]
+    reference = table[is_real][key].mean()
+    most = runs.nfe.max()
+
+    sns.lineplot(runs, x='nfe', y=key, hue='sampler', style='sampler', markers=True,
+                 errorbar=('pi', 95), err_style='bars', ax=ax)
+    ax.axhline(reference, color='grey', ls=':')
+    ax.text(most, reference, 'real cells', ha='right', va='bottom', color='grey',
+            fontsize=8)
+    names = dict(fd='Fréchet distance', kid='kernel distance',
+                 class_accuracy='class accuracy')
+    ax.set(xscale='log', xlabel='network calls', ylabel=names.get(key, key))
+    ax.set_xticks([n for n in (5, 10, 20, 50, 1000) if n <= most])
+    ax.minorticks_off()
+    ax.xaxis.set_major_formatter(plt.ScalarFormatter())
     return ax
 
 # %% ../nbs/09_conditioning.ipynb #c041

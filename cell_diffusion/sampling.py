@@ -355,9 +355,10 @@ def invert(
 )->torch.Tensor: # Noise, of the shape of `x0`, from which `ddim` returns
     "DDIM backwards, from cells to their noise (Song et al. 2021, section 4.3)"
     label = class_numbers(model, label, len(x0))
-    condition = Condition(_for_all(label, len(x0), x0.device, torch.long))
-    return ddim_inverse(batched_denoise(model, condition), x0, model.schedule,
-                        timesteps(model.schedule, steps, spacing))
+    condition = Condition(_for_all(label, len(x0), model.device, torch.long))
+    ts = timesteps(model.schedule, steps, spacing)
+    denoise = batched_denoise(model, condition)
+    return ddim_inverse(denoise, x0.to(model.device), model.schedule, ts).cpu()
 
 def ddim_inverse(
     denoise, # Called with `(xt, t)`, estimates the clean images
