@@ -732,3 +732,8 @@ def step_dls(
     dls = CellLoaders(train.to(device), few.to(device), device=device)
     dls.vocab = train.vocab
     return dls
+
+# %% ../nbs/moved.ipynb #n093
+from cell_diffusion.core import old_names
+
+__getattr__ = old_names('data')
