@@ -65,14 +65,14 @@ class CellClassifier(Network, tags=['image-classification', 'cells']):
 
     def features(self, x): # `(batch, n_features)`, 0 or more
         "Features of images `(batch, channel, height, width)` in -1..1"
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
         with self.autocast():
             maps = self.body(x)
         return maps.float().mean((2, 3))
 
     def forward(self, x): # `(batch, classes)`
         "A score for each class, of images `(batch, channel, height, width)` in -1..1"
-        return self.head(self.features(x))
+        return self.head(self.features(x).to(self.dtype)).float()
 
 # %% ../nbs/07_evaluation.ipynb #n029
 def build_resnet(
