@@ -672,7 +672,3 @@ def keep_loaders():
     def _wrap_dl(self:DistributedTrainer, dl):
         if isinstance(dl, (CellLoader, DistributedDL)): return dl
         return DistributedDL(dl, device=self.learn.model.device)
-
-
-# %% ../nbs/09_conditioning.ipynb #n012
-import torch
