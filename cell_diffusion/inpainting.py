@@ -231,7 +231,7 @@ def inpainting_learner(
     "An `Inpainter` and its learner"
     channels = dls.one_batch()[0].shape[1]
     return diffusion_learner(dls, config, classes, kind=Inpainter, unet=dict(channels=2*channels + 1, out_channels=channels),
-                             pairs=partial(InpaintingCallback, outside=outside, shares=shares), loss_func=hole_mse, **kwargs)
+                             noise=partial(InpaintingCallback, outside=outside, shares=shares), loss_func=hole_mse, **kwargs)
 
 # %% ../nbs/10_inpainting.ipynb #c078
 def mean_fill(

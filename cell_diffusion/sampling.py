@@ -12,9 +12,10 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from tqdm.auto import tqdm
-from cell_diffusion.denoiser import Condition, Denoiser, class_numbers, denoise
-from cell_diffusion.process import Schedule, noise_like, p_sample
 from cell_diffusion.core import generator
+from cell_diffusion.denoiser import (
+    Condition, Denoiser, class_numbers, denoise, keep_known)
+from cell_diffusion.process import Schedule, noise_like, p_sample
 
 # %% ../nbs/06_ddpm.ipynb #c041
 def ancestral(
@@ -134,8 +135,10 @@ def _evaluating(model):
     "The network in evaluation mode, and afterwards as it was"
     was_training = model.training
     model.eval()
-    try: yield
-    finally: model.train(was_training)
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 def _for_all(tensor, n, device, dtype=torch.float32):
     "A tensor with one entry for each of `n` images, from one for each or one for all"
@@ -144,7 +147,7 @@ def _for_all(tensor, n, device, dtype=torch.float32):
     return tensor.expand(n, *tensor.shape[1:]) if len(tensor) == 1 else tensor
 
 def _how_many(n, *given):
-    "How many images are asked for: `n`, or as many as labels, images or masks"
+    "How many images are requested: `n`, or as many as labels, images or masks"
     counts = [len(o) for o in given if o is not None]
     return n or max(counts, default=0) or 16
 
@@ -167,6 +170,31 @@ def _calls(sampler, steps, T, options):
     "Network calls of a sampler with these options, for the progress bar"
     own = {k: v for k, v in options.items() if k not in ('known', 'mask')}
     return T if sampler.every_timestep else sampler.nfe(steps, **own)
+
+# %% ../nbs/06_ddpm.ipynb #n055
+def _generate(model, n, condition, sampler, seed, steps, spacing, bs, progress,
+              trajectory, options):
+    "`n` images on a condition, and with `trajectory` the way to them"
+    rng = generator(seed)
+    x = torch.randn(n, model.channels, model.size, model.size, generator=rng)
+    x = x.to(model.device)
+    ts = timesteps(model.schedule, steps, spacing)
+    if sampler.fills_holes: options.update(known=condition.known, mask=condition.mask)
+
+    path = []
+    def remember(t, xt, x0):
+        path.append((t, xt.cpu(), x0.cpu()))
+    callback = remember if trajectory else None
+
+    calls = _calls(sampler, len(ts), model.schedule.T, options)
+    bar = tqdm(total=calls, disable=not progress, desc='sampling')
+    with _evaluating(model), bar:
+        ask = batched_denoise(model, condition, bs, bar)
+        x = sampler.algorithm(ask, x, model.schedule, ts, rng, callback, **options)
+
+    # Some samplers round in their last step: what is known comes out as it went in
+    x = keep_known(x, condition).cpu()
+    return (x, path) if trajectory else x
 
 # %% ../nbs/06_ddpm.ipynb #c049
 @torch.no_grad()
@@ -198,23 +226,8 @@ def sample(
         _for_all(label, n, device, torch.long), guidance_scale, interval, guide,
         _for_all(known, n, device), _for_all(mask, n, device, torch.bool), show_known)
     condition.check(model, n)
-
-    rng = generator(seed)
-    x = torch.randn(n, model.channels, model.size, model.size, generator=rng).to(device)
-    ts = timesteps(model.schedule, steps, spacing)
-    if sampler.fills_holes: options.update(known=condition.known, mask=condition.mask)
-    calls = _calls(sampler, len(ts), model.schedule.T, options)
-    path = []
-    def remember(t, xt, x0): path.append((t, xt.cpu(), x0.cpu()))
-
-    bar = tqdm(total=calls, disable=not progress, desc='sampling')
-    with _evaluating(model), bar:
-        ask = batched_denoise(model, condition, bs, bar)
-        x = sampler.algorithm(ask, x, model.schedule, ts, rng,
-                              remember if trajectory else None, **options)
-    # Some samplers round in their last step: what is known comes out as it went in
-    if condition.mask is not None: x = torch.where(condition.mask, x, condition.known)
-    return (x.cpu(), path) if trajectory else x.cpu()
+    return _generate(model, n, condition, sampler, seed, steps, spacing, bs, progress,
+                     trajectory, options)
 
 # %% ../nbs/08_samplers.ipynb #c016
 def _walk(schedule, ts):
