@@ -272,7 +272,7 @@ def plot_cost(
     ax.set_xticks([c for c in (5, 10, 20, 50, 1000) if c <= runs.calls.max()], minor=False); ax.minorticks_off(); ax.xaxis.set_major_formatter(plt.ScalarFormatter())
     return ax
 
-# %% ../nbs/09_conditioning.ipynb #n000
+# %% ../nbs/09_conditioning.ipynb #n012
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
@@ -297,7 +297,7 @@ def plot_measure(ax, table):
                     fmt='o' if in_interval else 'o-',
                     label='in the interval' if in_interval else where)
 
-# %% ../nbs/09_conditioning.ipynb #n007
+# %% ../nbs/09_conditioning.ipynb #n036
 def plot_guidance(
     study:pd.DataFrame, # From `guidance_study`
     name:str='all', # A class, or `all`

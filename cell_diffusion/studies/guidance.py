@@ -75,7 +75,7 @@ def compare_draws(real, fake, classes, n, draws, seed):
                 rows.append({'class': name, 'measure': measure, 'value': value})
     return pd.DataFrame(rows)
 
-# %% ../../nbs/09_conditioning.ipynb #n004
+# %% ../../nbs/09_conditioning.ipynb #n033
 def middle_of_draws(table):
     "Mean and middle 95% of the draws, by class and measure"
     values = table.groupby(['class', 'measure'], sort=False).value
@@ -136,7 +136,7 @@ def guidance_study(
     columns = 'guidance_scale', 'where', 'class', 'measure', 'value', 'low', 'high', 'n'
     return pd.concat(tables, ignore_index=True)[[*columns]]
 
-# %% ../../nbs/09_conditioning.ipynb #n006
+# %% ../../nbs/09_conditioning.ipynb #n035
 def shipped_guidance(
 )->tuple: # The table of `guidance_study`, and the settings as a dict
     "The study of `blood32` that comes with the package"
@@ -186,7 +186,7 @@ def write_studies(
     return (scores.run(run.rows(score, 4), run.jobs('real'), progress),
             shapes.run(run.rows(measure, 3), run.jobs('real', 'real again'), progress))
 
-# %% ../../nbs/09_conditioning.ipynb #n026
+# %% ../../nbs/09_conditioning.ipynb #n047
 class ArmCells:
     "The arms of a study as jobs; the cells of an arm are generated once"
     def __init__(self, model, arms, *options):

@@ -46,7 +46,7 @@ def morphology_study(
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
-# %% ../../nbs/09_conditioning.ipynb #n023
+# %% ../../nbs/09_conditioning.ipynb #n044
 def two_sets(labels, classes, n, seed):
     "Indices of two random sets of cells, up to `n` of each class in each set"
     rng = np.random.default_rng(seed)
@@ -57,7 +57,7 @@ def two_sets(labels, classes, n, seed):
         for picked, half in zip(sets, halves): picked.append(half)
     return [np.concatenate(picked) for picked in sets]
 
-# %% ../../nbs/09_conditioning.ipynb #n024
+# %% ../../nbs/09_conditioning.ipynb #n045
 def morphology_gap(
     table:pd.DataFrame, # From `morphology_study`
 )->pd.DataFrame: # A row for each arm, class and feature
