@@ -414,6 +414,12 @@ def jump_schedule(
             walk += range(left + 1, left + jump + 1)
     return walk
 
+# %% ../nbs/10_inpainting.ipynb #n019
+def repaint_nfe(steps, jump=5, repeats=5):
+    "Network calls of RePaint: one for every step down the walk"
+    walk = jump_schedule(steps, jump, repeats)
+    return sum(there < here for here, there in pairwise(walk))
+
 # %% ../nbs/10_inpainting.ipynb #c047
 def repaint(
     denoise, # Called with `(xt, t)`, estimates the clean images
@@ -448,12 +454,6 @@ def repaint(
         unknown = signal[there]*x0 + noise_part + fresh*z
         x = torch.where(mask, unknown, signal[there]*known + noise[there]*z)
     return x
-
-# %% ../nbs/10_inpainting.ipynb #n019
-def repaint_nfe(steps, jump=5, repeats=5):
-    "A call for every step down the walk"
-    walk = jump_schedule(steps, jump, repeats)
-    return sum(there < here for here, there in pairwise(walk))
 
 # %% ../nbs/10_inpainting.ipynb #n020
 samplers = dict(
