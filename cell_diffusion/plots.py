@@ -374,7 +374,8 @@ def plot_guidance(
     for ax, (measure, title) in zip(axes.flat, guidance_panels.items()):
         plot_measure(ax, table[table.measure == measure])
         ax.set(title=title)
-    for ax in axes[1]: ax.set(xlabel='w')
+    for ax in axes[1]:
+        ax.set(xlabel='w')
     axes[0, 1].set_yscale('symlog', linthresh=1)
     axes[0, 2].set_yscale('symlog', linthresh=.1)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper center',

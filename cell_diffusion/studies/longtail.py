@@ -64,25 +64,24 @@ def longtail_study(
     classifier:CellClassifier=None, # By default `reference_classifier` of all cells
     progress:bool=True, # Show progress bars
 )->pd.DataFrame: # A row for each network, see `shipped_longtail`
-    """Train with a class made rare, plain and balanced, and compare what is generated
-
-    Raises `ValueError` for a folder with results of other settings."""
+    "Train with a class made rare, plain and balanced. `ValueError` for other settings"
     if epochs: minutes = None
-    cells = dict(size=size, bs=bs, n=n_cells)
-    whole = cell_dls(data, **cells)
+    def all_cells(arm='plain'):
+        balanced = arm == 'balanced'
+        return cell_dls(data, size=size, bs=bs, n=n_cells, balanced=balanced)
+
     # It has seen all cells: it has to know the rare class
-    classifier = classifier or reference_classifier(whole)
-    settings = dict(fingerprint=fingerprint(whole), rare=rare, keep=keep, epochs=epochs,
-                    minutes=minutes, n=n, dim=dim, steps=steps, **cells)
+    classifier = classifier or reference_classifier(all_cells())
+    settings = dict(fingerprint=fingerprint(all_cells()), rare=rare, keep=keep, n=n,
+                    epochs=epochs, minutes=minutes, size=size, n_cells=n_cells, dim=dim,
+                    bs=bs, steps=steps)
 
     def train_and_score(arm, seed):
-        dls = cell_dls(data, balanced=arm == 'balanced', **cells)
-        dls = subsample_class(dls, rare, keep)
+        dls = subsample_class(all_cells(arm), rare, keep)
         learn = diffusion_learner(dls, 'edm-mid', classes=True, dim=dim, seed=seed)
         budget = fit_for(learn, minutes, epochs, progress=progress)
-        scores = rare_scores(
-            learn.ema.averaged, classifier, dls, rare, n, steps, seed)
-        scores = {name: round(score, 4) for name, score in scores.items()}
+        model = learn.ema.averaged
+        scores = rare_scores(model, classifier, dls, rare, n, steps, seed)
         return dict(keep=keep, cells_seen=budget.steps*bs, **scores)
 
     grid = dict(seed=range(seeds), arm=['plain', 'balanced'])

@@ -35,7 +35,8 @@ def morphology_study(
         (math.nan, 'real'): (real[first], labels[first]),
         (math.nan, 'real again'): (real[second], labels[second]),
     }
-    for arm, x in generated.items(): sets[arm] = x[few], requested[few]
+    for arm, x in generated.items():
+        sets[arm] = x[few], requested[few]
 
     tables = []
     for (scale, where), (x, y) in sets.items():
@@ -54,7 +55,8 @@ def two_sets(labels, classes, n, seed):
     for k in range(len(classes)):
         order = rng.permutation(np.flatnonzero(labels.numpy() == k))
         halves = np.array_split(order[:2*n], 2)
-        for picked, half in zip(sets, halves): picked.append(half)
+        for picked, half in zip(sets, halves):
+            picked.append(half)
     return [np.concatenate(picked) for picked in sets]
 
 # %% ../../nbs/09_conditioning.ipynb #n045
