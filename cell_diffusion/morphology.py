@@ -65,7 +65,7 @@ def find_cells(
         found.append(ndimage.binary_fill_holes(central_part(mask)))
     return np.stack(found)
 
-# %% ../nbs/09_conditioning.ipynb #n038
+# %% ../nbs/09_conditioning.ipynb #n039
 def find_nuclei(
     density:np.ndarray, # Optical density `(n, 3, size, size)`
     cells:np.ndarray, # From `find_cells`
@@ -137,7 +137,7 @@ def measure_cells(
     table.loc[cell_area == 0, 'cell_area'] = np.nan
     return table
 
-# %% ../nbs/09_conditioning.ipynb #n043
+# %% ../nbs/09_conditioning.ipynb #n045
 def morphology(
     x:torch.Tensor, # Images `(n, 3, size, size)` in -1..1
 )->pd.DataFrame: # As from `measure_cells`

@@ -363,7 +363,7 @@ def plot_measure(ax, table):
                     fmt='o' if in_interval else 'o-',
                     label='in the interval' if in_interval else where)
 
-# %% ../nbs/09_conditioning.ipynb #n036
+# %% ../nbs/09_conditioning.ipynb #n037
 def plot_guidance(
     study:pd.DataFrame, # From `guidance_study`
     name:str='all', # A class, or `all`

@@ -186,7 +186,7 @@ def write_studies(
     return (scores.run(run.rows(score, 4), run.jobs('real'), progress),
             shapes.run(run.rows(measure, 3), run.jobs('real', 'real again'), progress))
 
-# %% ../../nbs/09_conditioning.ipynb #n047
+# %% ../../nbs/09_conditioning.ipynb #n055
 class ArmCells:
     "The arms of a study as jobs; the cells of an arm are generated once"
     def __init__(self, model, arms, *options):

@@ -87,7 +87,7 @@ def longtail_study(
     grid = dict(seed=range(seeds), arm=['plain', 'balanced'])
     return Records(folder, settings).run(train_and_score, grid, progress)
 
-# %% ../../nbs/09_conditioning.ipynb #n050
+# %% ../../nbs/09_conditioning.ipynb #n058
 def shipped_longtail(
 )->pd.DataFrame: # A row for each network
     """The long-tail study that comes with the package

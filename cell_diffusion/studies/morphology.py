@@ -47,7 +47,7 @@ def morphology_study(
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
-# %% ../../nbs/09_conditioning.ipynb #n044
+# %% ../../nbs/09_conditioning.ipynb #n046
 def two_sets(labels, classes, n, seed):
     "Indices of two random sets of cells, up to `n` of each class in each set"
     rng = np.random.default_rng(seed)
@@ -59,7 +59,7 @@ def two_sets(labels, classes, n, seed):
             picked.append(half)
     return [np.concatenate(picked) for picked in sets]
 
-# %% ../../nbs/09_conditioning.ipynb #n045
+# %% ../../nbs/09_conditioning.ipynb #n048
 def morphology_gap(
     table:pd.DataFrame, # From `morphology_study`
 )->pd.DataFrame: # A row for each arm, class and feature
@@ -82,6 +82,7 @@ def morphology_gap(
                 sd=b.std()/a.std(), ks=ks_2samp(a, b).statistic))
     return pd.DataFrame(rows)
 
+# %% ../../nbs/09_conditioning.ipynb #n049
 def shipped_morphology(
 )->pd.DataFrame: # As from `morphology_study`
     "The measurements of `blood32` and of real cells that come with the package"
