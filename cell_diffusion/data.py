@@ -673,6 +673,11 @@ def keep_loaders():
         if isinstance(dl, (CellLoader, DistributedDL)): return dl
         return DistributedDL(dl, device=self.learn.model.device)
 
+# %% ../nbs/12_augmentation.ipynb #n002
+import math
+import numpy as np
+import torch
+from cell_diffusion.core import default_device, generator
 
 # %% ../nbs/09_conditioning.ipynb #n012
 import torch
