@@ -15,7 +15,7 @@ import torchvision
 import warnings
 from contextlib import contextmanager
 from fastai.callback.core import CancelFitException
-from fastai.callback.schedule import fit_one_cycle
+from fastai.callback.schedule import fit_one_cycle # noqa: F401
 from fastai.learner import Callback, CancelValidException, Learner
 from fastai.metrics import accuracy
 from fastcore.basics import store_attr
@@ -102,7 +102,8 @@ class ForSteps(Callback):
     def __init__(self,
         steps, # Optimiser steps
         validate, # Validate after each epoch?
-    ): store_attr()
+    ):
+        store_attr()
 
     def before_validate(self):
         if not self.validate: raise CancelValidException

@@ -679,15 +679,6 @@ import numpy as np
 import torch
 from cell_diffusion.core import default_device, generator
 
-# %% ../nbs/09_conditioning.ipynb #n012
-import torch
-
-# %% ../nbs/12_augmentation.ipynb #n002
-import math
-import numpy as np
-import torch
-from cell_diffusion.core import default_device, generator
-
 # %% ../nbs/12_augmentation.ipynb #c028
 class StepLoader(CellLoader):
     "Yields a number of batches instead of epochs, from one shuffle after another"
