@@ -41,7 +41,8 @@ old_names = dict(guidance_scale='--w', config='--objective') # Of release 0.1
 
 def flags(name):
     "How a parameter is typed in the shell"
-    flag = f'-{name}' if len(name) == 1 else '--' + name.replace('_', '-')
+    if len(name) == 1: return [f'-{name}', f'--{name}']
+    flag = '--' + name.replace('_', '-')
     return [flag, old_names[name]] if name in old_names else [flag]
 
 def shell_type(parameter):
@@ -55,7 +56,8 @@ def shell_parameter(parameter, help, is_option):
     "A parameter as Typer wants it"
     if parameter.default is parameter.empty and not is_option:
         kind = typer.Argument(help=help)
-    else: kind = typer.Option(*flags(parameter.name), help=help)
+    else:
+        kind = typer.Option(*flags(parameter.name), help=help)
     return parameter.replace(
         kind=parameter.KEYWORD_ONLY, annotation=Annotated[shell_type(parameter), kind])
 
@@ -85,7 +87,8 @@ def build(name):
     parameters = {**described(work, ('progress', *leave_out)), **own}
 
     def answer(**given):
-        try: run(work, **given)
+        try:
+            run(work, **given)
         except expected as e:
             typer.echo(f"cell-diffusion: {e}", err=True)
             raise typer.Exit(1)
@@ -110,7 +113,8 @@ class Commands(TyperGroup):
 
     def format_commands(self, ctx, formatter):
         rows = [(name, entry['run'].__doc__) for name, entry in commands.items()]
-        with formatter.section('Commands'): formatter.write_dl(rows)
+        with formatter.section('Commands'):
+            formatter.write_dl(rows)
 
 # %% ../nbs/cli.ipynb #n007
 app = typer.Typer(cls=Commands, add_completion=False, no_args_is_help=True,
