@@ -6,105 +6,162 @@
 __all__ = ['deficit', 'balance']
 
 # %% ../nbs/12_augmentation.ipynb #n011
-import json
+import warnings
+from pathlib import Path
 import numpy as np
 import pandas as pd
-import torch
-import warnings
-from PIL import Image, PngImagePlugin
-from pathlib import Path
+from cell_diffusion.core import decode, default_device
 from cell_diffusion.data import CellImages, CellLoader, CellLoaders, load_cells
 from cell_diffusion.denoiser import Denoiser, load
-from cell_diffusion.splits import assert_disjoint
-from cell_diffusion.core import decode, default_device, generator
-from cell_diffusion.training import diffusion_learner, fit_for
+from cell_diffusion.imageio import save_image
 from cell_diffusion.sampling import sample
+from cell_diffusion.splits import assert_disjoint
+from cell_diffusion.training import diffusion_learner, fit_for
 
 # %% ../nbs/12_augmentation.ipynb #c018
 def deficit(
-    counts, # Training cells of each class, `(classes,)`
-    goal:int=None, # Size to which every class is brought; by default the median of the classes' sizes
-)->np.ndarray: # How many each class lacks, int `(classes,)`; 0 for those that have enough
-    "How many cells must be added for every class to have `goal` of them"
+    counts,        # Training cells of each class, `(classes,)`
+    goal:int=None, # Wanted size of every class; by default the median of the sizes
+)->np.ndarray: # int `(classes,)`; 0 for the classes that have enough
+    "How many cells each class needs to reach `goal`"
     counts = np.asarray(counts)
     goal = int(np.median(counts)) if goal is None else goal
     return np.maximum(goal - counts, 0)
 
-# %% ../nbs/12_augmentation.ipynb #c028
-class StepLoader(CellLoader):
-    "Deals out a number of batches, not of passes: whole shufflings of its cells one after the other, so that every arm takes equally many optimiser steps"
-    def __init__(self,
-        images, # uint8 `(n, channel, size, size)`
-        labels, # int64 `(n,)`
-        vocab, # Names of the classes
-        steps:int, # Batches
-        bs:int=64, # Cells in a batch
-        seed:int=0, # Decides order and augmentation
-        change=None, # What is done to each batch: called with images in -1..1 and a `torch.Generator`
-    ):
-        super().__init__(images, labels, np.arange(len(labels)), vocab, min(bs, len(labels)), train=True, seed=seed)
-        self.steps, self.bs, self.change = steps, bs, change
-
-    def order(self, g):
-        return torch.cat([torch.randperm(len(self.idxs), generator=g) for _ in range(-(-self.steps*self.bs//len(self.idxs)))])
-
-    def __len__(self): return self.steps
-
-    def __iter__(self):
-        g = generator(self.seed + 7)
-        for x, y in super().__iter__(): yield (self.change(x, g) if self.change else x), y
-
 # %% ../nbs/12_augmentation.ipynb #c048
-def _dls(images, labels, names, bs, seed): # the loaders of a generator: its training fold, all classes equally often; the other two loaders deal out one batch of the same fold
-    make = lambda idxs, train: CellLoader(images, labels, idxs, names, bs, train, augment=train, seed=seed, balanced=train)
-    everyone, few = np.arange(len(labels)), np.arange(bs)
-    dls = CellLoaders(make(everyone, True), make(few, False), make(few, False), device=default_device())
-    dls.cells, dls.idxs, dls.vocab = CellImages(images, labels, names), dict(train=everyone), names
+def generator_dls(
+    images:np.ndarray, # uint8 `(n, channel, size, size)`
+    labels:np.ndarray, # int64 `(n,)`
+    names,             # Names of the classes
+    bs:int,            # Cells in a batch
+    seed:int=0,        # Decides order and augmentation
+)->CellLoaders:
+    "Loaders for a generator: all cells train, with the classes equally often"
+    everything = np.arange(len(labels))
+    few = everything[:bs]
+    train = CellLoader(images, labels, everything, names, bs, train=True,
+                       augment=True, seed=seed, balanced=True)
+    valid = CellLoader(images, labels, few, names, bs, seed=seed)
+    test = CellLoader(images, labels, few, names, bs, seed=seed)
+
+    dls = CellLoaders(train, valid, test, device=default_device())
+    dls.cells = CellImages(images, labels, names)
+    dls.idxs = dict(train=everything)
+    dls.vocab = names
     return dls
+
+# %% ../nbs/12_augmentation.ipynb #n026
+def train_generator(
+    cells:CellImages, # Training cells
+    minutes:float,    # Time to train
+    seed:int,         # Seed of weights, order and noise
+    progress:bool,    # Show progress bars
+)->Denoiser:
+    "A class-conditional DDPM, trained on these cells"
+    bs = min(16, len(cells))
+    dls = generator_dls(cells.images, cells.labels, cells.names, bs, seed)
+    learn = diffusion_learner(dls, classes=True, seed=seed, normalize=True)
+    fit_for(learn, minutes, progress=progress)
+    return learn.ema.averaged
+
+# %% ../nbs/12_augmentation.ipynb #n028
+def check_output_folder(folder, out:Path):
+    "Raise an error unless `out` is new or empty, and outside of `folder`"
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(
+            f"{out} is not empty: name a new folder for the generated cells.")
+    if Path(folder).resolve() in out.resolve().parents:
+        raise ValueError(f"{out} lies inside {folder} and would be read as one of its "
+                         "classes: name a folder elsewhere.")
+
+# %% ../nbs/12_augmentation.ipynb #n029
+def missing_cells(cells:CellImages, goal)->np.ndarray: # int `(classes,)`
+    "How many cells to generate for each class. Raises `ValueError` if there are none."
+    counts = np.bincount(cells.labels, minlength=len(cells.names))
+    missing = deficit(counts, goal)
+    few = [f'{name} ({count})' for name, count, n in zip(cells.names, counts, missing)
+           if n and count < 10]
+    if few:
+        warnings.warn("So few cells teach a generator little, and what it generates "
+                      f"may repeat them: {', '.join(few)}.")
+    if not missing.any():
+        goal = goal or int(np.median(counts))
+        raise ValueError(f"No class has fewer than {goal} cells: set goal higher, "
+                         "or there is nothing to do.")
+    return missing
+
+# %% ../nbs/12_augmentation.ipynb #n030
+def check_network(model:Denoiser, cells:CellImages, missing, weights):
+    "Raise `ValueError` unless a network can generate the missing cells"
+    channels = cells.images.shape[1]
+    if model.channels != channels:
+        raise ValueError(f"The network {weights} generates {model.channels} channels, "
+                         f"the cells have {channels}.")
+    wanted = {name for name, n in zip(cells.names, missing) if n}
+    for name in sorted(wanted - set(model.classes)):
+        known = ', '.join(model.classes) or 'no classes'
+        raise ValueError(f"The network {weights} does not know the class {name!r}; "
+                         f"it knows {known}.")
+
+# %% ../nbs/12_augmentation.ipynb #c140
+def write_synthetic(
+    out:Path,          # Gets `<class>/synthetic-….png` (or `.tif`) and `manifest.csv`
+    images:np.ndarray, # uint8 `(n, channel, size, size)`
+    names,             # Class name of each image
+    notes:dict,        # `generator`, `seed` and more, written into every file
+)->pd.DataFrame: # The manifest
+    "Write generated cells, each marked as synthetic, and then their manifest"
+    suffix = 'png' if images.shape[1] in (1, 3) else 'tif'
+    rows = []
+    for i, (image, name) in enumerate(zip(images, names)):
+        file = Path(name)/f'synthetic-{notes["seed"]}-{i:05d}.{suffix}'
+        (out/file).parent.mkdir(parents=True, exist_ok=True)
+        marked = dict(synthetic='True', software='cell_diffusion', **notes)
+        save_image(out/file, image, marked)
+        row = {'file': file.as_posix(), 'class': name, 'synthetic': True}
+        rows.append({**row, **notes, 'number': i})
+
+    table = pd.DataFrame(rows)
+    part = out/'manifest.part'
+    table.to_csv(part, index=False)
+    part.replace(out/'manifest.csv')
+    return table
 
 # %% ../nbs/12_augmentation.ipynb #c139
 def balance(
-    folder, # A folder of class folders with your *training* cells only, or one of `sources`
-    out, # Gets `<class>/synthetic-….png` and `manifest.csv`; must be new or empty, and not inside `folder`
-    goal:int=None, # Size to which small classes are brought, see `deficit`
-    weights=None, # A class-conditional network: shipped weights or a folder that `cell-diffusion train --classes` wrote; by default one is trained now
-    minutes:float=10., # Time to train it
-    size:int=None, # Height and width, in pixels; by default those of the network, or 32
-    seed:int=0, # Seed of weights and noise
-    steps:int=20, # Network calls for a cell
-    test=None, # A folder of the cells on which you will test: refused if one of them is among the training cells
+    folder,             # A folder of class folders with *training* cells, or a source
+    out,                # New or empty folder for the cells, not inside `folder`
+    goal:int=None,      # Size to which small classes are brought, see `deficit`
+    weights=None,       # A class-conditional network; by default one is trained now
+    minutes:float=10.,  # Time to train it
+    size:int=None,      # In pixels; by default as the network, or 32
+    seed:int=0,         # Seed of weights and noise
+    steps:int=20,       # Network calls for each cell
+    test=None,          # Folder of test cells, refused if one is among `folder`'s
     progress:bool=True, # Show progress bars
-    **kwargs, # More arguments of `load_cells`
-)->pd.DataFrame: # The manifest: `file`, `class`, `synthetic` (always True), `generator`, `seed`, `size`, `number`
-    "Write generated cells for the rare classes of a folder of training cells, which stays as it is. Every file is marked as synthetic, in its name, in itself and in the manifest. Never test on cells of `folder` afterwards: the generator has seen them"
+    **kwargs,           # More arguments of `load_cells`
+)->pd.DataFrame: # The manifest: `file`, `class`, `synthetic`, `generator`, `seed`, …
+    """Write generated cells for the rare classes of a folder, which stays as it is.
+
+    `weights` names shipped weights or a folder that `cell-diffusion train --classes`
+    wrote. Every file is marked as synthetic, in its name, inside and in the manifest.
+    Never test on cells of `folder` afterwards: the generator has seen them.
+    """
     out = Path(out)
-    if out.exists() and any(out.iterdir()): raise FileExistsError(f"{out} is not empty: name a new folder for the generated cells.")
-    if Path(folder).resolve() in out.resolve().parents: raise ValueError(f"{out} lies inside {folder}, and would be taken for a class of it: name a folder elsewhere.")
+    check_output_folder(folder, out)
     model = load(weights, kind=Denoiser) if weights else None
     cells = load_cells(folder, size=size or (model.size if model else 32), **kwargs)
-    if test is not None: assert_disjoint(cells.images, load_cells(test, size=cells.images.shape[-1], **kwargs).images, f'the generator for {folder}')
-    counts = np.bincount(cells.labels, minlength=len(cells.names))
-    lack = deficit(counts, goal)
-    if few := [f'{name} ({c})' for name, c, l in zip(cells.names, counts, lack) if l and c < 10]: warnings.warn(f"So few cells teach little, and what is painted may repeat them: {', '.join(few)}.")
-    if not lack.sum(): raise ValueError(f"No class of {folder} has fewer than {goal or int(np.median(counts))} cells: set goal higher, or there is nothing to do.")
-    if model is None:
-        dls = _dls(cells.images, cells.labels, cells.names, min(16, len(cells)), seed)
-        learn = diffusion_learner(dls, classes=True, seed=seed, normalize=True)
-        fit_for(learn, minutes, progress=progress); model = learn.ema.averaged
-    if model.channels != cells.images.shape[1]: raise ValueError(f"The network {weights} paints {model.channels} channels, the cells of {folder} have {cells.images.shape[1]}.")
-    if unknown := {n for n, l in zip(cells.names, lack) if l} - set(model.classes): raise ValueError(f"The network {weights} does not know the class {sorted(unknown)[0]!r}; it knows {', '.join(model.classes) or 'no classes'}.")
-    names = np.repeat(cells.names, lack)
-    x = decode(sample(model, label=names.tolist(), seed=seed, steps=steps, progress=progress)).numpy()
-    return _write_synthetic(out, x, names, dict(generator=str(weights or f'trained on {cells.source} for {minutes} minutes'), seed=seed, size=cells.images.shape[-1]))
+    size = cells.images.shape[-1]
+    if test is not None:
+        test_cells = load_cells(test, size=size, **kwargs)
+        assert_disjoint(cells.images, test_cells.images, f'the generator for {folder}')
 
-# %% ../nbs/12_augmentation.ipynb #c140
-def _write_synthetic(out, x, names, notes): # the images, then the manifest
-    rows, suffix = [], 'png' if x.shape[1] in (1, 3) else 'tif'
-    for i, (image, name) in enumerate(zip(x, names)):
-        file = Path(name)/f'synthetic-{notes["seed"]}-{i:05d}.{suffix}'
-        (out/file).parent.mkdir(parents=True, exist_ok=True)
-        rows.append({'file': file.as_posix(), 'class': name, 'synthetic': True, **notes, 'number': i})
-        save_image(out/file, image, dict(synthetic='True', software='cell_diffusion', **notes))
-    table = pd.DataFrame(rows)
-    half = out/'manifest.part'; table.to_csv(half, index=False); half.replace(out/'manifest.csv')
-    return table
+    missing = missing_cells(cells, goal)
+    if model is None: model = train_generator(cells, minutes, seed, progress)
+    check_network(model, cells, missing, weights)
+
+    names = np.repeat(cells.names, missing)
+    x = sample(model, label=names.tolist(), seed=seed, steps=steps, progress=progress)
+    made_by = weights or f'trained on {cells.source} for {minutes} minutes'
+    notes = dict(generator=str(made_by), seed=seed, size=size)
+    return write_synthetic(out, decode(x).numpy(), names, notes)

@@ -158,3 +158,16 @@ def generator(
 )->torch.Generator: # A freshly seeded generator
     "A random number generator from a seed"
     return torch.Generator(device).manual_seed(int(seed))
+
+
+# %% ../nbs/moved.ipynb #n068
+from importlib import import_module
+
+def old_names(
+    module:str, # Name of a module
+): # Its `__getattr__`
+    "Finds what the module held in version 0.1, see `moved`"
+    def __getattr__(name):
+        if name.startswith('__'): raise AttributeError(name)
+        return import_module('cell_diffusion.moved').find(module, name)
+    return __getattr__

@@ -358,26 +358,21 @@ def class_number(classes, label):
                      f"or a number in 0..{len(classes) - 1}.")
 
 # %% ../nbs/weights.ipynb #n003
-import inspect, json, math, os, tempfile
+import inspect
+import json
+import math
+import os
+import tempfile
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from cell_diffusion.core import default_device, fast_bfloat16
-from cell_diffusion.unet import UNet, n_params
+from cell_diffusion.unet import UNet
 
 # %% ../nbs/weights.ipynb #n005
 weights_folder = Path(str(files('cell_diffusion')))/'weights'
-format_version = 2 # Of the folders that `save` writes; version 1 named no class
-
-# Where each class of network is defined: `load` imports only what a folder needs
-networks = dict(
-    Denoiser='denoiser',
-    Inpainter='inpainting',
-    CellClassifier='classifier',
-    Generator='gan',
-)
 
 # %% ../nbs/weights.ipynb #n006
 def shipped(
@@ -390,153 +385,274 @@ def shipped(
                          f"{', '.join(names) or 'none'}.")
     return weights_folder/name
 
-# %% ../nbs/weights.ipynb #n007
-def save(
-    model:Network, # A network of the course
-    folder, # Gets `model.safetensors` and `config.json`
-):
-    "Save weights in half precision, with class, format version and every setting"
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: _for_file(tensor) for name, tensor in model.state_dict().items()}
-    if bad := [name for name, tensor in state.items() if not _is_finite(tensor)]:
-        raise ValueError(f"{bad[0]} holds numbers that are not finite in half "
-                         f"precision: nothing was saved in {folder}.")
-    config = {'class': type(model).__name__, 'format_version': format_version,
-              **model.settings}
-    with tempfile.TemporaryDirectory(dir=folder, prefix='.unfinished-') as unfinished:
-        unfinished = Path(unfinished)
-        save_file(state, unfinished/'model.safetensors', metadata=dict(format='pt'))
-        text = json.dumps(config, indent=2) + '\n'
-        (unfinished/'config.json').write_text(text, encoding='utf-8')
-        for name in ('model.safetensors', 'config.json'):
-            os.replace(unfinished/name, folder/name)
+# %% ../nbs/weights.ipynb #n016
+format_version = 2 # Of the folders that `save` writes; version 1 named no class
 
-def _for_file(tensor):
-    "A tensor on the CPU, numbers with a point in half precision"
-    tensor = tensor.detach().cpu().contiguous()
-    return tensor.half() if tensor.is_floating_point() else tensor
-
-def _is_finite(tensor): return bool(torch.isfinite(tensor.float()).all())
+# Networks that can be saved and loaded, each with its module
+networks = dict(
+    Denoiser='denoiser',
+    Inpainter='inpainting',
+    CellClassifier='classifier',
+    Generator='gan',
+)
 
 # %% ../nbs/weights.ipynb #n008
 def _refuse(folder, reason):
     raise ValueError(f"{folder} cannot be loaded: {reason}.")
 
-def _read_config(folder):
-    "The settings in a folder, and the class that they build"
-    file = folder/'config.json'
-    if not file.exists():
-        raise FileNotFoundError(f"{folder} holds no config.json: name a folder that "
-                                "`cell-diffusion train` wrote.")
-    try: config = json.loads(file.read_text(encoding='utf-8'))
-    except ValueError as e: _refuse(folder, f"its config.json is not JSON ({e})")
-    if not isinstance(config, dict):
-        _refuse(folder, "its config.json is not a table of settings")
-    version = config.pop('format_version', 1)
-    if version not in (1, format_version):
-        _refuse(folder, f"its format version is {version!r}, and this release reads "
-                        f"1 and {format_version}: install a newer one")
-    name = config.pop('class', None) if version > 1 else _class_of_version_1(config)
-    if name not in networks:
-        _refuse(folder, f"its config.json names no network of the course ({name!r})")
-    return name, config
-
-def _class_of_version_1(config):
-    "Folders of the first release name no class, but their settings tell it"
-    if isinstance(config.get('unet'), dict):
-        return 'Inpainter' if 'out_channels' in config['unet'] else 'Denoiser'
-    if 'latent' in config: return 'Generator'
-    return 'CellClassifier' if 'classes' in config and 'dim' in config else None
+def _parameters(function):
+    "Name and `inspect.Parameter` of every argument of a constructor"
+    parameters = dict(inspect.signature(function).parameters)
+    parameters.pop('self')
+    return parameters
 
 # %% ../nbs/weights.ipynb #n009
+# Largest values of settings; 10,000 for those not named
+at_most = dict(T=100_000, size=4096, dim=4096, latent=100_000, blocks=16, patch=64)
+may_be_zero = 'n_classes', 'blocks'
+
 def _check_settings(folder, function, settings, where=''):
     "Every setting has a known name, the type that the code expects, and a sane size"
-    parameters = dict(inspect.signature(function).parameters)
-    parameters.pop('self', None)
+    parameters = _parameters(function)
     for name, value in settings.items():
         if name not in parameters:
             _refuse(folder, f"config.json has an unknown setting {where}{name}")
-        if not _fits(value, parameters[name]):
-            _refuse(folder, f"config.json sets {where}{name} to {value!r}")
+        if not _fits(name, value, parameters[name]):
+            _refuse(folder, f"config.json sets {where}{name} to {value!r:.80}, which "
+                            "is not a valid value")
         if name == 'unet' and value is not None:
             _check_settings(folder, UNet.__init__, value, where='unet.')
     required = [name for name, p in parameters.items() if p.default is p.empty]
     if missing := [name for name in required if name not in settings]:
         _refuse(folder, f"config.json lacks the setting {where}{missing[0]}")
 
-def _fits(value, parameter):
-    "Whether a value out of JSON has the type of a parameter, and a sane size"
+# %% ../nbs/weights.ipynb #n019
+def _fits(name, value, parameter):
+    "Whether a value from JSON has the type of a parameter, and a sane size"
     kind = parameter.annotation
     if value is None: return parameter.default is None
-    if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    if kind is int: return type(value) is int and 0 <= value <= 100_000
-    if kind is tuple:
-        return isinstance(value, list) and all(_is_entry(v) for v in value)
+    if kind is float: return _is_number(value)
+    if kind is int:
+        least = 0 if name in may_be_zero else 1
+        return type(value) is int and least <= value <= at_most.get(name, 10_000)
+    if kind is tuple: return isinstance(value, list) and _is_list_of(name, value)
     return type(value) is kind
 
-def _is_entry(value):
-    "Whether a value may stand in a list of settings: a name or a finite number"
-    if isinstance(value, str): return True
-    return type(value) in (int, float) and math.isfinite(value) and abs(value) <= 1e5
+def _is_number(value):
+    "Whether a value is a finite number of a sane size; True and False are none"
+    return type(value) in (int, float) and abs(value) <= 1e5 and math.isfinite(value)
+
+def _is_list_of(name, values):
+    "Whether a list holds what this setting is a list of"
+    if name == 'classes':
+        names = [v for v in values if isinstance(v, str) and v]
+        return len(set(names)) == len(values) <= 1000
+    if name == 'mults':
+        return 1 <= len(values) <= 8 and all(type(v) is int and 1 <= v <= 64
+                                             for v in values)
+    return 1 <= len(values) <= 1000 and all(_is_number(v) for v in values)
+
+# %% ../nbs/weights.ipynb #n021
+def _for_file(tensor):
+    "A tensor on the CPU, floats in half precision"
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.half() if tensor.is_floating_point() else tensor
+
+def _is_finite(tensor): return bool(torch.isfinite(tensor.float()).all())
+
+def _tensors_to_save(model, folder):
+    "The tensors of a network by name, as they go into the file"
+    state = {name: _for_file(tensor) for name, tensor in model.state_dict().items()}
+    for name, tensor in state.items():
+        if not _is_finite(tensor):
+            raise ValueError(f"{name} holds numbers that are not finite in half "
+                             f"precision: nothing was saved in {folder}.")
+    return state
+
+# %% ../nbs/weights.ipynb #n022
+def _config_to_save(model, folder):
+    "Class, format version and every setting of a network"
+    name = type(model).__name__
+    if name not in networks:
+        raise ValueError(f"A {name} cannot be saved in {folder}: it is none of "
+                         f"{', '.join(networks)}.")
+    settings = model.settings
+    for key, value in settings.items():
+        own = getattr(model, key, value)
+        own = list(own) if isinstance(own, tuple) else own
+        if not isinstance(own, nn.Module) and own != value:
+            raise ValueError(f"Nothing was saved in {folder}: {key} is {own!r} in the "
+                             f"network and {value!r} in its settings. Build it with "
+                             "plain numbers and lists.")
+    _check_settings(folder, type(model).__init__, settings)
+    return {'class': name, 'format_version': format_version, **settings}
+
+# %% ../nbs/weights.ipynb #n007
+def save(
+    model:Network, # A network of the course
+    folder, # Gets `model.safetensors` and `config.json`; other files in it stay
+):
+    "Save weights in half precision, with class, format version and every setting"
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder for the weights.")
+    state = _tensors_to_save(model, folder)
+    config = json.dumps(_config_to_save(model, folder), indent=2) + '\n'
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix='.unfinished-') as unfinished:
+        unfinished = Path(unfinished)
+        save_file(state, unfinished/'model.safetensors',
+                  metadata=dict(format='pt', config=config))
+        (unfinished/'config.json').write_text(config, encoding='utf-8')
+        for name in ('model.safetensors', 'config.json'):
+            os.replace(unfinished/name, folder/name)
+
+# %% ../nbs/weights.ipynb #n027
+def _not_json(name): raise ValueError(f"{name} is no number of JSON")
+
+def _read_config(folder):
+    "The table in a folder's config.json"
+    file = folder/'config.json'
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} holds no config.json: name a folder that "
+                                "`cell-diffusion train` wrote.")
+    try:
+        text = file.read_text(encoding='utf-8')
+        config = json.loads(text, parse_constant=_not_json)
+    except (ValueError, RecursionError) as e:
+        _refuse(folder, f"its config.json is not JSON ({e})")
+    if not isinstance(config, dict):
+        _refuse(folder, "its config.json is not a table of settings")
+    return config
+
+# %% ../nbs/weights.ipynb #n028
+def _class_and_settings(folder, config):
+    "The class that a folder names, and the settings that build a network of it"
+    settings = dict(config)
+    version = settings.pop('format_version', 1)
+    if type(version) is not int or not 1 <= version <= format_version:
+        _refuse(folder, f"its format version is {version!r:.80}, and this release "
+                        f"reads 1 to {format_version}")
+    name = settings.pop('class', None)
+    if version == 1: name = _class_of_version_1(settings)
+    if not isinstance(name, str) or name not in networks:
+        _refuse(folder, f"its config.json names no network of the course: {name!r:.80}")
+    return name, settings
+
+def _class_of_version_1(settings):
+    "Folders of the first release name no class, but their settings tell it"
+    if 'unet' in settings:
+        unet = settings['unet']
+        fills_holes = isinstance(unet, dict) and 'out_channels' in unet
+        return 'Inpainter' if fills_holes else 'Denoiser'
+    if 'latent' in settings: return 'Generator'
+    return 'CellClassifier' if 'classes' in settings and 'dim' in settings else None
 
 # %% ../nbs/weights.ipynb #n010
 largest = 200_000_000 # Parameters of a network that is loaded
 
 def _build(folder, cls, settings):
-    "A network with random weights, after a look at its size that needs no memory"
+    "A network with random weights, once its size is known to be sane"
     try:
-        with torch.device('meta'): size = n_params(cls(**settings))
-        if size > largest:
-            _refuse(folder, f"its network would have {size:,} parameters, and at most "
-                            f"{largest:,} are loaded")
-        return cls(**settings)
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as e:
-        if 'cannot be loaded' in str(e): raise
-        _refuse(folder, f"its settings build no network ({e})")
+        with torch.device('meta'):
+            sketch = cls(**settings)
+        size = sum(p.numel() for p in sketch.parameters())
+    except (ValueError, TypeError, RuntimeError, ArithmeticError) as e:
+        _refuse(folder, f"its settings build no network ({_first_line(e)})")
+    if size > largest:
+        _refuse(folder, f"its network would have {size:,} parameters, and at most "
+                        f"{largest:,} are loaded")
+    return cls(**settings)
 
-def _read_tensors(folder, expected):
+def _first_line(error): return str(error).strip().split('\n')[0].rstrip('.')
+
+# %% ../nbs/weights.ipynb #n031
+def _read_tensors(folder, expected, config):
     "The tensors in a folder, if they are those that the network expects"
     file = folder/'model.safetensors'
-    if not file.exists(): _refuse(folder, "it holds no model.safetensors")
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} holds no model.safetensors.")
     try:
-        with safe_open(file, 'pt') as f: state = {k: f.get_tensor(k) for k in f.keys()}
-    except (SafetensorError, OSError, ValueError) as e:
-        _refuse(folder, f"its model.safetensors is damaged or no such file ({e})")
-    if missing := sorted(set(expected) - set(state)):
-        _refuse(folder, f"it lacks {len(missing)} tensors, the first is {missing[0]}")
-    if foreign := sorted(set(state) - set(expected)):
-        _refuse(folder, f"{len(foreign)} of its tensors belong to another network, "
-                        f"the first is {foreign[0]}")
+        with safe_open(file, 'pt') as f:
+            _check_table(folder, f, expected)
+            _check_pair(folder, f.metadata() or {}, config)
+            state = {name: f.get_tensor(name) for name in expected}
+    except (SafetensorError, OSError) as e:
+        _refuse(folder, "its model.safetensors is not a safetensors file, or is "
+                        f"damaged ({_first_line(e)})")
     for name, tensor in state.items():
-        if tensor.shape != expected[name].shape:
-            _refuse(folder, f"{name} has shape {tuple(tensor.shape)} where "
-                            f"{tuple(expected[name].shape)} is expected")
         if not _is_finite(tensor):
             _refuse(folder, f"{name} holds numbers that are not finite")
     return state
 
+def _check_pair(folder, metadata, config):
+    "Weights and settings were written together; the first release noted nothing"
+    if 'config' not in metadata: return
+    try:
+        written = json.loads(metadata['config'])
+    except ValueError:
+        written = None
+    if written != config:
+        _refuse(folder, "its config.json is not the one saved with its weights")
+
+# %% ../nbs/weights.ipynb #n032
+float_types = 'F16', 'BF16', 'F32', 'F64' # As safetensors names them
+
+def _check_table(folder, file, expected):
+    "The names, types and shapes in a file are those of the network"
+    names = set(file.keys())
+    if missing := sorted(set(expected) - names):
+        _refuse(folder, f"it lacks tensors of its network: {_few(missing)}")
+    if foreign := sorted(names - set(expected)):
+        _refuse(folder, f"it holds tensors of another network: {_few(foreign)}")
+    for name, tensor in expected.items():
+        entry = file.get_slice(name)
+        shape = tuple(entry.get_shape())
+        if shape != tensor.shape:
+            _refuse(folder, f"{name} has shape {shape} where {tuple(tensor.shape)} "
+                            "is expected")
+        right = float_types if tensor.is_floating_point() else ('I64',)
+        if entry.get_dtype() not in right:
+            _refuse(folder, f"{name} has the type {entry.get_dtype()} where "
+                            f"{' or '.join(right)} is expected")
+
+def _few(names):
+    "The first three names, as text"
+    return f"{', '.join(names[:3]):.200}" + (', …' if len(names) > 3 else '')
+
 # %% ../nbs/weights.ipynb #n011
 def load(
-    name, # Name of shipped weights, or a folder that `save` or a training run wrote
-    device=None, # Where it is to run; by default `default_device()`
+    name, # A folder that `save` or a training run wrote, or the name of shipped weights
+    device=None, # Where the network is to run; by default `default_device()`
     precision:str='auto', # `float32`, `bfloat16`, or `auto` for the faster one
     kind=None, # The class that is expected, such as `Denoiser`; others are refused
 )->Network: # The network, ready to be used
-    "A trained network of the class that its folder names, checked and loaded strictly"
+    """A trained network of the class that its folder names
+
+    Raises `ValueError` for what is wrong in the folder, `FileNotFoundError` for a
+    missing file."""
     if precision not in ('auto', 'float32', 'bfloat16'):
         raise ValueError(f"Unknown precision {precision!r}: use auto, float32 or "
                          "bfloat16.")
-    folder = Path(name) if Path(name).is_dir() else shipped(str(name))
-    class_name, settings = _read_config(folder)
+    folder = _find_folder(name)
+    config = _read_config(folder)
+    class_name, settings = _class_and_settings(folder, config)
     cls = getattr(import_module(f'cell_diffusion.{networks[class_name]}'), class_name)
     if kind is not None and not issubclass(cls, kind):
         _refuse(folder, f"it holds a {class_name}, and a {kind.__name__} is needed")
     _check_settings(folder, cls.__init__, settings)
     model = _build(folder, cls, settings)
-    model.load_state_dict(_read_tensors(folder, model.state_dict()))
+    model.load_state_dict(_read_tensors(folder, model.state_dict(), config))
+
     model = model.eval().to(device or default_device())
     fast = precision == 'auto' and fast_bfloat16(model.device)
     model.precision = 'bfloat16' if fast or precision == 'bfloat16' else 'float32'
     return model
+
+def _find_folder(name):
+    "A folder of this name, or else the shipped weights of this name"
+    if str(name) and os.path.isdir(name): return Path(name)
+    if os.path.isfile(name):
+        raise ValueError(f"{name} is a file: name the folder that holds it.")
+    return shipped(str(name))

@@ -304,3 +304,8 @@ def gan_learner(
     players = lambda m: [list(m.discriminator.parameters()), list(m.generator.parameters())]
     return Learner(dls, gan, loss_func=gan_losses[game][0], opt_func=partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=betas)), splitter=players,
                    cbs=[callback, GeneratorEMA(ema), TerminateOnNaNCallback(), *cbs])
+
+# %% ../nbs/moved.ipynb #n095
+from cell_diffusion.core import old_names
+
+__getattr__ = old_names('gan')

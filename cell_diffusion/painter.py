@@ -22,7 +22,7 @@ from .imageio import read_image, read_mask
 from .denoiser import load
 from .sampling import nfe
 from .inpainting import find_window, inpaint, masked_view, methods
-from .inpainting import _levels as white_level
+from .inpainting import white_level
 
 # %% ../nbs/painter.ipynb #c011
 def colour_channels(pixels):

@@ -186,9 +186,11 @@ def draw_unet(
     return fig
 
 # %% ../nbs/07_evaluation.ipynb #n016
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from cell_diffusion.core import show_cells
 
 # %% ../nbs/07_evaluation.ipynb #c029
@@ -196,80 +198,162 @@ def plot_class_accuracy(
     tables:dict, # From a name to a table of `class_accuracy`
     ax=None, # Axes to draw on; by default new ones
 )->plt.Axes: # The axes
-    "Draw recognised shares with their intervals, a row for each class, side by side for each table"
-    ax = ax or plt.subplots(figsize=(6, 3), layout='constrained')[1]
+    "Class accuracy with its intervals: a row a class, the tables side by side"
+    if ax is None: ax = plt.subplots(figsize=(6, 3), layout='constrained')[1]
     classes = list(dict.fromkeys(c for t in tables.values() for c in t['class']))
     for i, (name, t) in enumerate(tables.items()):
-        y = [classes.index(c) + .28*(i - (len(tables) - 1)/2) for c in t['class']]
-        ax.errorbar(t.share, y, xerr=[(t.share - t.low).clip(lower=0), (t.high - t.share).clip(lower=0)], fmt='o', ms=4, capsize=2, label=name)
-    ax.set(yticks=range(len(classes)), yticklabels=classes, xlabel='share recognised, with 95% interval', xlim=(max(0, min(t.low.min() for t in tables.values()) - .03), 1.01))
-    ax.invert_yaxis(); ax.grid(axis='x', alpha=.4); ax.legend(fontsize=8, loc='lower right', bbox_to_anchor=(1, 1), ncols=len(tables), frameon=False)
+        offset = .28*(i - (len(tables) - 1)/2)
+        y = [classes.index(c) + offset for c in t['class']]
+        ax.errorbar(t.share, y, xerr=_error_bars(t.share, t.low, t.high),
+                    fmt='o', ms=4, capsize=2, label=name)
+    lowest = min(t.low.min() for t in tables.values())
+    ax.set(yticks=range(len(classes)), yticklabels=classes,
+           xlabel='class accuracy, with 95% interval',
+           xlim=(max(0, lowest - .03), 1.01))
+    ax.invert_yaxis()
+    ax.grid(axis='x', alpha=.4)
+    ax.legend(fontsize=8, loc='lower right', bbox_to_anchor=(1, 1),
+              ncols=len(tables), frameon=False)
     return ax
+
+def _error_bars(value, low, high):
+    "Lengths of error bars to both sides, as matplotlib asks for them"
+    return [(value - low).clip(lower=0), (high - value).clip(lower=0)]
 
 # %% ../nbs/07_evaluation.ipynb #n021
 def plot_bias(
     curve:pd.DataFrame, # From `bias_curve`
 )->plt.Figure: # The figure
-    "The Fréchet distance falls with n, the kernel distance scatters around its value; the dashed line falls like 1/n"
-    fig, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout='constrained')
-    for ax, (key, title) in zip(axes, dict(fd='Fréchet distance', kd='kernel distance').items()):
-        t = curve[curve.measure == key]
-        sns.lineplot(t, x='n', y='value', hue='against', marker='o', errorbar=('pi', 100), ax=ax, legend=ax is axes[0]); ax.set(title=title, xscale='log', xlabel='cells on each side', ylabel='')
-    floor = curve[(curve.measure == 'fd') & (curve.against == 'real against real')].groupby('n').value.mean()
-    axes[0].plot(floor.index, floor.iloc[-1]*floor.index[-1]/floor.index, 'k--', lw=.8); axes[0].set_yscale('log'); axes[0].legend(fontsize=8)
-    shown = t[t.n >= t.n.quantile(.3)].value                       # at the smallest n the scatter would hide all else
-    axes[1].set_ylim(shown.min() - .1*np.ptp(shown), shown.max() + .1*np.ptp(shown)); axes[1].axhline(0, color='grey', ls=':'); sns.despine()
+    "Both distances against n; the dashed line falls like 1/n"
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), layout='constrained')
+    fd = curve[curve.measure == 'fd']
+    kid = curve[curve.measure == 'kid']
+    _draw_curve(left, fd, 'Fréchet distance')
+    _draw_curve(right, kid, 'kernel distance')
+
+    real = fd[fd.against == 'real against real'].groupby('n').value.mean()
+    left.plot(real.index, real.iloc[-1]*real.index[-1]/real.index, 'k--', lw=.8)
+    left.set_yscale('log')
+    left.legend(fontsize=8)
+
+    # At the smallest n the scatter would hide all else
+    shown = kid[kid.n >= kid.n.quantile(.3)].value
+    margin = .1*np.ptp(shown)
+    right.set_ylim(shown.min() - margin, shown.max() + margin)
+    right.axhline(0, color='grey', ls=':')
+    right.legend().remove()
+    sns.despine(fig)
     return fig
+
+def _draw_curve(ax, table, title):
+    "The mean at each n, and a band that holds all draws"
+    sns.lineplot(table, x='n', y='value', hue='against', marker='o',
+                 errorbar=('pi', 100), ax=ax)
+    ax.set(title=title, xscale='log', xlabel='cells on each side', ylabel='')
 
 # %% ../nbs/07_evaluation.ipynb #c055
 def show_nearest(
     x:torch.Tensor, # Cells in question `(n, channel, height, width)`
-    pool:torch.Tensor, # Cells among which we looked
+    pool:torch.Tensor, # Cells among which we searched
     found:tuple, # From `nearest_cells`, for these cells
-    name='painted', # What the cells in question are called: one name for all, or one for each
-    kinds=None, # What each cell of the pool is called, such as its class
+    name='generated', # Title of the cells in question: one for all, or one for each
+    kinds=None, # Name of each cell of the pool, such as its class
     **kwargs, # More arguments of `show_cells`
 )->plt.Figure: # The figure
-    "Draw each cell on top of a column of its nearest cells, with their distances"
+    "Each cell on top of a column of its nearest cells, with their distances"
     gaps, idx = found
-    below = [f'{kinds[i]} {d:.2f}' if kinds is not None else f'{d:.2f}' for d, i in zip(gaps.T.flatten().tolist(), idx.T.flatten().tolist())]
-    titles = ([name]*len(x) if isinstance(name, str) else list(name)) + below
-    return show_cells(torch.cat([x, *[pool[i] for i in idx.T]]), titles, ncols=len(x), **{'zoom': 1, **kwargs})
+    titles = [name]*len(x) if isinstance(name, str) else list(name)
+    for gap, i in zip(gaps.T.flatten().tolist(), idx.T.flatten().tolist()):
+        titles.append(f'{gap:.2f}' if kinds is None else f'{kinds[i]} {gap:.2f}')
+    cells = torch.cat([x, *[pool[i] for i in idx.T]])
+    return show_cells(cells, titles, ncols=len(x), **{'zoom': 1, **kwargs})
 
 # %% ../nbs/07_evaluation.ipynb #c074
 def plot_report(
-    table:pd.DataFrame, # From `evaluation_report`; tables of several calls may be joined by `pd.concat`
+    table:pd.DataFrame, # From `evaluation_report`; several may be joined by `pd.concat`
 )->plt.Figure: # The figure
-    "All measures of one painter or several, with their intervals; a bar of ink is the floor, grey its interval"
-    shares = table[(table.group == 'class') | (table.group == 'use') | table.measure.isin(['precision', 'recall', 'density', 'coverage'])]
-    panels = {'a': (table[table.measure == 'fd'], 'Fréchet distance'), 'b': (table[table.measure == 'kd'], 'kernel distance'), 'c': (table[table.group == 'copies'], 'copies'),
-              'd': (shares, 'shares'), 'e': (table[table.group == 'numbers'], 'numbers per cell: distance in real sd')}
-    panels = {k: v for k, v in panels.items() if len(v[0])}
-    models, rows = list(dict.fromkeys(table.model)), max(t.measure.nunique() for t, _ in panels.values())
-    fig, axes = plt.subplot_mosaic([[k, *[w for w in 'de' if w in panels]] for k in 'abc'], figsize=(3.6*(1 + len([w for w in 'de' if w in panels])), max(3.4, 1 + rows*(.16 + .09*len(models)))), layout='constrained')
+    "All measures with intervals; black bars are real against real, grey its interval"
+    panels = _report_panels(table)
+    right = [key for key in ('shares', 'numbers') if key in panels]
+    left = [key for key in panels if key not in right]
+    models = list(dict.fromkeys(table.model))
+    rows = max(t.measure.nunique() for t, _ in panels.values())
+    height = max(3.4, 1 + rows*(.16 + .09*len(models)))
+    fig, axes = plt.subplot_mosaic([[key, *right] for key in left],
+                                   figsize=(3.6*(1 + len(right)), height),
+                                   layout='constrained')
     for key, (t, title) in panels.items():
-        ax, names = axes[key], list(dict.fromkeys(t.measure))
-        for i, (model, d) in enumerate(t.groupby('model', sort=False)):
-            y = np.array([names.index(m) for m in d.measure]) + .7*((models.index(model) + .5)/len(models) - .5)
-            ax.barh(y, d.floor_high - d.floor_low, .6/len(models), d.floor_low, color='.85'); ax.plot(d.floor, y, '|', color='k', ms=9, mew=2, label='real, held out' if not i else None)
-            ax.errorbar(d.value, y, xerr=[(d.value - d.low).clip(lower=0), (d.high - d.value).clip(lower=0)], fmt='o', ms=4, capsize=2, color=f'C{models.index(model)}', label=model)
-        ax.set(yticks=range(len(names)), yticklabels=[''] if len(names) == 1 else names, title=title, ylim=(len(names) - .5, -.5)); ax.title.set_fontsize(9)
-    fig.legend(*axes['a'].get_legend_handles_labels(), loc='outside upper center', ncols=len(models) + 1, frameon=False, fontsize=8); sns.despine(fig)
+        _draw_report_panel(axes[key], t, title, models)
+    handles = axes['fd'].get_legend_handles_labels()
+    fig.legend(*handles, loc='outside upper center', ncols=len(models) + 1,
+               frameon=False, fontsize=8)
+    sns.despine(fig)
     return fig
+
+def _report_panels(table):
+    "From a panel's name to its rows and its title; empty panels are left out"
+    of_sets = table.measure.isin(['precision', 'recall', 'density', 'coverage'])
+    shares = of_sets | table.group.isin(['class', 'use'])
+    panels = dict(
+        fd=(table[table.measure == 'fd'], 'Fréchet distance'),
+        kid=(table[table.measure == 'kid'], 'kernel distance'),
+        copies=(table[table.group == 'copies'], 'copies'),
+        shares=(table[shares], 'shares'),
+        numbers=(table[table.group == 'numbers'],
+                 'numbers per cell: distance in real sd'),
+    )
+    return {key: panel for key, panel in panels.items() if len(panel[0])}
+
+# %% ../nbs/07_evaluation.ipynb #n077
+def _draw_report_panel(ax, table, title, models):
+    "A row for each measure, in it a dot for each model over its reference"
+    names = list(dict.fromkeys(table.measure))
+    for i, model in enumerate(models):
+        d = table[table.model == model]
+        if not len(d): continue
+        offset = .7*((i + .5)/len(models) - .5)
+        y = np.array([names.index(name) for name in d.measure]) + offset
+        ax.barh(y, d.reference_high - d.reference_low, .6/len(models),
+                d.reference_low, color='.85')
+        ax.plot(d.reference, y, '|', color='k', ms=9, mew=2,
+                label='real against real' if i == 0 else None)
+        ax.errorbar(d.value, y, xerr=_error_bars(d.value, d.low, d.high),
+                    fmt='o', ms=4, capsize=2, color=f'C{i}', label=model)
+    labels = names if len(names) > 1 else ['']
+    ax.set(yticks=range(len(names)), yticklabels=labels, ylim=(len(names) - .5, -.5))
+    ax.set_title(title, fontsize=9)
+
+# %% ../nbs/08_samplers.ipynb #n000
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
 
 # %% ../nbs/08_samplers.ipynb #c074
 def plot_cost(
     table:pd.DataFrame, # From `quality_against_cost`
-    key:str='fd', # Which column: `fd`, `kd` or `class_accuracy`
+    key:str='fd', # Which column: `fd`, `kid` or `class_accuracy`
     ax=None, # Axes to draw on; by default new ones
 )->plt.Axes: # The axes
-    "Draw quality against network calls, a line for each sampler; bars hold the middle 95% of the draws, the dotted line is real against real"
-    ax = ax or plt.subplots(figsize=(5.5, 3.4), layout='constrained')[1]
-    runs, floor = table[table.sampler != 'real cells'], table[table.sampler == 'real cells'][key].mean()
-    sns.lineplot(runs, x='calls', y=key, hue='sampler', style='sampler', markers=True, errorbar=('pi', 95), err_style='bars', ax=ax)
-    ax.axhline(floor, color='grey', ls=':'); ax.text(runs.calls.max(), floor, 'real cells', ha='right', va='bottom', color='grey', fontsize=8)
-    ax.set(xscale='log', xlabel='network calls', ylabel=dict(fd='Fréchet distance', kd='kernel distance', recognised='share recognised').get(key, key))
-    ax.set_xticks([c for c in (5, 10, 20, 50, 1000) if c <= runs.calls.max()], minor=False); ax.minorticks_off(); ax.xaxis.set_major_formatter(plt.ScalarFormatter())
+    """Draw quality against network calls, a line for each sampler.
+
+    Bars hold the middle 95% of the draws, the dotted line is real against real."""
+    if ax is None: _, ax = plt.subplots(figsize=(5.5, 3.4), layout='constrained')
+    is_real = table.sampler == 'real cells'
+    runs = table[~is_real]
+    reference = table[is_real][key].mean()
+    most = runs.nfe.max()
+
+    sns.lineplot(runs, x='nfe', y=key, hue='sampler', style='sampler', markers=True,
+                 errorbar=('pi', 95), err_style='bars', ax=ax)
+    ax.axhline(reference, color='grey', ls=':')
+    ax.text(most, reference, 'real cells', ha='right', va='bottom', color='grey',
+            fontsize=8)
+    names = dict(fd='Fréchet distance', kid='kernel distance',
+                 class_accuracy='class accuracy')
+    ax.set(xscale='log', xlabel='network calls', ylabel=names.get(key, key))
+    ax.set_xticks([n for n in (5, 10, 20, 50, 1000) if n <= most])
+    ax.minorticks_off()
+    ax.xaxis.set_major_formatter(plt.ScalarFormatter())
     return ax
 
 # %% ../nbs/09_conditioning.ipynb #c041
@@ -289,41 +373,75 @@ def plot_guidance(
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=3, frameon=False); sns.despine()
     return fig
 
-# %% ../nbs/12_augmentation.ipynb #n016
-from cell_diffusion.metrics import confusion
+# %% ../nbs/12b_augmentation_study.ipynb #n016
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from sklearn.metrics import confusion_matrix
 
-# %% ../nbs/12_augmentation.ipynb #c090
+# %% ../nbs/12b_augmentation_study.ipynb #c090
+def error_bars(
+    rows, # With columns `value`, `low` and `high`
+)->list: # Lengths of the bars to the left and to the right, 0 or more
+    "What `errorbar` of matplotlib wants in place of the ends of an interval"
+    left = rows.value - rows.low
+    right = rows.high - rows.value
+    return [left.clip(lower=0), right.clip(lower=0)]
+
+def scores_panel(ax, scores, measure, classes):
+    "One measure: a row for each class, a dot and a bar for each arm"
+    names = list(dict.fromkeys(scores.arm))
+    for i, arm in enumerate(names):
+        of_arm = scores[(scores.arm == arm) & (scores.measure == measure)]
+        rows = of_arm.set_index('cls').loc[classes]
+        y = np.arange(len(classes)) + .8*((i + .5)/len(names) - .5)
+        ax.errorbar(rows.value, y, xerr=error_bars(rows), fmt='o', ms=3, lw=1,
+                    color=f'C{i}', label=arm)
+    ax.set(xlabel=measure, yticks=range(len(classes)), yticklabels=classes)
+    ax.grid(axis='x', alpha=.4)
+    if scores.low.min() < 0: ax.axvline(0, color='k', lw=.8)
+    for y in range(1, len(classes)):
+        ax.axhline(y - .5, color='.85', lw=.6)
+
+# %% ../nbs/12b_augmentation_study.ipynb #n046
 def plot_scores(
-    scores:pd.DataFrame, # From `arm_scores`
+    scores,       # From `arm_scores`
     measures=('precision', 'recall', 'f1'), # A panel for each
     classes=None, # Classes to show; by default all
 )->plt.Figure: # The figure
     "Scores of every class with their intervals, the arms side by side"
-    classes = list(classes or dict.fromkeys(scores.cls[scores.measure == measures[0]]))
-    names = list(dict.fromkeys(scores.arm))
-    fig, axs = plt.subplots(1, len(measures), figsize=(3.4*len(measures), .5 + .13*len(classes)*(len(names) + 1)), sharey=True, layout='constrained', squeeze=False)
+    classes = list(classes or scores.cls[scores.measure == measures[0]].unique())
+    height = .5 + .13*len(classes)*(scores.arm.nunique() + 1)
+    fig, axs = plt.subplots(1, len(measures), figsize=(3.4*len(measures), height),
+                            sharey=True, layout='constrained', squeeze=False)
     for ax, measure in zip(axs[0], measures):
-        for i, arm in enumerate(names):
-            r = scores[(scores.arm == arm) & (scores.measure == measure)].set_index('cls').loc[classes]
-            y = np.arange(len(classes)) + .8*((i + .5)/len(names) - .5)
-            ax.errorbar(r.value, y, xerr=[(r.value - r.low).clip(lower=0), (r.high - r.value).clip(lower=0)], fmt='o', ms=3, lw=1, color=f'C{i}', label=arm)
-        ax.set(xlabel=measure, yticks=range(len(classes)), yticklabels=classes); ax.grid(axis='x', alpha=.4)
-        if scores.low.min() < 0: ax.axvline(0, color='k', lw=.8)
-        for y in range(1, len(classes)): ax.axhline(y - .5, color='.85', lw=.6)
-    axs[0, 0].invert_yaxis(); fig.legend(*axs[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=4, fontsize=8, frameon=False)
+        scores_panel(ax, scores, measure, classes)
+    axs[0, 0].invert_yaxis()
+    handles = axs[0, 0].get_legend_handles_labels()
+    fig.legend(*handles, loc='outside upper center', ncols=4, fontsize=8,
+               frameon=False)
     return fig
 
-# %% ../nbs/12_augmentation.ipynb #c091
+# %% ../nbs/12b_augmentation_study.ipynb #c091
 def plot_confusion(
-    study:dict, # From `load_records`
+    results,    # From `load_records`
     names=None, # Arms to show; by default all
 )->plt.Figure: # The figure
-    "Confusion matrices, all folds and seeds together: the share of each true class (row) that was called this or that (column)"
-    names, k, ok = list(names or study['predicted']), len(study['classes']), study['fold'] >= 0
-    fig, axs = plt.subplots(1, len(names), figsize=(.6 + 2.3*len(names), 2.9), sharey=True, layout='constrained', squeeze=False)
+    "Confusion matrices in shares of each true class, all folds and seeds together"
+    names = list(names or results.predicted)
+    truth = results.truth[results.tested]
+    style = dict(vmin=0, vmax=1, cmap='Blues', annot=True, fmt='.2f', cbar=False,
+                 annot_kws=dict(size=7), square=True,
+                 xticklabels=results.classes, yticklabels=results.classes)
+    fig, axs = plt.subplots(1, len(names), figsize=(.6 + 2.3*len(names), 2.9),
+                            sharey=True, layout='constrained', squeeze=False)
     for ax, arm in zip(axs[0], names):
-        c = sum(confusion(study['truth'][ok], p[ok], k) for p in study['predicted'][arm])
-        sns.heatmap(c/np.maximum(c.sum(1, keepdims=True), 1), ax=ax, vmin=0, vmax=1, cmap='Blues', annot=True, fmt='.2f', annot_kws=dict(size=7), cbar=False, square=True, xticklabels=study['classes'], yticklabels=study['classes'])
+        predicted = results.predicted[arm][:, results.tested]
+        shares = confusion_matrix(
+            np.tile(truth, len(predicted)), predicted.ravel(),
+            labels=range(len(results.classes)), normalize='true')
+        sns.heatmap(shares, ax=ax, **style)
         ax.set_title(arm, fontsize=9)
-    axs[0, 0].set_ylabel('true class'); fig.supxlabel('called', fontsize=9)
+    axs[0, 0].set_ylabel('true class')
+    fig.supxlabel('predicted class', fontsize=9)
     return fig

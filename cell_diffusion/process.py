@@ -294,3 +294,9 @@ def reverse_walk(
         x0_hat = denoise(x, t, schedule)
         x = p_sample(x0_hat, x, t, schedule, generator=generator)
         yield t, x, x0_hat
+
+
+# %% ../nbs/moved.ipynb #n089
+from cell_diffusion.core import old_names
+
+__getattr__ = old_names('process')

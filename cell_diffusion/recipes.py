@@ -5,6 +5,12 @@
 # %% auto #0
 __all__ = ['train_and_save_classifier', 'train_reference_classifier', 'train_model', 'save_grid']
 
+
+# %% ../nbs/moved.ipynb #n097
+from cell_diffusion.core import old_names
+
+__getattr__ = old_names('recipes')
+
 # %% ../nbs/recipes.ipynb #n007
 import json
 import matplotlib.pyplot as plt

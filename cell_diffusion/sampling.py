@@ -355,9 +355,10 @@ def invert(
 )->torch.Tensor: # Noise, of the shape of `x0`, from which `ddim` returns
     "DDIM backwards, from cells to their noise (Song et al. 2021, section 4.3)"
     label = class_numbers(model, label, len(x0))
-    condition = Condition(_for_all(label, len(x0), x0.device, torch.long))
-    return ddim_inverse(batched_denoise(model, condition), x0, model.schedule,
-                        timesteps(model.schedule, steps, spacing))
+    condition = Condition(_for_all(label, len(x0), model.device, torch.long))
+    ts = timesteps(model.schedule, steps, spacing)
+    denoise = batched_denoise(model, condition)
+    return ddim_inverse(denoise, x0.to(model.device), model.schedule, ts).cpu()
 
 def ddim_inverse(
     denoise, # Called with `(xt, t)`, estimates the clean images
@@ -414,6 +415,12 @@ def jump_schedule(
             walk += range(left + 1, left + jump + 1)
     return walk
 
+# %% ../nbs/10_inpainting.ipynb #n019
+def repaint_nfe(steps, jump=5, repeats=5):
+    "Network calls of RePaint: one for every step down the walk"
+    walk = jump_schedule(steps, jump, repeats)
+    return sum(there < here for here, there in pairwise(walk))
+
 # %% ../nbs/10_inpainting.ipynb #c047
 def repaint(
     denoise, # Called with `(xt, t)`, estimates the clean images
@@ -448,12 +455,6 @@ def repaint(
         unknown = signal[there]*x0 + noise_part + fresh*z
         x = torch.where(mask, unknown, signal[there]*known + noise[there]*z)
     return x
-
-# %% ../nbs/10_inpainting.ipynb #n019
-def repaint_nfe(steps, jump=5, repeats=5):
-    "A call for every step down the walk"
-    walk = jump_schedule(steps, jump, repeats)
-    return sum(there < here for here, there in pairwise(walk))
 
 # %% ../nbs/10_inpainting.ipynb #n020
 samplers = dict(

@@ -115,3 +115,9 @@ def get_schedule(
             "signal left: use more steps, larger betas (times 1000/T), "
             "or zero_snr=True.")
     return schedule
+
+
+# %% ../nbs/moved.ipynb #n090
+from cell_diffusion.core import old_names
+
+__getattr__ = old_names('schedules')

@@ -780,3 +780,9 @@ def simulate_jurkat(
     images, cell, nucleus = draw_in_chunks(draw, labels, size)
     labels = torch.from_numpy(labels)
     return SimulatedCells(images, labels, cell, nucleus, jurkat_phases)
+
+
+# %% ../nbs/moved.ipynb #n092
+from cell_diffusion.core import old_names
+
+__getattr__ = old_names('simulation')

@@ -122,7 +122,7 @@ def set_denoiser(
 
 # %% ../nbs/08_samplers.ipynb #c010
 class Oracle:
-    "A toy whose best estimate is known, in the place of a trained network, and its calls"
+    "The best denoiser of a toy as samplers take it; counts its calls"
     def __init__(self,
         toy, # Something with `denoise(xt, t, schedule)`, such as `Toy`
         schedule, # Noise schedule

@@ -93,7 +93,11 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(math.gcd(dim, most), dim)
 
     def forward(self, x):
-        return super().forward(x.float()).to(x.dtype)
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        weight = self.weight.to(wide)
+        bias = self.bias.to(wide)
+        out = F.group_norm(x.to(wide), self.num_groups, weight, bias, self.eps)
+        return out.to(x.dtype)
 
 # %% ../nbs/05_unet.ipynb #c024
 def zeroed(layer):
@@ -151,7 +155,8 @@ class Attention(nn.Module):
 
     def forward(self, x):
         b, c, h, w = x.shape
-        qkv = self.qkv(self.norm(x)).float()
+        qkv = self.qkv(self.norm(x))
+        qkv = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
         qkv = qkv.reshape(b, 3, self.heads, c//self.heads, h*w)
 
         # Each (batch, heads, pixels, channels of a head)
@@ -159,7 +164,7 @@ class Attention(nn.Module):
         out = F.scaled_dot_product_attention(q, k, v)
 
         out = out.transpose(-1, -2).reshape(b, c, h, w)
-        return x + self.out(out)
+        return x + self.out(out.to(self.out.weight.dtype))
 
 # %% ../nbs/05_unet.ipynb #c036
 class Downsample(nn.Conv2d):
@@ -213,7 +218,8 @@ class Embedding(nn.Module):
         self.label = nn.Embedding(n_classes + 1, dim_emb) if n_classes else None
 
     def forward(self, t, label=None):
-        emb = self.time(timestep_embedding(t, self.dim))
+        emb = timestep_embedding(t, self.dim).to(self.time[0].weight.dtype)
+        emb = self.time(emb)
         if self.label is not None:
             if label is None:
                 label = torch.full_like(t, self.n_classes, dtype=torch.long)
@@ -394,3 +400,9 @@ def gflops(
     with flop_counter() as counter, torch.no_grad():
         model(x, torch.zeros(1, device=device))
     return counter.get_total_flops()/1e9
+
+
+# %% ../nbs/moved.ipynb #n091
+from cell_diffusion.core import old_names
+
+__getattr__ = old_names('unet')

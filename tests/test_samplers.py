@@ -1,185 +1,429 @@
-"Samplers: against diffusers on one network, against a flow that is known, and there and back again"
-import numpy as np, pytest, torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
+"Samplers: against diffusers, against a flow that is known, and there and back again"
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
+
+from cell_diffusion.classifier import CellClassifier
 from cell_diffusion.core import generator
-from cell_diffusion.ddpm import *
-from cell_diffusion.evaluation import CellClassifier
-from cell_diffusion.process import Toy, eps_from_x0
-from cell_diffusion.schedules import *
-from cell_diffusion.samplers import *
-import cell_diffusion.samplers as module
+from cell_diffusion.denoiser import Condition, Denoiser, load
+from cell_diffusion.plots import plot_cost
+from cell_diffusion.process import eps_from_x0
+from cell_diffusion.records import results_folder
+from cell_diffusion.sampling import (
+    ancestral, batched_denoise, ddim, ddim_inverse, dpm_solver, euler, heun, invert,
+    karras_timesteps, nfe, sample, samplers, slerp, spacings, steps_for, timesteps,
+)
+from cell_diffusion.schedules import (
+    cosine_schedule, linear_schedule, log_snr_schedule, rescale_zero_snr,
+)
+from cell_diffusion.studies import samplers as study
+from cell_diffusion.studies.samplers import contestants, quality_against_cost
+from cell_diffusion.toys import Oracle, Toy
 
 short = dict(euler=euler, ddim=ddim, heun=heun, dpm_solver=dpm_solver)
+each_short = pytest.mark.parametrize('name', short)
+
 
 @pytest.fixture(scope='module', params=['linear', 'cosine', 'log_snr'])
 def network(request):
-    "A small network with random weights: it paints nonsense, but every sampler must make the same nonsense of it"
+    """A small network with random weights.
+
+    It generates nonsense, but every sampler must make the same nonsense of it.
+    """
     torch.manual_seed(0)
-    model = Denoiser(dict(dim=16, mults=[1, 2]), schedule=request.param, prediction='v', data_std=.5, size=16).eval().requires_grad_(False)
-    for p in model.parameters(): p.add_(.03*torch.randn(p.shape))
+    model = Denoiser(dict(dim=16, mults=[1, 2]), schedule=request.param,
+                     prediction='v', data_std=.5, size=16)
+    model.eval().requires_grad_(False)
+    for p in model.parameters():
+        p.add_(.03*torch.randn(p.shape))
     return model
 
-def noise(n=2, size=16, seed=1): return torch.randn(n, 3, size, size, generator=generator(seed))
 
-def scheduler(cls, model, **kwargs):
-    "One of diffusers' schedulers on exactly the model's levels: float64 `alphas_cumprod`, since their own product of float32 betas loses digits near 1"
-    theirs = cls(model.schedule.T, trained_betas=model.schedule.betas.tolist(), **kwargs)
+def noise(n=2, size=16, seed=1):
+    return torch.randn(n, 3, size, size, generator=generator(seed))
+
+
+def solve(sampler, oracle, x, steps, spacing='log_snr', **options):
+    "What a sampler makes of `x` with an oracle"
+    ts = timesteps(oracle.schedule, steps, spacing)
+    return sampler(oracle, x, oracle.schedule, ts, **options)
+
+
+def generate(sampler, model, x, steps, spacing='log_snr', **options):
+    "What a sampler makes of `x` with a network"
+    ts = timesteps(model.schedule, steps, spacing)
+    denoise = batched_denoise(model, Condition())
+    return sampler(denoise, x, model.schedule, ts, **options)
+
+
+# Against diffusers
+
+def scheduler(cls, model, **settings):
+    """One of diffusers' schedulers on exactly the noise levels of the model.
+
+    Their own product of float32 betas loses digits near 1.
+    """
+    theirs = cls(model.schedule.T, trained_betas=model.schedule.betas.tolist(),
+                 **settings)
     theirs.alphas_cumprod = model.schedule._ab.clone()
     return theirs
 
-def guess(model, xt, t): return model.x0(xt.float(), torch.full((len(xt),), int(t)))
 
-def walk_in_x(theirs, model, x, stochastic=None):
-    "diffusers' loop for schedulers whose images are xt, fed with the network's clipped estimate of x0"
-    for t in theirs.timesteps: x = theirs.step(guess(model, x, t), t, x, **(stochastic or {})).prev_sample
-    return x
+def ddim_scheduler(model):
+    "Trailing spacing, and ᾱ = 1 after the last step"
+    return scheduler(DDIMScheduler, model, timestep_spacing='trailing',
+                     prediction_type='sample', clip_sample=False,
+                     set_alpha_to_one=True)
+
+
+def estimate(model, xt, t):
+    return model.x0(xt.float(), torch.full((len(xt),), int(t)))
+
+
+def walk_in_x(theirs, model, x, **options):
+    "diffusers' loop for schedulers whose images are xt, fed with the clipped estimate"
+    for t in theirs.timesteps:
+        x = theirs.step(estimate(model, x, t), t, x, **options).prev_sample
+    return x.float()
+
 
 def walk_in_y(theirs, model, x, first):
-    "diffusers' loop for schedulers whose images are y = x0 + σ ε; `scale_model_input` turns them into xt for the network"
+    """diffusers' loop for schedulers whose images are y = x0 + σ ε.
+
+    `scale_model_input` turns them into xt for the network.
+    """
     y = x.double()/model.schedule._ab[first].sqrt()
     for i, t in enumerate(theirs.timesteps):
-        x0 = guess(model, theirs.scale_model_input(y, t), t)
+        x0 = estimate(model, theirs.scale_model_input(y, t), t)
         y = theirs.step((y - x0)/theirs.sigmas[i].double(), t, y).prev_sample
     return y.float()
 
+
 @pytest.mark.parametrize('steps', [5, 20, 50])
 def test_ddim_agrees_with_diffusers(network, steps):
-    # trailing spacing, ᾱ = 1 after the last step, and the noise worked out again from the clipped estimate
-    theirs = scheduler(DDIMScheduler, network, timestep_spacing='trailing', prediction_type='sample', clip_sample=False, set_alpha_to_one=True)
+    theirs = ddim_scheduler(network)
     theirs.set_timesteps(steps)
-    assert theirs.timesteps.tolist() == timesteps(network.schedule, steps, 'time').tolist()
-    assert torch.allclose(ddim(network, noise(), steps=steps, spacing='time'), walk_in_x(theirs, network, noise()).float(), atol=1e-4)
+    ts = timesteps(network.schedule, steps, 'time')
+    assert theirs.timesteps.tolist() == ts.tolist()
+
+    ours = generate(ddim, network, noise(), steps, 'time')
+    assert torch.allclose(ours, walk_in_x(theirs, network, noise()), atol=1e-4)
+
 
 def test_ddim_with_fresh_noise_agrees_with_diffusers(network):
-    theirs = scheduler(DDIMScheduler, network, timestep_spacing='trailing', prediction_type='sample', clip_sample=False, set_alpha_to_one=True)
+    theirs = ddim_scheduler(network)
     theirs.set_timesteps(10)
-    ours = ddim(network, noise(), rng=generator(3), steps=10, spacing='time', eta=.7)
-    assert torch.allclose(ours, walk_in_x(theirs, network, noise(), dict(eta=.7, generator=generator(3))).float(), atol=1e-4)
+    expected = walk_in_x(theirs, network, noise(), eta=.7, generator=generator(3))
+    ours = generate(ddim, network, noise(), 10, 'time', rng=generator(3), eta=.7)
+    assert torch.allclose(ours, expected, atol=1e-4)
+
 
 @pytest.mark.parametrize('spacing', ['log_snr', 'karras', 'time'])
 @pytest.mark.parametrize('steps', [5, 20])
 def test_dpm_solver_agrees_with_diffusers(network, steps, spacing):
-    # second order, midpoint form, first order at the last step, which goes to σ = 0
-    theirs = scheduler(DPMSolverMultistepScheduler, network, prediction_type='sample', algorithm_type='dpmsolver++', solver_order=2, solver_type='midpoint',
-                       lower_order_final=True, final_sigmas_type='zero')
+    # Second order, midpoint form, first order at the last step, which goes to σ = 0
+    theirs = scheduler(
+        DPMSolverMultistepScheduler, network, prediction_type='sample',
+        algorithm_type='dpmsolver++', solver_order=2, solver_type='midpoint',
+        lower_order_final=True, final_sigmas_type='zero')
     ts = timesteps(network.schedule, steps, spacing)
     theirs.set_timesteps(timesteps=ts.tolist())
     assert theirs.timesteps.tolist() == ts.tolist()
-    assert torch.allclose(dpm_solver(network, noise(), steps=steps, spacing=spacing), walk_in_x(theirs, network, noise().double()).float(), atol=1e-4)
+
+    expected = walk_in_x(theirs, network, noise().double())
+    ours = generate(dpm_solver, network, noise(), steps, spacing)
+    assert torch.allclose(ours, expected, atol=1e-4)
+
+
+theirs_in_y = dict(euler=EulerDiscreteScheduler, heun=HeunDiscreteScheduler)
+
 
 @pytest.mark.parametrize('spacing', ['log_snr', 'karras', 'time'])
-@pytest.mark.parametrize('name', ['euler', 'heun'])
+@pytest.mark.parametrize('name', theirs_in_y)
 def test_euler_and_heun_agree_with_diffusers(network, name, spacing):
-    # images are y = x0 + σ ε there; no noise is added (s_churn = 0), the last σ is 0
-    theirs = scheduler(EulerDiscreteScheduler if name == 'euler' else HeunDiscreteScheduler, network, prediction_type='epsilon')
+    # No noise is added (s_churn = 0), and the last σ is 0
+    theirs = scheduler(theirs_in_y[name], network, prediction_type='epsilon')
     ts = timesteps(network.schedule, 12, spacing)
     theirs.set_timesteps(timesteps=ts.tolist())
-    assert theirs.sigmas[-1] == 0 and len(theirs.timesteps) == network_calls(name, len(ts))
-    ours = short[name](network, noise(), steps=12, spacing=spacing)
-    if theirs.sigmas[0] > 1000: pytest.skip('cosine with even time begins at σ = 20,000, where float32 leaves y three digits after the point, here and there')
-    assert torch.allclose(ours, walk_in_y(theirs, network, noise(), int(ts[0])), atol=1e-4)
+    assert theirs.sigmas[-1] == 0
+    assert len(theirs.timesteps) == nfe(name, len(ts))
 
-bell, table = Toy((1.,), (.3,), (.5,)), log_snr_schedule(1921)
+    ours = generate(short[name], network, noise(), 12, spacing)
+    if theirs.sigmas[0] > 1000:
+        pytest.skip('cosine with even time begins at σ = 20,000, where float32 leaves '
+                    'y three digits after the point')
+    expected = walk_in_y(theirs, network, noise(), int(ts[0]))
+    assert torch.allclose(ours, expected, atol=1e-4)
+
+
+# Against a flow that is known
+
+bell = Toy((1.,), (.3,), (.5,))
+table = log_snr_schedule(1921)
+
 
 def error(sampler, steps):
     "Largest error of the ends on a Gaussian: its flow only stretches"
     z = torch.linspace(-2, 2, 32)
-    a, s = table.signal[-1], table.noise[-1]
-    return (sampler(Oracle(bell, table), a*.3 + (a**2*.25 + s**2).sqrt()*z, steps=steps) - (.3 + .5*z)).abs().max().item()
+    a = table.signal[-1]
+    s = table.noise[-1]
+    x = a*.3 + (a**2*.25 + s**2).sqrt()*z
+    ends = solve(sampler, Oracle(bell, table), x, steps)
+    return (ends - (.3 + .5*z)).abs().max().item()
 
-@pytest.mark.parametrize('name, order', dict(euler=1, ddim=1, heun=2, dpm_solver=2).items())
+
+orders = dict(euler=1, ddim=1, heun=2, dpm_solver=2)
+
+
+@pytest.mark.parametrize('name, order', orders.items())
 def test_order_of_convergence(name, order):
-    steps = [31, 61, 121]                                   # the table's 1,920 gaps divide evenly
-    slope = np.polyfit(np.log(steps), np.log([error(short[name], n) for n in steps]), 1)[0]
+    # The table's 1,920 gaps divide evenly
+    steps = [31, 61, 121]
+    errors = [error(short[name], n) for n in steps]
+    slope, _ = np.polyfit(np.log(steps), np.log(errors), 1)
     assert abs(slope + order) < .15*order
 
-@pytest.mark.parametrize('name', short)
+
+def knowing(prediction, data_std):
+    "A network whose output is what the toy's best denoiser knows"
+    toy = Toy()
+    model = Denoiser(dict(dim=16), schedule='log_snr', prediction=prediction,
+                     data_std=data_std)
+
+    def forward(xt, t, label=None):
+        x0 = toy.denoise(xt, t, model.schedule)
+        return model.target(x0, eps_from_x0(xt, t, x0, model.schedule), t)
+    model.forward = forward
+    return model
+
+
+@each_short
 def test_one_answer_from_four_kinds_of_network(name):
-    toy, z, ends = Toy(), noise(2, 8), []
-    for prediction, data_std in (('eps', 1.), ('x0', 1.), ('v', 1.), ('v', .5)):
-        model = Denoiser(dict(dim=16), schedule='log_snr', prediction=prediction, data_std=data_std)
-        def forward(xt, t, label=None):
-            x0 = toy.denoise(xt, t, model.schedule)
-            return model.target(x0, eps_from_x0(xt, t, x0, model.schedule), t)
-        model.forward = forward
-        ends.append(short[name](model, z, steps=10))
-    assert all(torch.allclose(e, ends[1], atol=1e-4) for e in ends)
+    kinds = [('eps', 1.), ('x0', 1.), ('v', 1.), ('v', .5)]
+    ends = [generate(short[name], knowing(*k), noise(2, 8), 10) for k in kinds]
+    assert all(torch.allclose(end, ends[1], atol=1e-4) for end in ends)
+
 
 def test_euler_is_ddim_and_two_steps_of_dpm_solver_are_too():
-    oracle, z = Oracle(Toy(), log_snr_schedule()), torch.randn(500, generator=generator(0))
-    assert torch.allclose(euler(oracle, z, steps=15), ddim(oracle, z, steps=15), atol=1e-4)
-    assert torch.allclose(dpm_solver(oracle, z, steps=2), ddim(oracle, z, steps=2), atol=1e-4)
+    oracle = Oracle(Toy(), log_snr_schedule())
+    z = torch.randn(500, generator=generator(0))
+    fifteen = solve(ddim, oracle, z, 15)
+    two = solve(ddim, oracle, z, 2)
+    assert torch.allclose(solve(euler, oracle, z, 15), fifteen, atol=1e-4)
+    assert torch.allclose(solve(dpm_solver, oracle, z, 2), two, atol=1e-4)
+
 
 def test_ddim_with_eta_1_at_every_timestep_is_ancestral():
-    oracle, z = Oracle(Toy(), linear_schedule(200, 5e-4, .1)), torch.randn(500, generator=generator(0))
-    assert torch.allclose(ddim(oracle, z, rng=generator(1), steps=200, eta=1., spacing='time'), ancestral(oracle, z, rng=generator(1)), atol=1e-3)
+    oracle = Oracle(Toy(), linear_schedule(200, 5e-4, .1))
+    z = torch.randn(500, generator=generator(0))
+    ours = solve(ddim, oracle, z, 200, 'time', rng=generator(1), eta=1.)
+    known = ancestral(oracle, z, oracle.schedule, rng=generator(1))
+    assert torch.allclose(ours, known, atol=1e-3)
 
-@pytest.mark.parametrize('name', short)
-@pytest.mark.parametrize('schedule', [linear_schedule(), cosine_schedule(), log_snr_schedule(), rescale_zero_snr(linear_schedule())])
+
+# Timesteps and costs
+
+all_schedules = [linear_schedule(), cosine_schedule(), log_snr_schedule(),
+                 rescale_zero_snr(linear_schedule())]
+
+
+@each_short
+@pytest.mark.parametrize('schedule', all_schedules)
 def test_every_spacing_works_on_every_schedule(name, schedule):
-    toy, z = Toy(), torch.randn(64, generator=generator(0))
+    z = torch.randn(64, generator=generator(0))
     for spacing in spacings:
         ts = timesteps(schedule, 40, spacing)
-        assert schedule.log_snr[ts[0]] < -8 and (ts.diff() < 0).all() and ts[-1] >= 0 and len(ts) <= 40
-        end = short[name](Oracle(toy, schedule), z, steps=40, spacing=spacing)
-        assert end.shape == z.shape and torch.isfinite(end).all()
+        assert schedule.log_snr[ts[0]] < -8
+        assert (ts.diff() < 0).all()
+        assert ts[-1] >= 0
+        assert len(ts) <= 40
+
+        end = solve(short[name], Oracle(Toy(), schedule), z, 40, spacing)
+        assert end.shape == z.shape
+        assert torch.isfinite(end).all()
+
 
 def test_karras_spacing_is_their_equation():
-    ts = karras_timesteps(log_snr_schedule(100_000), 18)
+    schedule = log_snr_schedule(100_000)
+    ts = karras_timesteps(schedule, 18)
+    ours = (-.5*schedule.log_snr[ts]).exp().double()
     i = torch.arange(18).double()/17
     theirs = (80**(1/7) + i*(.002**(1/7) - 80**(1/7)))**7
-    sch = log_snr_schedule(100_000)
-    assert torch.allclose((-.5*sch.log_snr[ts]).exp().double(), theirs, rtol=1e-3)
+    assert torch.allclose(ours, theirs, rtol=1e-3)
+
 
 def test_a_wrong_spacing_is_refused():
     schedule = log_snr_schedule()
-    with pytest.raises(ValueError, match="'simga'.*log_snr, time, karras"): timesteps(schedule, 5, 'simga')
+    with pytest.raises(ValueError, match="'simga'.*log_snr, time, karras"):
+        timesteps(schedule, 5, 'simga')
     for name in spacings:
         for steps in (0, 1001):
-            with pytest.raises(ValueError, match='1..1000'): timesteps(schedule, steps, name)
+            with pytest.raises(ValueError, match='1..1000'):
+                timesteps(schedule, steps, name)
 
-def test_calls_are_counted_right():
-    z = torch.zeros(1)
-    for name in (*short, 'ancestral'):
-        oracle = Oracle(Toy(), log_snr_schedule(50)); samplers[name](oracle, z, steps=7)
-        assert oracle.calls == network_calls(name, 7, 50)
-        for calls in (1, 2, 9, 10): assert name == 'ancestral' or calls - 1 <= network_calls(name, steps_for(name, calls)) <= calls
 
-def test_sample_knows_them_and_passes_arguments_on(network):
-    for name in short:
-        x, path = sample(network, 2, sampler=name, steps=4, seed=2, spacing='karras', trajectory=True, progress=False)
-        assert x.shape == (2, 3, 16, 16) and len(path) == 4 and path[0][0] >= network.schedule.T - 10
-        assert torch.equal(x, sample(network, 2, sampler=name, steps=4, seed=2, spacing='karras', progress=False))
-    calm, dice = (sample(network, 2, sampler='ddim', steps=4, seed=2, eta=eta, progress=False) for eta in (0., 1.))
-    assert not torch.equal(calm, dice)
+@pytest.mark.parametrize('name', [*short, 'ancestral'])
+def test_calls_are_counted_right(name):
+    oracle = Oracle(Toy(), log_snr_schedule(50))
+    solve(samplers[name].algorithm, oracle, torch.zeros(1), 7)
+    assert oracle.calls == nfe(name, 7, 50)
+
+
+@each_short
+@pytest.mark.parametrize('calls', [1, 2, 9, 10])
+def test_steps_for_spends_the_calls(name, calls):
+    assert calls - 1 <= nfe(name, steps_for(name, calls)) <= calls
+    assert nfe(name, steps_for(name, calls) + 1) > calls
+
+
+# With a network
+
+@each_short
+def test_sample_knows_them(network, name):
+    options = dict(sampler=name, steps=4, seed=2, spacing='karras', progress=False)
+    x, path = sample(network, 2, trajectory=True, **options)
+    assert x.shape == (2, 3, 16, 16)
+    assert len(path) == 4
+    assert path[0][0] >= network.schedule.T - 10
+    assert torch.equal(x, sample(network, 2, **options))
+
+
+def test_sample_passes_arguments_on(network):
+    options = dict(sampler='ddim', steps=4, seed=2, progress=False)
+    calm = sample(network, 2, eta=0., **options)
+    assert torch.equal(calm, sample(network, 2, **options))
+    assert not torch.equal(calm, sample(network, 2, eta=1., **options))
+
+
+def test_sample_takes_a_function(network):
+    options = dict(steps=4, seed=2, progress=False)
+    by_name = sample(network, 2, sampler='ddim', **options)
+    assert torch.equal(by_name, sample(network, 2, sampler=ddim, **options))
+
+
+# There and back again
 
 def test_inversion_and_back():
     oracle = Oracle(bell, log_snr_schedule())
-    cells, errors = bell.sample(200, generator(0)), []
-    for steps in (20, 40, 80): errors.append((ddim(oracle, invert(oracle, cells, steps=steps), steps=steps) - cells).pow(2).mean().sqrt().item())
-    assert errors[0] > 1.6*errors[1] > 1.6**2*errors[2] and errors[2] < .05
-    z = invert(Oracle(Toy(), log_snr_schedule()), Toy().sample(5000, generator(1)), steps=200)
-    assert abs(z.mean()) < .05 and abs(z.std() - 1) < .05
+    cells = bell.sample(200, generator(0))
+    errors = []
+    for steps in (20, 40, 80):
+        z = ddim_inverse(oracle, cells, oracle.schedule,
+                         timesteps(oracle.schedule, steps))
+        back = solve(ddim, oracle, z, steps)
+        errors.append((back - cells).pow(2).mean().sqrt().item())
+    assert errors[0] > 1.6*errors[1] > 1.6**2*errors[2]
+    assert errors[2] < .05
+
+
+def test_inverted_toy_is_noise():
+    schedule = log_snr_schedule()
+    numbers = Toy().sample(5000, generator(1))
+    z = ddim_inverse(Oracle(Toy(), schedule), numbers, schedule,
+                     timesteps(schedule, 200))
+    assert abs(z.mean()) < .05
+    assert abs(z.std() - 1) < .05
+
+
+def test_invert_is_the_inverse_with_a_network(network):
+    cells = noise().clamp(-1, 1)
+    ts = timesteps(network.schedule, 8, 'time')
+    denoise = batched_denoise(network, Condition())
+    with torch.no_grad():
+        expected = ddim_inverse(denoise, cells, network.schedule, ts)
+    z = invert(network, cells, steps=8, spacing='time')
+    assert torch.equal(z, expected)
+    assert z.shape == cells.shape
+
 
 def test_slerp_stays_on_the_shell():
-    a, b = noise(3, 32, 1), noise(3, 32, 2)
-    assert torch.allclose(slerp(a, b, 0.), a, atol=1e-5) and torch.allclose(slerp(a, b, 1.), b, atol=1e-5)
-    for w in (.2, .5, .8): assert (slerp(a, b, w).flatten(1).std(1) - 1).abs().max() < .03
-    assert torch.allclose(slerp(a, a, .3), a, atol=1e-4)                                       # no angle between them
-    assert torch.allclose(slerp(a, b, .3)[1:], slerp(a[1:], b[1:], .3))                        # each image by itself
+    a = noise(3, 32, 1)
+    b = noise(3, 32, 2)
+    assert torch.allclose(slerp(a, b, 0.), a, atol=1e-5)
+    assert torch.allclose(slerp(a, b, 1.), b, atol=1e-5)
+    for share in (.2, .5, .8):
+        sds = slerp(a, b, share).flatten(1).std(1)
+        assert (sds - 1).abs().max() < .03
 
-def test_quality_against_cost(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, 'sample', lambda model, n, label, steps, **kw: noise(n, 16, steps).clamp(-1, 1))
+    # No angle between them
+    assert torch.allclose(slerp(a, a, .3), a, atol=1e-4)
+    # Each image by itself
+    assert torch.allclose(slerp(a, b, .3)[1:], slerp(a[1:], b[1:], .3))
+
+
+# The study
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    "Arguments of a tiny study; what it generates is noise"
+    def generated(model, n, label, steps, **options):
+        return noise(n, 16, steps).clamp(-1, 1)
+    monkeypatch.setattr(study, 'sample', generated)
     torch.manual_seed(0)
-    judge, model = CellClassifier(['a', 'b'], size=16, dim=8).eval(), Denoiser(dict(dim=16), size=16, classes=['a', 'b'])
-    x, y = noise(40, 16, 9).clamp(-1, 1), torch.arange(40) % 2
-    some = {k: contestants[k] for k in ('ddim', 'heun')}
-    t = quality_against_cost(model, judge, x, y, some, calls=(5, 6), n=20, draws=2, path=tmp_path/'t.csv')
-    assert t.groupby(['sampler', 'calls']).size().to_dict() == {('ddim', 5): 2, ('ddim', 6): 2, ('heun', 5): 2, ('real cells', 0): 2} and (t.n == 16).all()
-    assert t[t.sampler == 'heun'].steps.unique().tolist() == [3] and t.recognised.between(0, 1).all()
-    monkeypatch.setattr(module, 'sample', lambda *a, **kw: pytest.fail('painted again what the file holds'))
-    assert len(quality_against_cost(model, judge, x, y, some, calls=(5, 6), n=20, draws=2, path=tmp_path/'t.csv')) == len(t)
-    with pytest.raises(ValueError, match='t.json'): quality_against_cost(model, judge, x, y, some, calls=(5, 6), n=20, draws=3, path=tmp_path/'t.csv')
-    with torch.no_grad(): next(model.parameters()).add_(1)
-    with pytest.raises(ValueError, match='another network'): quality_against_cost(model, judge, x, y, some, calls=(5, 6), n=20, draws=2, path=tmp_path/'t.csv')
+    return dict(
+        model=Denoiser(dict(dim=16), size=16, classes=['a', 'b']),
+        classifier=CellClassifier(['a', 'b'], size=16, dim=8).eval(),
+        x=noise(40, 16, 9).clamp(-1, 1), y=torch.arange(40) % 2,
+        samplers={name: contestants[name] for name in ('ddim', 'heun')},
+        calls=(5, 6), n=20, draws=2, folder=tmp_path/'samplers')
+
+
+def test_quality_against_cost(tiny):
+    t = quality_against_cost(**tiny)
+    sizes = t.groupby(['sampler', 'nfe']).size().to_dict()
+    assert sizes == {('ddim', 5): 2, ('ddim', 6): 2, ('heun', 5): 2,
+                     ('real cells', 0): 2}
+    assert (t.n == 16).all()
+    assert t[t.sampler == 'heun'].steps.unique().tolist() == [3]
+    assert t.class_accuracy.between(0, 1).all()
     plot_cost(t)
+
+
+def test_quality_against_cost_is_the_same_without_a_folder(tiny):
+    kept = quality_against_cost(**tiny)
+    tiny['folder'] = None
+    pd.testing.assert_frame_equal(quality_against_cost(**tiny)[kept.columns], kept)
+
+
+def test_a_network_without_classes_has_no_class_accuracy(tiny):
+    tiny['model'] = Denoiser(dict(dim=16), size=16)
+    t = quality_against_cost(**tiny)
+    real = t.sampler == 'real cells'
+    assert t[real].class_accuracy.notna().all()
+    assert t[~real].class_accuracy.isna().all()
+
+
+def test_a_stopped_study_goes_on(tiny, monkeypatch):
+    t = quality_against_cost(**tiny)
+    def fail(*args, **options): pytest.fail('generated again what the folder holds')
+    monkeypatch.setattr(study, 'sample', fail)
+    pd.testing.assert_frame_equal(quality_against_cost(**tiny), t)
+
+
+def test_results_of_other_settings_are_refused(tiny):
+    quality_against_cost(**tiny)
+    with pytest.raises(ValueError, match='other settings.*draws'):
+        quality_against_cost(**{**tiny, 'draws': 3})
+
+    for name in ('model', 'classifier'):
+        parameter = next(tiny[name].parameters())
+        with torch.no_grad():
+            parameter.add_(1)
+        what = 'weights' if name == 'model' else 'classifier'
+        with pytest.raises(ValueError, match=f'other settings.*{what}'):
+            quality_against_cost(**tiny)
+        with torch.no_grad():
+            parameter.sub_(1)
+
+
+def test_the_shipped_table_is_of_the_shipped_network():
+    settings = json.loads((results_folder/'samplers.json').read_text())
+    model = load('blood32', 'cpu', precision='float32')
+    assert study.hash_weights(model) == settings['weights']

@@ -25,7 +25,7 @@ root = Path(__file__).resolve().parent.parent
 nbs = root/'nbs'
 
 # Chapters without a number come at the end, in this order
-last = ['viewer', 'painter', 'web', 'recipes', 'cli']
+last = ['weights', 'records', 'viewer', 'painter', 'web', 'recipes', 'cli', 'moved']
 widget_view = 'application/vnd.jupyter.widget-view+json'
 
 

@@ -7,37 +7,87 @@ __all__ = ['contestants', 'quality_against_cost']
 
 # %% ../../nbs/08_samplers.ipynb #n004
 import hashlib
-import json
 import numpy as np
 import pandas as pd
 import torch
-from pathlib import Path
+from fastcore.basics import patch, store_attr
 from cell_diffusion.classifier import CellClassifier, features_and_predictions
 from cell_diffusion.denoiser import Denoiser
 from cell_diffusion.metrics import distance_draws
+from cell_diffusion.records import Records
 from cell_diffusion.sampling import nfe, sample, steps_for, timesteps
 
 # %% ../../nbs/08_samplers.ipynb #c053
-contestants = {'ddim': dict(sampler='ddim'), 'ddim, eta = 1': dict(sampler='ddim', eta=1.), 'heun': dict(sampler='heun'), 'dpm_solver': dict(sampler='dpm_solver')}
+contestants = {
+    'ddim': dict(sampler='ddim'),
+    'ddim, eta = 1': dict(sampler='ddim', eta=1.),
+    'heun': dict(sampler='heun'),
+    'dpm_solver': dict(sampler='dpm_solver'),
+}
 
 # %% ../../nbs/08_samplers.ipynb #c067
-def _trial(model, classifier, real, asked, n, draws, seed, **kwargs):
-    "Paint `n` cells with one sampler and compare four fifths of them, drawn at random, with as many real ones, again and again"
-    fake, guess = features_and_predictions(classifier, sample(model, n, label=None if asked is None else asked.tolist(), seed=seed, progress=False, **kwargs))
-    hit = np.nan if asked is None else (guess == asked).float().mean().item()
-    return distance_draws(real, fake, n*4//5, draws, seed).assign(steps=kwargs['steps'], recognised=hit)
+def hash_weights(network):
+    "Sixteen hex digits that change with any weight of a network"
+    weights = hashlib.sha256()
+    for p in network.parameters():
+        weights.update(p.detach().float().cpu().numpy().tobytes())
+    return weights.hexdigest()[:16]
 
-# %% ../../nbs/08_samplers.ipynb #c068
-def _settings(model, **kwargs): # what a table of `quality_against_cost` depends on
-    digest = hashlib.sha256(b''.join(p.detach().float().cpu().numpy().tobytes() for p in model.parameters())).hexdigest()[:16]
-    return dict(weights=digest, precision=model.precision, **kwargs)
+class SamplerStudy:
+    "Everything that the results of `quality_against_cost` depend on"
+    def __init__(self, model, classifier, x, y, samplers, n, draws, seed):
+        store_attr()
+        self.real, self.real_predicted = features_and_predictions(classifier, x)
+        some = np.random.default_rng(seed).permutation(len(x))[:n]
+        self.requested = y[torch.from_numpy(some)]
 
-def _resume(path, settings): # the rows that a file holds already, if it was made with the same settings
-    note = Path(path).with_suffix('.json')
-    if not Path(path).exists(): note.write_text(json.dumps(settings, indent=1) + '\n', encoding='utf-8'); return []
-    if not note.exists() or json.loads(note.read_text(encoding='utf-8')) != settings:
-        raise ValueError(f"{path} was made with another network or other settings (see {note.name}): give this table a file of its own, or delete that one.")
-    return [pd.read_csv(path)]
+    def settings(self):
+        "What identifies the study, for `Records`"
+        return dict(
+            weights=hash_weights(self.model), precision=self.model.precision,
+            classifier=hash_weights(self.classifier), real=len(self.real),
+            n=self.n, draws=self.draws, seed=self.seed)
+
+# %% ../../nbs/08_samplers.ipynb #n010
+@patch
+def generate(self:SamplerStudy, sampler, steps):
+    "Cells of one sampler, of the requested classes where the network knows any"
+    label = self.requested.tolist() if self.model.classes else None
+    return sample(self.model, len(self.requested), label=label, steps=steps,
+                  seed=self.seed, progress=False, **self.samplers[sampler])
+
+def share_equal(a, b):
+    "Share of classes that are the same in both"
+    return (a == b).float().mean().item()
+
+@patch
+def measure(self:SamplerStudy, sampler, nfe, steps):
+    "The draws of one job: both distances, and the class accuracy of all its cells"
+    if sampler == 'real cells':
+        features = None
+        accuracy = share_equal(self.real_predicted, self.y)
+    else:
+        cells = self.generate(sampler, steps)
+        features, predicted = features_and_predictions(self.classifier, cells)
+        accuracy = np.nan
+        if self.model.classes: accuracy = share_equal(predicted, self.requested)
+
+    n = len(self.requested)*4//5
+    draws = distance_draws(self.real, features, n, self.draws, self.seed)
+    return draws.assign(class_accuracy=accuracy)
+
+# %% ../../nbs/08_samplers.ipynb #n011
+def sampler_jobs(schedule, samplers, calls):
+    "Jobs for the real cells, and for each sampler and each cost that it can have"
+    jobs = {('real cells', 0): dict(sampler='real cells', nfe=0, steps=0)}
+    for name, options in samplers.items():
+        for budget in calls:
+            steps = steps_for(options['sampler'], budget, schedule.T)
+            # A coarse schedule may hold fewer timesteps
+            visited = len(timesteps(schedule, steps, options.get('spacing', 'log_snr')))
+            cost = nfe(options['sampler'], visited, schedule.T)
+            jobs.setdefault((name, cost), dict(sampler=name, nfe=cost, steps=steps))
+    return list(jobs.values())
 
 # %% ../../nbs/08_samplers.ipynb #c069
 def quality_against_cost(
@@ -47,21 +97,38 @@ def quality_against_cost(
     y:torch.Tensor, # Their classes `(m,)`
     samplers:dict=contestants, # From a name to arguments of `sample`
     calls:tuple=(5, 10, 20, 50), # Network calls that a sampler may make for a cell
-    n:int=500, # Cells to paint each time; a draw takes four fifths of them
+    n:int=500, # Cells to generate; a draw takes four fifths of them
     draws:int=10, # Random draws
-    seed:int=0, # Of noise, orders and draws
-    path=None, # CSV file to which results are written as they come; what it holds already is not computed again. Settings go into a JSON file beside it
-)->pd.DataFrame: # A row a draw: `sampler`, `calls`, `steps`, `draw`, `n`, `fd`, `kd`, `class_accuracy`; real against real is the sampler `real cells`
-    "Fréchet and kernel distance against network calls, for every sampler from the same noise. Raises `ValueError` for a file of another network or other settings."
-    pick, (real, guess) = torch.from_numpy(np.random.default_rng(seed).permutation(len(x))[:n]), features_and_predictions(classifier, x)
-    rows = _resume(path, _settings(model, n=n, draws=draws, seed=seed, real=len(x))) if path else []
-    rows = rows or [distance_draws(real, None, len(pick)*4//5, draws, seed).assign(
-        sampler='real cells', calls=0, steps=0, recognised=(guess == y).float().mean().item())]
-    for name, kwargs in samplers.items():
-        for steps in dict.fromkeys(steps_for(kwargs['sampler'], c, model.schedule.T) for c in calls):
-            visited = len(timesteps(model.schedule, steps, kwargs.get('spacing', 'log_snr')))      # a coarse table may hold fewer
-            cost = nfe(kwargs['sampler'], visited, model.schedule.T)
-            if any(((r.sampler == name) & (r.calls == cost)).any() for r in rows): continue
-            rows.append(_trial(model, classifier, real, y[pick] if model.classes else None, len(pick), draws, seed, steps=steps, **kwargs).assign(sampler=name, calls=cost))
-            if path: pd.concat(rows).to_csv(path, index=False)
-    return pd.concat(rows, ignore_index=True)
+    seed:int=0, # Of noise, classes and draws
+    folder=None, # Keeps a file for each sampler and cost; a stopped study goes on
+)->pd.DataFrame: # `sampler`, `nfe`, `steps`, `draw`, `n`, `fd`, `kid`, `class_accuracy`
+    """Distances against network calls, for every sampler from the same noise.
+
+    A row is a draw; real cells against real ones are the sampler `real cells`. In one
+    folder, a name of `samplers` must always have the same arguments. Raises
+    `ValueError` for a folder with results of another network or other settings."""
+    study = SamplerStudy(model, classifier, x, y, samplers, n, draws, seed)
+    jobs = sampler_jobs(model.schedule, samplers, calls)
+    if folder: return Records(folder, study.settings()).run(study.measure, jobs)
+    tables = [study.measure(**job).assign(**job) for job in jobs]
+    return pd.concat(tables, ignore_index=True)
+
+# %% ../../nbs/08_samplers.ipynb #n013
+import json
+from pathlib import Path
+
+def _settings(model, **kwargs):
+    "To be deleted when chapters 9, 10 and 11 use `Records`"
+    return dict(weights=hash_weights(model), precision=model.precision, **kwargs)
+
+def _resume(path, settings):
+    "To be deleted when chapters 9, 10 and 11 use `Records`"
+    note = Path(path).with_suffix('.json')
+    if not Path(path).exists():
+        note.write_text(json.dumps(settings, indent=1) + '\n', encoding='utf-8')
+        return []
+    if not note.exists() or json.loads(note.read_text(encoding='utf-8')) != settings:
+        raise ValueError(f"{path} was made with another network or other settings "
+                         f"(see {note.name}): give this table a file of its own, "
+                         "or delete that one.")
+    return [pd.read_csv(path)]
