@@ -165,3 +165,8 @@ def balance(
     made_by = weights or f'trained on {cells.source} for {minutes} minutes'
     notes = dict(generator=str(made_by), seed=seed, size=size)
     return write_synthetic(out, decode(x).numpy(), names, notes)
+
+# %% ../nbs/moved.ipynb #n096
+from cell_diffusion.core import old_names
+
+__getattr__ = old_names('augmentation')

@@ -673,10 +673,6 @@ def keep_loaders():
         if isinstance(dl, (CellLoader, DistributedDL)): return dl
         return DistributedDL(dl, device=self.learn.model.device)
 
-
-# %% ../nbs/09_conditioning.ipynb #n012
-import torch
-
 # %% ../nbs/12_augmentation.ipynb #n002
 import math
 import numpy as np
@@ -732,3 +728,8 @@ def step_dls(
     dls = CellLoaders(train.to(device), few.to(device), device=device)
     dls.vocab = train.vocab
     return dls
+
+# %% ../nbs/moved.ipynb #n093
+from cell_diffusion.core import old_names
+
+__getattr__ = old_names('data')

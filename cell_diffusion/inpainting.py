@@ -277,7 +277,7 @@ def inpainting_learner(
     return diffusion_learner(
         dls, config, classes, kind=Inpainter,
         unet=dict(channels=2*channels + 1, out_channels=channels),
-        pairs=partial(InpaintingCallback, outside=outside, shares=shares),
+        noise=partial(InpaintingCallback, outside=outside, shares=shares),
         loss_func=hole_mse, **kwargs)
 
 # %% ../nbs/10_inpainting.ipynb #c101
@@ -497,3 +497,8 @@ def biharmonic_fill(
         surface = surface.reshape(-1, len(x)).clip(known.min(0), known.max(0))
         x.flatten(1)[:, hole] = torch.from_numpy(surface.T).float()
     return filled
+
+# %% ../nbs/moved.ipynb #n094
+from cell_diffusion.core import old_names
+
+__getattr__ = old_names('inpainting')
