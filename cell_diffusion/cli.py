@@ -41,7 +41,8 @@ old_names = dict(guidance_scale='--w', config='--objective') # Of release 0.1
 
 def flags(name):
     "How a parameter is typed in the shell"
-    flag = f'-{name}' if len(name) == 1 else '--' + name.replace('_', '-')
+    if len(name) == 1: return [f'-{name}', f'--{name}']
+    flag = '--' + name.replace('_', '-')
     return [flag, old_names[name]] if name in old_names else [flag]
 
 def shell_type(parameter):
