@@ -15,7 +15,7 @@ import torchvision
 import warnings
 from contextlib import contextmanager
 from fastai.callback.core import CancelFitException
-from fastai.callback.schedule import fit_one_cycle
+from fastai.callback.schedule import fit_one_cycle # noqa: F401
 from fastai.learner import Callback, CancelValidException, Learner
 from fastai.metrics import accuracy
 from fastcore.basics import store_attr
@@ -65,14 +65,14 @@ class CellClassifier(Network, tags=['image-classification', 'cells']):
 
     def features(self, x): # `(batch, n_features)`, 0 or more
         "Features of images `(batch, channel, height, width)` in -1..1"
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
         with self.autocast():
             maps = self.body(x)
         return maps.float().mean((2, 3))
 
     def forward(self, x): # `(batch, classes)`
         "A score for each class, of images `(batch, channel, height, width)` in -1..1"
-        return self.head(self.features(x))
+        return self.head(self.features(x).to(self.dtype)).float()
 
 # %% ../nbs/07_evaluation.ipynb #n029
 def build_resnet(
@@ -102,7 +102,8 @@ class ForSteps(Callback):
     def __init__(self,
         steps, # Optimiser steps
         validate, # Validate after each epoch?
-    ): store_attr()
+    ):
+        store_attr()
 
     def before_validate(self):
         if not self.validate: raise CancelValidException

@@ -673,10 +673,6 @@ def keep_loaders():
         if isinstance(dl, (CellLoader, DistributedDL)): return dl
         return DistributedDL(dl, device=self.learn.model.device)
 
-
-# %% ../nbs/09_conditioning.ipynb #n012
-import torch
-
 # %% ../nbs/12_augmentation.ipynb #n002
 import math
 import numpy as np

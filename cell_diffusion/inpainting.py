@@ -277,7 +277,7 @@ def inpainting_learner(
     return diffusion_learner(
         dls, config, classes, kind=Inpainter,
         unet=dict(channels=2*channels + 1, out_channels=channels),
-        pairs=partial(InpaintingCallback, outside=outside, shares=shares),
+        noise=partial(InpaintingCallback, outside=outside, shares=shares),
         loss_func=hole_mse, **kwargs)
 
 # %% ../nbs/10_inpainting.ipynb #c101

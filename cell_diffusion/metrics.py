@@ -724,7 +724,7 @@ def score_table(
 def diversity(
     features:torch.Tensor, # `(n, d)`, n at least 2
 )->float: # 0 if all cells are the same
-    "Mean Euclidean distance between two cells of a heap"
+    "Mean Euclidean distance between two cells of a set"
     return torch.pdist(features.float()).mean().item()
 
 # %% ../nbs/12_augmentation.ipynb #n010

@@ -356,21 +356,49 @@ def plot_cost(
     ax.xaxis.set_major_formatter(plt.ScalarFormatter())
     return ax
 
+# %% ../nbs/09_conditioning.ipynb #n012
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+
 # %% ../nbs/09_conditioning.ipynb #c041
+guidance_panels = {
+    'class accuracy': 'class accuracy', 'fd': 'Fréchet distance',
+    'kid': 'kernel distance', 'precision': 'precision', 'recall': 'recall',
+    'diversity': 'diversity / real'}
+
+def plot_measure(ax, table):
+    "One measure against the guidance scale, with intervals"
+    for where, d in table.groupby('where'):
+        if where == 'real':
+            ax.axhline(d.value.item(), color='k', ls=':', label='real against real')
+            ax.axhspan(d.low.item(), d.high.item(), color='k', alpha=.08)
+            continue
+        below = (d.value - d.low).clip(lower=0)
+        above = (d.high - d.value).clip(lower=0)
+        in_interval = where == 'interval'
+        ax.errorbar(d.guidance_scale, d.value, yerr=[below, above], ms=4, capsize=2,
+                    fmt='o' if in_interval else 'o-',
+                    label='in the interval' if in_interval else where)
+
+# %% ../nbs/09_conditioning.ipynb #n037
 def plot_guidance(
     study:pd.DataFrame, # From `guidance_study`
     name:str='all', # A class, or `all`
 )->plt.Figure: # The figure
-    "Every measure against the weight, with its interval; the dotted line and its band are real cells against real cells"
-    t, titles = study[study['class'] == name], dict(recognised='asked class recognised', fd='Fréchet distance', kd='kernel distance', precision='precision', recall='recall', spread='spread / real')
+    "Measures against the guidance scale, with real cells against real as a dotted line"
+    table = study[study['class'] == name]
     fig, axes = plt.subplots(2, 3, figsize=(9, 4.4), layout='constrained', sharex=True)
-    for ax, (measure, title) in zip(axes.flat, titles.items()):
-        for where, d in t[t.measure == measure].groupby('where'):
-            if where == 'real': ax.axhline(d.value.item(), color='k', ls=':', label='real against real'); ax.axhspan(d.low.item(), d.high.item(), color='k', alpha=.08)
-            else: ax.errorbar(d.w, d.value, yerr=[(d.value - d.low).clip(lower=0), (d.high - d.value).clip(lower=0)], fmt='o' if where == 'interval' else 'o-', ms=4, capsize=2, label='in the interval' if where == 'interval' else where)
-        ax.set(title=title, xlabel='w' if ax in axes[1] else '')
-        if measure in ('fd', 'kd'): ax.set_yscale('symlog', linthresh=1 if measure == 'fd' else .1)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper center', ncols=3, frameon=False); sns.despine()
+    for ax, (measure, title) in zip(axes.flat, guidance_panels.items()):
+        plot_measure(ax, table[table.measure == measure])
+        ax.set(title=title)
+    for ax in axes[1]:
+        ax.set(xlabel='w')
+    axes[0, 1].set_yscale('symlog', linthresh=1)
+    axes[0, 2].set_yscale('symlog', linthresh=.1)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper center',
+               ncols=3, frameon=False)
+    sns.despine(fig)
     return fig
 
 # %% ../nbs/12b_augmentation_study.ipynb #n016

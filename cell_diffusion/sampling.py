@@ -178,7 +178,8 @@ def _generate(model, n, condition, sampler, seed, steps, spacing, bs, progress,
     rng = generator(seed)
     x = torch.randn(n, model.channels, model.size, model.size, generator=rng)
     x = x.to(model.device)
-    ts = timesteps(model.schedule, steps, spacing)
+    every = sampler.every_timestep
+    ts = None if every else timesteps(model.schedule, steps, spacing)
     if sampler.fills_holes: options.update(known=condition.known, mask=condition.mask)
 
     path = []
@@ -186,7 +187,8 @@ def _generate(model, n, condition, sampler, seed, steps, spacing, bs, progress,
         path.append((t, xt.cpu(), x0.cpu()))
     callback = remember if trajectory else None
 
-    calls = _calls(sampler, len(ts), model.schedule.T, options)
+    visited = model.schedule.T if every else len(ts)
+    calls = _calls(sampler, visited, model.schedule.T, options)
     bar = tqdm(total=calls, disable=not progress, desc='sampling')
     with _evaluating(model), bar:
         ask = batched_denoise(model, condition, bs, bar)

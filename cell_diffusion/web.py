@@ -8,7 +8,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/web.html.md"""
 __all__ = ['export_onnx', 'onnx_session', 'verify_onnx', 'write_browser_files']
 
 # %% ../nbs/web.ipynb #c006
-import hashlib, importlib, io, json, math, warnings
+import hashlib, importlib, io, math, warnings
 from copy import deepcopy
 from pathlib import Path
 import numpy as np, torch, torch.nn as nn

@@ -465,7 +465,7 @@ def test_processes_share_an_epoch(folder, monkeypatch, world):
 
 def test_learner(folder):
     from torch import nn
-    import fastai.callback.progress  # gives a Learner `no_bar`
+    import fastai.callback.progress  # gives a Learner `no_bar`  # noqa: F401
     from fastai.learner import Learner
     dls = cell_dls(folder, size=16, bs=8, device='cpu')
     model = nn.Sequential(nn.Flatten(), nn.Linear(768, 3))

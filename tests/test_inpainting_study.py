@@ -11,7 +11,7 @@ from cell_diffusion.classifier import CellClassifier
 from cell_diffusion.core import encode, generator
 from cell_diffusion.data import cell_dls
 from cell_diffusion.denoiser import Denoiser, save
-from cell_diffusion.inpainting import Inpainter, mean_fill
+from cell_diffusion.inpainting import mean_fill
 from cell_diffusion.records import Records, results_folder
 from cell_diffusion.simulation import simulate_blood
 from cell_diffusion.studies import inpainting as module
@@ -130,7 +130,8 @@ def settings(dls, tmp_path_factory):
         arms=('biharmonic', 'trained, 5 calls', 'clamp, stochastic, 25 calls'),
         classifier=classifier(dls.vocab), progress=False)
 
-class Stop(Exception): "The power is cut"
+class Stop(Exception):
+    "The power is cut"
 
 def stop_at_call(monkeypatch, name, k):
     "Make a function of the module raise `Stop` when it is called for the k-th time"

@@ -293,7 +293,8 @@ def test_a_failed_write_leaves_the_old_record(tmp_path, monkeypatch):
 
 # one process: stopped and started again
 
-class Stop(Exception): pass
+class Stop(Exception):
+    pass
 
 
 @pytest.mark.parametrize('stop', [Stop, KeyboardInterrupt])

@@ -1,14 +1,21 @@
 #!/usr/bin/env python3
-"""make_cards.py: the small pictures of the home page's cards, cut from what the committed notebooks show, into img/cards/.
-No photograph of a Jurkat cell is in any of them. Run it again when a figure has changed much."""
-import base64, io, json
+"""The small pictures of the home page's cards, cut from what the notebooks show.
+
+They go to img/cards/. None of them holds a photograph of a Jurkat cell. Run it again
+when a figure has changed much.
+"""
+import base64
+import io
+import json
 from pathlib import Path
+
 from PIL import Image, ImageOps
 
 root = Path(__file__).resolve().parent.parent
 size = 400, 240
 
-# page: (notebook, label of the figure or words of its cell, the part to show as left, top, right, bottom in shares of its sides)
+# Page: the notebook, the label of the figure or a word of its cell, and the part to
+# show as left, top, right and bottom in shares of the figure's sides
 cuts = {
     'core': ('00_core', 'fig-core-sizes', (.26, .17, .755, 1)),
     'simulation': ('01_simulation', 'fig-simulation-classes', (0, .25, .63, 1)),
@@ -27,25 +34,58 @@ cuts = {
     'painter': ('painter', 'fig-painter-trace', (.245, 0, .755, 1)),
     'recipes': ('recipes', 'fig-recipes-records', (0, 0, .5, 1)),
 }
-plots = 'augmentation', 'evaluation', 'gan', 'recipes', 'unet'   # shown whole, on white
-painted = {'cli': ('samples32.png', (0, 0, .5, .25)), 'web': ('samples64.png', (.5, .5, 1, .78))}   # pictures of img/ in place of a figure
+
+# Shown whole, on white
+plots = 'augmentation', 'evaluation', 'gan', 'recipes', 'unet'
+
+# Pictures of img/ in place of a figure
+from_files = {
+    'cli': ('samples32.png', (0, 0, .5, .25)),
+    'web': ('samples64.png', (.5, .5, 1, .78)),
+}
+
+
+def _pictures(cell):
+    "The PNG pictures that a cell shows"
+    data = [o.get('data', {}) for o in cell.get('outputs', [])]
+    return [''.join(d['image/png']) for d in data if 'image/png' in d]
+
 
 def figure(notebook, mark):
     "The first picture of the cell of a notebook that holds `mark`"
-    for c in json.loads((root/'nbs'/f'{notebook}.ipynb').read_text(encoding='utf-8'))['cells']:
-        pngs = [o['data']['image/png'] for o in c.get('outputs', []) if 'image/png' in o.get('data', {})]
-        if pngs and mark in ''.join(c['source']): return Image.open(io.BytesIO(base64.b64decode(''.join(pngs[0]))))
-    raise SystemExit(f'{notebook}.ipynb has no picture in a cell with {mark!r}: name another one in tools/make_cards.py')
+    path = root/'nbs'/f'{notebook}.ipynb'
+    for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
+        pictures = _pictures(cell)
+        if pictures and mark in ''.join(cell['source']):
+            return Image.open(io.BytesIO(base64.b64decode(pictures[0])))
+    raise SystemExit(f'{notebook}.ipynb has no picture in a cell with {mark!r}: '
+                     'name another one in tools/make_cards.py')
+
 
 def card(im, box, whole=False):
     "A part of a picture, cut to the size of a card, or all of it on white"
     w, h = im.size
-    part = im.convert('RGB').crop([round(s*e) for s, e in zip(box, (w, h, w, h))])
-    return ImageOps.pad(part, size, Image.LANCZOS, color='white') if whole else ImageOps.fit(part, size, Image.LANCZOS)
+    left, top, right, bottom = box
+    edges = [left*w, top*h, right*w, bottom*h]
+    part = im.convert('RGB').crop([round(e) for e in edges])
+    if whole:
+        return ImageOps.pad(part, size, Image.LANCZOS, color='white')
+    return ImageOps.fit(part, size, Image.LANCZOS)
+
+
+def cards():
+    "Every card as a pair `(page, picture)`"
+    for page, (notebook, mark, box) in cuts.items():
+        yield page, card(figure(notebook, mark), box, whole=page in plots)
+    for page, (file, box) in from_files.items():
+        yield page, card(Image.open(root/'img'/file), box)
+
 
 if __name__ == '__main__':
     folder = root/'img'/'cards'
     folder.mkdir(exist_ok=True)
-    for name, (notebook, mark, box) in cuts.items(): card(figure(notebook, mark), box, name in plots).save(folder/f'{name}.webp', quality=78, method=6)
-    for name, (file, box) in painted.items(): card(Image.open(root/'img'/file), box).save(folder/f'{name}.webp', quality=78, method=6)
-    print(f'{len(list(folder.iterdir()))} cards, {sum(p.stat().st_size for p in folder.iterdir())/1024:.0f} KB')
+    for page, picture in cards():
+        picture.save(folder/f'{page}.webp', quality=78, method=6)
+    files = list(folder.iterdir())
+    total = sum(p.stat().st_size for p in files)
+    print(f'{len(files)} cards, {total/1024:.0f} KB')
