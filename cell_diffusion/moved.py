@@ -186,6 +186,8 @@ where |= {
     'gan.critic_logistic':       'gan.discriminator_logistic',
     'gan.painter_hinge':         'gan.generator_hinge',
     'gan.painter_logistic':      'gan.generator_logistic',
+    'gan.GenBlock':              'gan.GeneratorBlock',
+    'gan.CriticBlock':           'gan.DiscriminatorBlock',
     'gan.diff_augment':          'transforms.diff_augment',
     'gan.gan_beside_ddpm':       'studies.gan.gan_beside_ddpm',
     'recipes.machine':           'records.machine',

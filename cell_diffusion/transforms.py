@@ -70,26 +70,55 @@ def affine_jitter(
 import torch
 
 # %% ../nbs/11_gan.ipynb #n006
+import torch
 import torch.nn.functional as F
 from functools import partial
+
+# %% ../nbs/11_gan.ipynb #n030
+def move_pixels(
+    x:torch.Tensor, # Images `(n, channel, size, size)`
+    rng:torch.Generator, # Source of randomness, on the device of `x`
+    dihedral:bool, # Flip and turn each image, with all eight positions equally likely?
+    shift:float, # Largest shift, as a share of the side
+)->torch.Tensor: # Of the same shape; gradients pass through
+    "Flips, quarter turns and shifts of whole pixels; the border is mirrored"
+    n = len(x)
+    size = x.shape[-1]
+    draw = partial(torch.rand, generator=rng, device=x.device)
+    matrix = torch.eye(2, device=x.device).expand(n, 2, 2)
+    if dihedral:
+        # Two mirrors, then a swap of rows and columns
+        matrix = torch.diag_embed((draw(n, 2) < .5)*2. - 1)
+        matrix = torch.where(draw(n, 1, 1) < .5, matrix.flip(1), matrix)
+    pixels = ((2*draw(n, 2, 1) - 1)*shift*size).round()
+
+    # The unit of `affine_grid` is half a side
+    move = torch.cat([matrix, pixels*2/size], 2)
+    grid = F.affine_grid(move, x.shape, align_corners=False)
+    return F.grid_sample(x, grid, 'nearest', 'reflection', align_corners=False)
 
 # %% ../nbs/11_gan.ipynb #c046
 def diff_augment(
     x:torch.Tensor, # Images `(n, channel, size, size)` in -1..1
     rng:torch.Generator, # Source of randomness, on the device of `x`
-    turns:bool=True, # Lay each image down in one of its eight positions?
+    dihedral:bool=True, # Flip and turn each image, with all eight positions equally likely?
     shift:float=.1, # Largest shift, as a share of the side
     hole:float=.25, # Side of the square that is cut out, as a share of the side
     light:float=.1, # Largest change of brightness, in units of -1..1
     contrast:float=.1, # Largest relative change of contrast
 )->torch.Tensor: # Of the same shape; gradients pass through
-    "Differentiable augmentation (Zhao et al. 2020) for cells: turned, flipped and shifted, brighter or darker, with a hole"
-    n, s, draw = len(x), x.shape[-1], partial(torch.rand, generator=rng, device=x.device)
-    place = torch.diag_embed((draw(n, 2) < .5)*2. - 1) if turns else torch.eye(2, device=x.device).expand(n, 2, 2)
-    if turns: place = torch.where(draw(n, 1, 1) < .5, place.flip(1), place)
-    by = ((2*draw(n, 2, 1) - 1)*shift*s).round()*2/s                             # whole pixels, in units of half a side
-    x = F.grid_sample(x, F.affine_grid(torch.cat([place, by], 2), x.shape, align_corners=False), 'nearest', 'reflection', align_corners=False)
+    "Differentiable augmentation for cells (Zhao et al. 2020)"
+    n = len(x)
+    size = x.shape[-1]
+    draw = partial(torch.rand, generator=rng, device=x.device)
+    x = move_pixels(x, rng, dihedral, shift)
+
     mean = x.mean((1, 2, 3), keepdim=True)
-    x = (x - mean)*(1 + contrast*(2*draw(n, 1, 1, 1) - 1)) + mean + light*(2*draw(n, 1, 1, 1) - 1)
-    inside = (torch.arange(s, device=x.device) - draw(n, 2, 1)*s).abs() < hole*s/2
-    return x*~(inside[:, 0, :, None] & inside[:, 1, None, :])[:, None]
+    gain = 1 + contrast*(2*draw(n, 1, 1, 1) - 1)
+    x = (x - mean)*gain + mean + light*(2*draw(n, 1, 1, 1) - 1)
+
+    # A square around a random centre: rows and columns near it
+    centre = draw(n, 2, 1)*size
+    near = (torch.arange(size, device=x.device) - centre).abs() < hole*size/2
+    square = near[:, 0, :, None] & near[:, 1, None, :]
+    return x*~square[:, None]

@@ -482,7 +482,7 @@ def test_both_generators_make_cells_for_a_fold(tmp_path):
     study = a_study(
         tmp_path, some_cells((24, 16, 8, 6)), arms=('gan', 'ddpm'), seeds=1,
         ddpm=dict(epochs=1, dim=8, patch=1, sampling_steps=3),
-        gan=dict(epochs=1, dim=4, critic=4, bs=8))
+        gan=dict(epochs=1, dim=4, disc_dim=4, bs=8))
     for r in study.run().itertuples():
         cost = r.generator
         added = sum(c['added'] for c in r.counts.values())

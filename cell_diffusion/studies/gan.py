@@ -6,21 +6,22 @@
 __all__ = ['gan_beside_ddpm']
 
 # %% ../../nbs/11_gan.ipynb #n007
-import json
 import numpy as np
 import pandas as pd
 import time
 import torch
-from cell_diffusion.studies.samplers import _resume
-from cell_diffusion.data import cell_dls
-from cell_diffusion.metrics import class_accuracy, compare_features
-from cell_diffusion.training import diffusion_learner, fit_for
-from cell_diffusion.core import encode
+from fastcore.basics import patch, store_attr
+from functools import partial
 from cell_diffusion.classifier import features_and_predictions, reference_classifier
-from cell_diffusion.splits import fingerprint
+from cell_diffusion.core import encode
+from cell_diffusion.data import cell_dls
 from cell_diffusion.gan import gan_learner, gan_sample
-from cell_diffusion.unet import n_params
+from cell_diffusion.metrics import class_accuracy, compare_features
+from cell_diffusion.records import Records, results_folder
 from cell_diffusion.sampling import sample
+from cell_diffusion.splits import fingerprint
+from cell_diffusion.training import diffusion_learner, fit_for
+from cell_diffusion.unet import n_params
 
 # %% ../../nbs/11_gan.ipynb #c086
 def _beside(paint, judge, real, labels, n, seed): # everything measured of one painter; `paint` takes classes and a seed
