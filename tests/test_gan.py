@@ -10,12 +10,15 @@ from cell_diffusion.evaluation import train_classifier
 from cell_diffusion.gan import *
 from cell_diffusion.gan import _halvings, _variety
 
-def loaders(n=96, bs=16, **kwargs): return cell_dls('simulated', size=32, n=n, bs=bs, device='cpu', **kwargs)
-def small(dls=None, **kwargs): return gan_learner(dls or loaders(), **{**dict(dim=8, critic=8, bfloat16=False), **kwargs})
+def loaders(n=96, bs=16, **kwargs):
+    return cell_dls('simulated', size=32, n=n, bs=bs, device='cpu', **kwargs)
+def small(dls=None, **kwargs):
+    return gan_learner(dls or loaders(), **{**dict(dim=8, critic=8, bfloat16=False), **kwargs})
 
 @pytest.mark.parametrize('size,channels', [*((s, c) for s in (32, 36, 40, 64) for c in (1, 2, 3, 5)), (128, 3)])
 def test_shapes(size, channels):
-    g, d = Generator(channels, size, dim=4, classes=('a', 'b')), Discriminator(channels, size, dim=4, n_classes=2)
+    g = Generator(channels, size, dim=4, classes=('a', 'b'))
+    d = Discriminator(channels, size, dim=4, n_classes=2)
     x = g(torch.randn(4, g.latent, generator=generator(0)), torch.tensor([0, 0, 1, 1]))
     assert x.shape == (4, channels, size, size) and x.dtype == torch.float32 and x.abs().max() <= 1
     assert d(x, torch.tensor([0, 0, 1, 1])).shape == (4,)
@@ -26,22 +29,34 @@ def test_halvings():
 @pytest.mark.parametrize('size', [8, 30, 33, 50])
 def test_wrong_size(size):
     for make in (Generator, Discriminator):
-        with pytest.raises(ValueError, match='multiple of 4'): make(size=size)
+        with pytest.raises(ValueError, match='multiple of 4'):
+            make(size=size)
 
 def test_classes_are_asked_for():
-    g, free = Generator(size=32, dim=4, classes=('a', 'b')), Generator(size=32, dim=4)
+    g = Generator(size=32, dim=4, classes=('a', 'b'))
+    free = Generator(size=32, dim=4)
     z = torch.randn(2, 64)
-    with pytest.raises(ValueError, match='pass a class number'): g(z)
-    with pytest.raises(ValueError, match='leave label out'): free(z, torch.zeros(2, dtype=torch.long))
-    with pytest.raises(ValueError, match='one of a, b'): gan_sample(g, 3)
-    with pytest.raises(ValueError, match="Unknown class 'c'"): gan_sample(g, label='c')
-    with pytest.raises(ValueError, match='trained without classes'): gan_sample(free, label='a')
-    with pytest.raises(ValueError, match='2 labels for 3 images'): gan_sample(g, 3, label=['a', 'b'])
+    with pytest.raises(ValueError, match='pass a class number'):
+        g(z)
+    with pytest.raises(ValueError, match='leave label out'):
+        free(z, torch.zeros(2, dtype=torch.long))
+    with pytest.raises(ValueError, match='one of a, b'):
+        gan_sample(g, 3)
+    with pytest.raises(ValueError, match="Unknown class 'c'"):
+        gan_sample(g, label='c')
+    with pytest.raises(ValueError, match='trained without classes'):
+        gan_sample(free, label='a')
+    with pytest.raises(ValueError, match='2 labels for 3 images'):
+        gan_sample(g, 3, label=['a', 'b'])
     d = Discriminator(3, 32, 4, n_classes=2)
-    with pytest.raises(ValueError, match='pass labels'): d(torch.zeros(2, 3, 32, 32))
-    with pytest.raises(ValueError, match='images of shape'): d(torch.zeros(2, 1, 32, 32), torch.zeros(2, dtype=torch.long))
-    with pytest.raises(ValueError, match='leave label out'): Discriminator(3, 32, 4)(torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.long))
-    with pytest.raises(ValueError, match='Unknown game'): GANCallback('chess')
+    with pytest.raises(ValueError, match='pass labels'):
+        d(torch.zeros(2, 3, 32, 32))
+    with pytest.raises(ValueError, match='images of shape'):
+        d(torch.zeros(2, 1, 32, 32), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(ValueError, match='leave label out'):
+        Discriminator(3, 32, 4)(torch.zeros(2, 3, 32, 32), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(ValueError, match='Unknown game'):
+        GANCallback('chess')
 
 def test_spectral_norm_holds_through_training():
     learn = small()
@@ -49,7 +64,8 @@ def test_spectral_norm_holds_through_training():
     critic = learn.model.discriminator.eval()
     layers = [m for m in critic.modules() if hasattr(m, 'parametrizations')]
     assert len(layers) == 1 + 3*len(critic.blocks) + 3
-    for m in layers: assert torch.linalg.matrix_norm(m.weight.detach().flatten(1), 2) < 1.3
+    for m in layers:
+        assert torch.linalg.matrix_norm(m.weight.detach().flatten(1), 2) < 1.3
     raw = max(torch.linalg.matrix_norm(m.parametrizations.weight.original.detach().flatten(1), 2) for m in layers)
     assert raw > 1.01                                                    # else nothing had to be held
 
@@ -58,18 +74,21 @@ def test_projection():
     kept = []
     d.score.register_forward_pre_hook(lambda m, args: kept.append(args[0]))
     x = torch.randn(4, 3, 32, 32, generator=generator(0))
-    with torch.no_grad(): a, b = (d(x, torch.full((4,), k)) for k in (0, 2))
+    with torch.no_grad():
+        a, b = (d(x, torch.full((4,), k)) for k in (0, 2))
     assert torch.allclose(b - a, kept[0] @ (d.label.weight[2] - d.label.weight[0]), atol=1e-5)
 
 def test_variety_sees_copies():
-    h = torch.randn(8, 2, 3, 3, generator=generator(0)); h[:4] = h[0]
+    h = torch.randn(8, 2, 3, 3, generator=generator(0))
+    h[:4] = h[0]
     v = _variety(h)[:, -1, 0, 0]
     assert v[:4].max() < .01 and v[4:].min() > .3 and (v[4:] == v[4]).all()
     assert torch.allclose(v[4], h[4:].var(0, unbiased=False).add(1e-6).sqrt().mean())
     assert _variety(h[:7]).shape == (7, 3, 3, 3)                         # seven cells: groups of one
 
 def test_losses_by_hand():
-    s, real = torch.tensor([2., -.5, .3, -3.]), torch.tensor([True, True, False, False])
+    s = torch.tensor([2., -.5, .3, -3.])
+    real = torch.tensor([True, True, False, False])
     assert torch.isclose(critic_hinge(s, real), torch.tensor((0 + 1.5)/2 + (1.3 + 0)/2))
     p = s.sigmoid()
     assert torch.isclose(critic_logistic(s, real), -(p[:2].log().mean() + (1 - p[2:]).log().mean()))
@@ -86,18 +105,22 @@ def test_r1_by_hand():
 @pytest.mark.parametrize('game', ['hinge', 'logistic'])
 def test_dirac_gan_settles_with_r1_only(game):
     def radius(gamma, steps=250, lr=.1):
-        theta, psi = torch.tensor([1.], requires_grad=True), torch.tensor([0.], requires_grad=True)
+        theta = torch.tensor([1.], requires_grad=True)
+        psi = torch.tensor([0.], requires_grad=True)
         for _ in range(steps):
             loss = games[game][0](torch.stack([0*psi, psi*theta.detach()]).flatten(), torch.tensor([True, False])) + gamma/2*r1_penalty(lambda x: psi*x, torch.zeros(1))
             d_psi, = torch.autograd.grad(loss, psi)
             d_theta, = torch.autograd.grad(games[game][1](psi.detach()*theta), theta)
-            with torch.no_grad(): psi -= lr*d_psi; theta -= lr*d_theta
+            with torch.no_grad():
+                psi -= lr*d_psi
+                theta -= lr*d_theta
         return torch.cat([theta, psi]).norm().item()
     assert radius(1.) < .01 and radius(0.) > .3
 
 def test_augmentation_passes_gradients_and_says_what_it_did():
     x = torch.randn(8, 2, 40, 40, generator=generator(0), requires_grad=True)
-    y = diff_augment(x, generator(1)); y.sum().backward()
+    y = diff_augment(x, generator(1))
+    y.sum().backward()
     assert y.shape == x.shape and (x.grad != 0).float().mean() > .8
     assert torch.equal(y, diff_augment(x, generator(1))) and not torch.equal(y, diff_augment(x, generator(2)))
     off = dict(turns=False, shift=0, hole=0, light=0, contrast=0)
@@ -110,14 +133,16 @@ def test_augmentation_passes_gradients_and_says_what_it_did():
 
 def test_augmentation_keeps_the_symmetry():
     "Every one of the eight positions comes equally often, so a symmetric heap of cells stays one"
-    mark = torch.zeros(8000, 1, 8, 8); mark[:, :, 0, 1] = 1
+    mark = torch.zeros(8000, 1, 8, 8)
+    mark[:, :, 0, 1] = 1
     off = dict(shift=0, hole=0, light=0, contrast=0)
     at = torch.bincount(diff_augment(mark, generator(0), **off).flatten(1).argmax(1), minlength=64).float()/8000
     places = [0*8 + 1, 0*8 + 6, 1*8 + 0, 6*8 + 0, 1*8 + 7, 6*8 + 7, 7*8 + 1, 7*8 + 6]
     assert at.nonzero().flatten().tolist() == sorted(places) and (at[places] - .125).abs().max() < .02
     x = encode(torch.randint(0, 255, (2000, 1, 16, 16), generator=generator(1), dtype=torch.uint8))
     mean = diff_augment(x + torch.linspace(-1, 1, 16), generator(2), **off).mean(0)[0]
-    for o in (mean.flip(0), mean.flip(1), mean.T): assert (mean - o).abs().max() < .15
+    for o in (mean.flip(0), mean.flip(1), mean.T):
+        assert (mean - o).abs().max() < .15
 
 def brightness_gap(learn, dls):
     "How far the mean picture of painted cells is from that of real ones"
@@ -127,7 +152,9 @@ def brightness_gap(learn, dls):
 def test_it_learns():
     dls = loaders(n=240)
     learn = small(dls, ema=.9)
-    learn.ema.learn = learn; learn.ema.before_fit(); before = brightness_gap(learn, dls)
+    learn.ema.learn = learn
+    learn.ema.before_fit()
+    before = brightness_gap(learn, dls)
     budget = fit_for(learn, epochs=4, lr=2e-3, progress=False)
     assert len(budget.losses) == budget.steps == 4*(len(dls.train))
     assert brightness_gap(learn, dls) < .3*before
@@ -146,11 +173,16 @@ def test_players_step_in_turn():
     pair, seen = learn.model, []
     class Spy(Callback):
         order = -6                                                       # before `GANCallback`
-        def total(self, m): return sum(p.detach().double().sum().item() for p in m.parameters())
-        def before_step(self): seen.append((self.total(pair.generator), self.total(pair.discriminator)))
-        def after_step(self): seen.append((self.total(pair.generator), self.total(pair.discriminator)))
-        def after_batch(self): seen.append((self.total(pair.generator), self.total(pair.discriminator)))
-    learn.add_cb(Spy()); learn.fit(1, lr=1e-3)
+        def total(self, m):
+            return sum(p.detach().double().sum().item() for p in m.parameters())
+        def before_step(self):
+            seen.append((self.total(pair.generator), self.total(pair.discriminator)))
+        def after_step(self):
+            seen.append((self.total(pair.generator), self.total(pair.discriminator)))
+        def after_batch(self):
+            seen.append((self.total(pair.generator), self.total(pair.discriminator)))
+    learn.add_cb(Spy())
+    learn.fit(1, lr=1e-3)
     for a, b, c in zip(seen[0:9:3], seen[1:9:3], seen[2:9:3]):
         assert a[0] == b[0] and a[1] != b[1] and b[0] != c[0] and b[1] == c[1]
 
@@ -160,19 +192,25 @@ class Stop(Callback):
 
 def test_resumed_equals_unbroken(tmp_path):
     new = lambda **kw: small(game='logistic', r1=.1, **kw)
-    unbroken = new(); a = fit_for(unbroken, epochs=2, progress=False)
-    with pytest.raises(KeyboardInterrupt): fit_for(new(cbs=[Stop()]), epochs=2, checkpoint=tmp_path/'run.pt', progress=False)
-    resumed = new(); b = fit_for(resumed, epochs=2, checkpoint=tmp_path/'run.pt', progress=False)
+    unbroken = new()
+    a = fit_for(unbroken, epochs=2, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        fit_for(new(cbs=[Stop()]), epochs=2, checkpoint=tmp_path/'run.pt', progress=False)
+    resumed = new()
+    b = fit_for(resumed, epochs=2, checkpoint=tmp_path/'run.pt', progress=False)
     assert torch.allclose(torch.stack(a.losses), torch.stack(list(b.losses)), atol=1e-4)
-    for p, q in zip(unbroken.model.state_dict().values(), resumed.model.state_dict().values()): assert torch.allclose(p, q, atol=1e-5)
-    for p, q in zip(unbroken.ema.averaged.state_dict().values(), resumed.ema.averaged.state_dict().values()): assert torch.allclose(p, q, atol=1e-5)
+    for p, q in zip(unbroken.model.state_dict().values(), resumed.model.state_dict().values()):
+        assert torch.allclose(p, q, atol=1e-5)
+    for p, q in zip(unbroken.ema.averaged.state_dict().values(), resumed.ema.averaged.state_dict().values()):
+        assert torch.allclose(p, q, atol=1e-5)
 
 def test_schedule_reaches_both():
     learn, rates = small(), []
     class Spy(Callback):
         order = 80
         def before_step(self): rates.append([h['lr'] for h in self.opt.hypers])
-    learn.add_cb(Spy()); fit_for(learn, epochs=2, lr=1e-3, progress=False)
+    learn.add_cb(Spy())
+    fit_for(learn, epochs=2, lr=1e-3, progress=False)
     assert all(a == b for a, b in rates) and len({a for a, _ in rates}) > 3 and rates[-1][0] < 5e-4
 
 def test_saved_and_loaded(tmp_path):
@@ -191,13 +229,17 @@ def test_sampling_is_seeded():
     assert torch.equal(x, gan_sample(g, label=['b']*5, seed=3)) and not torch.equal(x, gan_sample(g, 5, label=1, seed=4))
     assert torch.allclose(x, gan_sample(g, 5, label='b', seed=3, bs=2), atol=1e-6)
     assert not torch.allclose(x, gan_sample(g, 5, label='a', seed=3), atol=1e-3)
-    g.train(); gan_sample(g, 4, label='a'); assert g.training
+    g.train()
+    gan_sample(g, 4, label='a')
+    assert g.training
     assert gan_sample(g, label='a').shape[0] == 1 and gan_sample(Generator(1, 32, dim=4)).shape[0] == 16
 
 def test_turns():
     g = Generator(1, 32, dim=4).eval()
-    still = Generator(1, 32, dim=4, turns=False).eval(); still.load_state_dict(g.state_dict())
-    x, y = gan_sample(g, 40), gan_sample(still, 40)
+    still = Generator(1, 32, dim=4, turns=False).eval()
+    still.load_state_dict(g.state_dict())
+    x = gan_sample(g, 40)
+    y = gan_sample(still, 40)
     same = [torch.equal(a, b) for a, b in zip(x, y)]
     assert 0 < sum(same) < 20 and torch.allclose(x.flatten(1).sort(1).values, y.flatten(1).sort(1).values)
     assert small(loaders(augment=False)).model.generator.turns is False and small().model.generator.turns is True
@@ -211,7 +253,8 @@ def test_study_resumes_and_refuses(tmp_path, monkeypatch):
     pd.read_csv(tmp_path/'race.csv').iloc[:1].to_csv(tmp_path/'race.csv', index=False)                      # killed after the GAN
     b = gan_beside_ddpm(**args)
     assert b.model.tolist() == ['GAN', 'DDPM'] and np.isclose(b.fd[1], a.fd[1], rtol=1e-3)
-    with pytest.raises(ValueError, match='other settings'): gan_beside_ddpm(**{**args, 'n': 21})
+    with pytest.raises(ValueError, match='other settings'):
+        gan_beside_ddpm(**{**args, 'n': 21})
 
 def test_yardstick_counts_classes_alike(monkeypatch):
     "A judge that calls everything `a` names a third of the phases, however frequent `a` is"
@@ -234,4 +277,5 @@ def test_reference_has_the_mixture_that_was_asked_for(monkeypatch):
     monkeypatch.setattr(gan, 'compare', lambda a, b: seen.append([o.long().flatten().bincount(minlength=3) for o in (a, b)]) or {})
     row = gan._beside(lambda y, seed: torch.tensor(y).float()[:, None, None, None], SimpleNamespace(classes='abc'), labels.float()[:, None, None, None], labels, 60, 0)
     assert len(seen) == 2 and row['recognised'] == row['recognised_floor'] == 1
-    for a, b in seen: assert a.sum() == b.sum() == 60 and (a > 0).all() and (a - b).abs().max() <= 12
+    for a, b in seen:
+        assert a.sum() == b.sum() == 60 and (a > 0).all() and (a - b).abs().max() <= 12

@@ -25,11 +25,15 @@ from cell_diffusion.unet import n_params
 
 # %% ../../nbs/11_gan.ipynb #c086
 def _beside(paint, judge, real, labels, n, seed): # everything measured of one painter; `paint` takes classes and a seed
-    order, n = torch.from_numpy(np.random.default_rng(seed).permutation(len(real))), min(n, len(real)//2)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(real)))
+    n = min(n, len(real)//2)
     pick, rest = order[:n], order[n:2*n]        # whose classes are asked for, and who is compared with: two draws from the same mixture
-    fake, (f, said) = paint(labels[pick].tolist(), seed), features_and_predictions(judge, real)
+    fake = paint(labels[pick].tolist(), seed)
+    (f, said) = features_and_predictions(judge, real)
     wish = torch.arange(len(judge.classes)).repeat_interleave(-(-n//len(judge.classes)))
-    started = time.perf_counter(); asked = paint(wish.tolist(), seed + 1); seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    asked = paint(wish.tolist(), seed + 1)
+    seconds = time.perf_counter() - started
     row = {k: v for k, v in compare_features(f[rest], features_and_predictions(judge, fake)[0]).items() if k in ('fd', 'kd', 'precision', 'recall')}
     row |= {f'{k}_floor': v for k, v in compare_features(f[rest], f[pick]).items() if k in row}
     row['recognised_floor'] = class_accuracy(said, labels, judge.classes)['share'][:-1].mean()      # real cells, classes equally often, as in `wish`
@@ -55,7 +59,8 @@ def gan_beside_ddpm(
     "Train a GAN and a DDPM on the same cells for the same time, and compare what they paint. Raises `ValueError` for a file of other settings."
     both = dict(GAN=(gan_learner, gan or {}, bs[0], lr[0]), DDPM=(diffusion_learner, ddpm, bs[1], lr[1]))
     load = lambda bs: cell_dls(data, bs=bs, n=n_cells, balanced=True, **kwargs)
-    dls = load(bs[0]); judge, (real, labels) = reference_classifier(dls), dls.test.arrays
+    dls = load(bs[0])
+    judge, (real, labels) = reference_classifier(dls), dls.test.arrays
     settings = dict(fingerprint=fingerprint(dls), minutes=None if epochs else minutes, epochs=epochs, n=n, steps=steps, models={k: dict(arguments=v[1], bs=v[2], lr=v[3]) for k, v in both.items()})
     rows = [row for table in (_resume(path, json.loads(json.dumps(settings))) if path else []) for row in table.to_dict('records')]
     for seed in range(seeds):
