@@ -69,7 +69,7 @@ def r1_penalty(
     x:torch.Tensor, # Real images `(n, ...)`
     label:torch.Tensor=None, # Their class numbers `(n,)`
 )->torch.Tensor: # Mean squared length of the gradient; can be differentiated
-    "Slope of the scores at real images (Mescheder et al. 2018, equation 9, without γ/2)"
+    "Slope of scores at real images (Mescheder et al. 2018, equation 9 without γ/2)"
     x = x.detach().float().requires_grad_()
     score = discriminator(x) if label is None else discriminator(x, label)
     gradient, = torch.autograd.grad(score.sum(), x, create_graph=True)
@@ -273,7 +273,8 @@ def check(self:Discriminator, x, label):
         raise ValueError(f"This discriminator scores images of shape {self.shape}, "
                          f"got {tuple(x.shape[1:])}.")
     if self.n_classes and label is None:
-        raise ValueError(f"This discriminator has {self.n_classes} classes: pass labels.")
+        raise ValueError(f"This discriminator has {self.n_classes} classes: "
+                         "pass labels.")
     if label is not None and not self.n_classes:
         raise ValueError("This discriminator has no classes: leave label out.")
 
@@ -315,7 +316,7 @@ def generate_batches(model, z, label, bs):
 
 # %% ../nbs/11_gan.ipynb #c054
 class GAN(nn.Module):
-    "Both networks, as one model for a fastai `Learner`; called, it is the discriminator"
+    "Both networks as one model for a `Learner`; called, it is the discriminator"
     def __init__(self,
         generator:Generator, # Makes cells
         discriminator:Discriminator, # Scores them
