@@ -74,11 +74,11 @@ import torch
 import torch.nn.functional as F
 from functools import partial
 
-# %% ../nbs/11_gan.ipynb #n030
+# %% ../nbs/11_gan.ipynb #n014
 def move_pixels(
     x:torch.Tensor, # Images `(n, channel, size, size)`
     rng:torch.Generator, # Source of randomness, on the device of `x`
-    dihedral:bool, # Flip and turn each image, with all eight positions equally likely?
+    dihedral:bool, # Flip and turn each image? All eight positions are as likely
     shift:float, # Largest shift, as a share of the side
 )->torch.Tensor: # Of the same shape; gradients pass through
     "Flips, quarter turns and shifts of whole pixels; the border is mirrored"
@@ -101,7 +101,7 @@ def move_pixels(
 def diff_augment(
     x:torch.Tensor, # Images `(n, channel, size, size)` in -1..1
     rng:torch.Generator, # Source of randomness, on the device of `x`
-    dihedral:bool=True, # Flip and turn each image, with all eight positions equally likely?
+    dihedral:bool=True, # Flip and turn each image? All eight positions are as likely
     shift:float=.1, # Largest shift, as a share of the side
     hole:float=.25, # Side of the square that is cut out, as a share of the side
     light:float=.1, # Largest change of brightness, in units of -1..1
