@@ -112,7 +112,3 @@ def quality_against_cost(
     if folder: return Records(folder, study.settings()).run(study.measure, jobs)
     tables = [study.measure(**job).assign(**job) for job in jobs]
     return pd.concat(tables, ignore_index=True)
-
-# %% ../../nbs/08_samplers.ipynb #n013
-import json
-from pathlib import Path
