@@ -599,8 +599,10 @@ def loss_by_timestep(
     learn, # From `ddpm_learner`, trained
 )->list: # Dictionaries with `t` and `loss`
     "Validation loss of the averaged network by tenth of the chain"
-    watch, model = LossByTimestep(), learn.model
+    watch = LossByTimestep()
+    trained = learn.model
     learn.model = learn.ema.averaged
-    with learn.no_bar(), learn.no_logging(), learn.added_cbs(watch): learn.validate()
-    learn.model = model
+    with learn.no_bar(), learn.no_logging(), learn.added_cbs(watch):
+        learn.validate()
+    learn.model = trained
     return watch.frame()[['t', 'loss']].to_dict('records')

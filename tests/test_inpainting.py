@@ -15,7 +15,7 @@ from PIL import Image
 from cell_diffusion.core import encode, generator
 from cell_diffusion.data import cell_dls
 from cell_diffusion.denoiser import Condition, Denoiser, denoise, load, save, warm_start
-from cell_diffusion.denoiser import mixed_estimate
+from cell_diffusion.denoiser import ask, mix
 from cell_diffusion.imageio import read_image
 from cell_diffusion.inpainting import (
     Inpainter, InpaintingCallback, biharmonic_fill, close_up, crop_window, fill_holes,
@@ -31,6 +31,12 @@ from cell_diffusion.simulation import simulate_blood
 from cell_diffusion.training import fit_for, snr_weight
 
 classes = ('a', 'b', 'c')
+
+def unclipped(model, xt, t, condition):
+    "The estimate as `denoise` mixes it, before it is clipped"
+    scale = condition.scale_at(t, model.schedule)
+    return mix(*ask(model, xt, t, condition, scale), scale)
+
 
 def network(kind=Inpainter, prediction='v', channels=3, size=16, classes=classes,
             seed=0, T=20, **unet):
@@ -413,9 +419,9 @@ def test_guidance_mixes_two_estimates_of_the_right_picture():
     t = torch.full((3,), 15)
     label = torch.arange(3)
     seen = dict(known=pictures(), mask=holes())
-    weak = mixed_estimate(model, xt, t, Condition(**seen))
-    strong = mixed_estimate(model, xt, t, Condition(label, **seen))
-    guided = mixed_estimate(model, xt, t, Condition(label, 3., **seen))
+    weak = unclipped(model, xt, t, Condition(**seen))
+    strong = unclipped(model, xt, t, Condition(label, **seen))
+    guided = unclipped(model, xt, t, Condition(label, 3., **seen))
     assert torch.allclose(guided, weak + 3*(strong - weak), atol=1e-4)
     assert not torch.allclose(weak, strong, atol=1e-3)
 

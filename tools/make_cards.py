@@ -29,7 +29,8 @@ cuts = {
     'conditioning': ('09_conditioning', 'fig-conditioning-first', (.5, 0, 1, .66)),
     'inpainting': ('10_inpainting', 'fig-inpainting-fills', (0, 0, .5, .67)),
     'gan': ('11_gan', 'fig-gan-dirac', (0, 0, 1, 1)),
-    'augmentation': ('12b_augmentation_study', 'fig-augmentation-gain', (0, .1, .68, 1)),
+    'augmentation': (
+        '12b_augmentation_study', 'fig-augmentation-gain', (0, .1, .68, 1)),
     'viewer': ('viewer', 'fig-viewer-ripples', (.25, 0, .48, 1)),
     'painter': ('painter', 'fig-painter-trace', (.245, 0, .755, 1)),
     'recipes': ('recipes', 'fig-recipes-records', (0, 0, .5, 1)),

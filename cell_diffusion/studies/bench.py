@@ -12,51 +12,135 @@ import statistics
 import time
 import torch
 import torch.nn as nn
+from dataclasses import dataclass
 from pathlib import Path
-from cell_diffusion.unet import UNet, gflops, n_params
 from cell_diffusion.core import default_device, fast_bfloat16
-from cell_diffusion.records import machine
-from cell_diffusion.denoiser import weights_folder
-from cell_diffusion.records import results_folder
+from cell_diffusion.records import machine, results_folder
+from cell_diffusion.unet import UNet, gflops, n_params
+
+# %% ../../nbs/recipes.ipynb #n048
+@dataclass(frozen=True)
+class Candidate:
+    "A network in one memory layout and precision"
+    network:str # `cell_diffusion` or `diffusers`
+    channels_last:bool # Memory layout
+    bfloat16:bool # Precision
+
+    @property
+    def layout(self): return 'channels_last' if self.channels_last else 'contiguous'
+
+    @property
+    def memory_format(self):
+        if self.channels_last: return torch.channels_last
+        return torch.contiguous_format
+
+    @property
+    def precision(self): return 'bfloat16' if self.bfloat16 else 'float32'
+
+def candidates(device):
+    "Our network at its best layout, theirs in both, each in every useful precision"
+    precisions = (False, True) if fast_bfloat16(device) else (False,)
+    found = [Candidate('cell_diffusion', True, half) for half in precisions]
+    for channels_last in (False, True):
+        found += [Candidate('diffusers', channels_last, half) for half in precisions]
+    return found
+
+# %% ../../nbs/recipes.ipynb #n049
+def our_network(size): return UNet(dim=48, mults=(1, 2, 3, 3))
+
+def their_network(size):
+    "diffusers' U-Net, of the size and cost of ours"
+    try:
+        from diffusers import UNet2DModel
+    except ImportError as e:
+        raise ImportError("The benchmark compares with diffusers: "
+                          "pip install diffusers") from e
+    down = ('DownBlock2D', 'DownBlock2D', 'AttnDownBlock2D', 'DownBlock2D')
+    up = ('UpBlock2D', 'AttnUpBlock2D', 'UpBlock2D', 'UpBlock2D')
+    return UNet2DModel(
+        sample_size=size, in_channels=3, out_channels=3, layers_per_block=2,
+        block_out_channels=(32, 64, 128, 128), norm_num_groups=8,
+        down_block_types=down, up_block_types=up)
+
+networks = dict(cell_diffusion=our_network, diffusers=their_network)
+
+# %% ../../nbs/recipes.ipynb #c038
+def autocast(x, bfloat16):
+    return torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16)
+
+def train_step(model, x, bfloat16):
+    "A function that takes one optimiser step on images `x`"
+    opt = torch.optim.AdamW(model.parameters(), 1e-4)
+    t = torch.randint(0, 1000, (len(x),), device=x.device)
+
+    def step():
+        with autocast(x, bfloat16):
+            out = model(x, t)
+        out = getattr(out, 'sample', out) # diffusers wraps its output
+        loss = (out.float() - x).pow(2).mean()
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+    return step
+
+def sample_step(model, x, bfloat16, calls):
+    "A function that makes the network calls of a short sampler"
+    t = torch.zeros(len(x), device=x.device)
+
+    @torch.no_grad()
+    def step():
+        with autocast(x, bfloat16):
+            for _ in range(calls):
+                model(x, t)
+    return step
+
+# %% ../../nbs/recipes.ipynb #n051
+@dataclass(frozen=True)
+class Convolution:
+    "A 3 × 3 convolution, forwards and backwards"
+    dim:int # Channels
+    size:int # Height and width
+    bfloat16:bool # Precision
+
+    def operations(self, bs):
+        "Floating-point operations; backwards costs twice as much as forwards"
+        forwards = 2*9*self.dim**2*self.size**2*bs
+        return 3*forwards
+
+    def step(self, bs, device):
+        "A function that runs it"
+        conv = nn.Conv2d(self.dim, self.dim, 3, padding=1, device=device)
+        conv = conv.to(memory_format=torch.channels_last)
+        x = torch.randn(bs, self.dim, self.size, self.size, device=device)
+        x = x.to(memory_format=torch.channels_last).requires_grad_()
+
+        def step():
+            with autocast(x, self.bfloat16):
+                out = conv(x)
+            torch.autograd.grad(out, (x, conv.weight), torch.ones_like(out))
+        return step
+
+def convolutions(size, device):
+    "Convolutions of the shapes that are common in the networks"
+    shapes = (48, size), (96, size//2), (128, size//2), (128, size//4)
+    precisions = False, fast_bfloat16(device)
+    return [Convolution(dim, s, half) for dim, s in shapes for half in precisions]
 
 # %% ../../nbs/recipes.ipynb #c037
-def _alternating(steps, rounds):
-    "Median seconds of each named step, taken in turn so that a drifting machine harms all alike"
+def median_seconds(steps, rounds):
+    "Median seconds of each step in a dict; they take turns, and one round warms up"
     seconds = {name: [] for name in steps}
     for i in range(rounds + 1):
         for name, step in steps.items():
-            started = time.perf_counter(); step()
-            if torch.cuda.is_available(): torch.cuda.synchronize()
-            if i: seconds[name].append(time.perf_counter() - started)      # the first round warms up
+            elapsed = timed(step)
+            if i > 0: seconds[name].append(elapsed)
     return {name: statistics.median(s) for name, s in seconds.items()}
 
-# %% ../../nbs/recipes.ipynb #c038
-def _train_step(model, x, bfloat16):
-    "A function that takes one optimiser step on images `x`"
-    opt, t = torch.optim.AdamW(model.parameters(), 1e-4), torch.randint(0, 1000, (len(x),), device=x.device)
-    def step():
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16): out = model(x, t)
-        loss = (getattr(out, 'sample', out).float() - x).pow(2).mean()
-        loss.backward(); opt.step(); opt.zero_grad()
-    return step
-
-def _sample_steps(model, x, bfloat16, calls):
-    "A function that makes the network calls of a short sampler"
-    t = torch.zeros(len(x), device=x.device)
-    @torch.no_grad()
-    def step():
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
-            for _ in range(calls): model(x, t)
-    return step
-
-def _convolution(dim, size, bs, device, bfloat16):
-    "A function that runs a 3 × 3 convolution forwards and backwards, and its floating-point operations"
-    conv = nn.Conv2d(dim, dim, 3, padding=1, device=device).to(memory_format=torch.channels_last)
-    x = torch.randn(bs, dim, size, size, device=device).to(memory_format=torch.channels_last).requires_grad_()
-    def step():
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16): out = conv(x)
-        torch.autograd.grad(out, (x, conv.weight), torch.ones_like(out))
-    return step, 3*2*9*dim**2*size**2*bs
+def timed(step):
+    started = time.perf_counter()
+    step()
+    if torch.cuda.is_available(): torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 # %% ../../nbs/recipes.ipynb #c040
 def bench(
@@ -64,47 +148,62 @@ def bench(
     bs:int=16, # Images in a batch
     rounds:int=7, # Timed rounds, after one that warms up
     calls:int=20, # Network calls in a sample
-)->pd.DataFrame: # One row a network and setting: images/s in training and sampling, GFLOP/s, share of the ceiling
-    "Training step and short sample beside diffusers' `UNet2DModel` of equal size and cost, taken in turn, with the machine's convolution ceiling"
-    try: from diffusers import UNet2DModel
-    except ImportError as e: raise ImportError("The benchmark compares with diffusers: pip install diffusers") from e
+)->pd.DataFrame: # One row a candidate
+    """Training step and short sample beside diffusers' `UNet2DModel`, taken in turn
+
+    Columns: `network`, `layout`, `precision`, `parameters`, `gflops`, `train img/s`,
+    `sample img/s`, `train GFLOP/s`, `ceiling` of the machine's convolutions in GFLOP/s,
+    `share` of the ceiling. Raises `ImportError` without diffusers.
+    """
     device = default_device()
-    ours = lambda: UNet(dim=48, mults=(1, 2, 3, 3))                      # these two are of equal size and cost
-    theirs = lambda: UNet2DModel(sample_size=size, in_channels=3, out_channels=3, layers_per_block=2, block_out_channels=(32, 64, 128, 128), norm_num_groups=8,
-                                 down_block_types=('DownBlock2D', 'DownBlock2D', 'AttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'AttnUpBlock2D', 'UpBlock2D', 'UpBlock2D'))
-    x, train_steps, sample_steps, rows = torch.randn(bs, 3, size, size, device=device), {}, {}, []
-    for name, make in (('cell_diffusion', ours), ('diffusers', theirs)):
-        for last in (False, True) if name == 'diffusers' else (True,):
-            for half in (False, True) if fast_bfloat16(device) else (False,):
-                model = make().to(device, memory_format=torch.channels_last if last else torch.contiguous_format)
-                setting = (name, 'channels_last' if last else 'contiguous', 'bfloat16' if half else 'float32')
-                xs = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-                train_steps[setting], sample_steps[setting] = _train_step(model, xs, half), _sample_steps(model, xs, half, calls)
-                rows.append(dict(zip(('network', 'layout', 'precision'), setting), parameters=n_params(model), gflops=gflops(model, size)))
-    ceilings = {('ceiling', dim, s, half): _convolution(dim, s, bs, device, half) for dim, s in ((48, size), (96, size//2), (128, size//2), (128, size//4)) for half in (False, fast_bfloat16(device))}
-    train_s = _alternating({**train_steps, **{k: f for k, (f, _) in ceilings.items()}}, rounds)
-    sample_s = _alternating(sample_steps, max(1, rounds//3))
-    ceiling = max(ceilings[k][1]/train_s[k] for k in ceilings)/1e9
+    rows = []
+    train_steps = {}
+    sample_steps = {}
+    for c in candidates(device):
+        model = networks[c.network](size).to(device, memory_format=c.memory_format)
+        x = torch.randn(bs, 3, size, size, device=device)
+        x = x.contiguous(memory_format=c.memory_format)
+        train_steps[c] = train_step(model, x, c.bfloat16)
+        sample_steps[c] = sample_step(model, x, c.bfloat16, calls)
+        rows.append(dict(network=c.network, layout=c.layout, precision=c.precision,
+                         parameters=n_params(model), gflops=gflops(model, size)))
+
+    convs = {conv: conv.step(bs, device) for conv in convolutions(size, device)}
+    train_seconds = median_seconds({**train_steps, **convs}, rounds)
+    sample_seconds = median_seconds(sample_steps, max(1, rounds//3))
+    ceiling = max(conv.operations(bs)/train_seconds[conv] for conv in convs)/1e9
+
     table = pd.DataFrame(rows)
-    keys = list(zip(table.network, table.layout, table.precision))
-    table['train img/s'], table['sample img/s'] = [bs/train_s[k] for k in keys], [bs/sample_s[k] for k in keys]
+    table['train img/s'] = [bs/train_seconds[c] for c in train_steps]
+    table['sample img/s'] = [bs/sample_seconds[c] for c in sample_steps]
     table['train GFLOP/s'] = 3*table.gflops*table['train img/s']
     return table.assign(ceiling=ceiling, share=table['train GFLOP/s']/ceiling)
 
+# %% ../../nbs/recipes.ipynb #n053
 def bench_summary(
     table:pd.DataFrame, # From `bench`
 )->dict: # Ratios of the best settings of each side, and our share of the ceiling
     "How much faster than diffusers' best setting our best one is"
     best = table.groupby('network')[['train img/s', 'sample img/s', 'share']].max()
-    ours, theirs = best.loc['cell_diffusion'], best.loc['diffusers']
-    return dict(train_ratio=ours['train img/s']/theirs['train img/s'], sample_ratio=ours['sample img/s']/theirs['sample img/s'],
+    ours = best.loc['cell_diffusion']
+    theirs = best.loc['diffusers']
+    return dict(train_ratio=ours['train img/s']/theirs['train img/s'],
+                sample_ratio=ours['sample img/s']/theirs['sample img/s'],
                 share=ours['share'], ceiling=table.ceiling[0], machine=machine())
 
 # %% ../../nbs/recipes.ipynb #c041
 def bench_line(
     file=results_folder/'bench.json', # What `cell-diffusion bench --out` wrote
 )->str: # Markdown
-    "What a benchmark found, as a sentence"
-    b = json.loads(Path(file).read_text(encoding='utf-8')); m = b['machine']
-    return (f"Beside diffusers' `UNet2DModel` of the same size and cost the network is {b['train_ratio']:.2f} times as fast in training and {b['sample_ratio']:.2f} times in sampling, each at its best setting; it reaches {b['share']:.0%} of "
-            f"what convolutions alone reach on the same machine ({b['size']} × {b['size']} images, batches of {b['bs']}, {b['rounds']} rounds in turn on {m['name']}, {m['device']}, {m['threads']} thread{'s'*(m['threads'] > 1)}). `cell-diffusion bench` tells it for yours.")
+    "The result of a benchmark in words"
+    found = json.loads(Path(file).read_text(encoding='utf-8'))
+    m = found['machine']
+    threads = f"{m['threads']} thread{'s'*(m['threads'] > 1)}"
+    return (
+        "Beside diffusers' `UNet2DModel` of the same size and cost, the network is "
+        f"{found['train_ratio']:.2f} times as fast in training and "
+        f"{found['sample_ratio']:.2f} times as fast in sampling, each at its best "
+        f"setting. It reaches {found['share']:.0%} of what convolutions alone reach on "
+        f"the same machine ({found['size']} × {found['size']} images, batches of "
+        f"{found['bs']}, {found['rounds']} rounds in turn on {m['name']}, "
+        f"{m['device']}, {threads}). `cell-diffusion bench` measures it on yours.")

@@ -1,0 +1,221 @@
+"The command line: each command in miniature, its options and its mistakes"
+import functools
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import cell_diffusion.recipes as recipes
+from cell_diffusion.cli import app, commands
+from cell_diffusion.denoiser import Denoiser, save
+from cell_diffusion.inpainting import Inpainter
+from cell_diffusion.simulation import blood_classes
+
+
+def cli(*words):
+    return CliRunner().invoke(app, [str(w) for w in words])
+
+
+def succeeds(*words):
+    answer = cli(*words)
+    assert answer.exit_code == 0, answer.output
+    return answer.output
+
+
+def fails(*words):
+    "What a mistake is answered with: a sentence and status 1"
+    answer = cli(*words)
+    assert answer.exit_code == 1 and 'Traceback' not in answer.output, answer.output
+    return answer.output
+
+
+def random_network(kind, folder, **unet):
+    "Save a small network with random weights that knows the classes of blood cells"
+    torch.manual_seed(0)
+    unet = dict(channels=3, dim=16, mults=[1, 2]) | unet
+    model = kind(unet, size=28, classes=list(blood_classes))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=.05)
+    save(model, folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def generator(tmp_path_factory):
+    return random_network(Denoiser, tmp_path_factory.mktemp('weights')/'small')
+
+
+@pytest.fixture(scope='module')
+def filler(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('weights')/'filler'
+    return random_network(Inpainter, folder, channels=7, out_channels=3)
+
+
+# Help
+
+@pytest.mark.parametrize('name', commands)
+def test_every_option_is_explained(name):
+    said = succeeds(name, '--help')
+    assert commands[name]['run'].__doc__ in said
+    options = [l for l in said.splitlines() if l.startswith('  -')]
+    for line in options:
+        assert len(line.split()) > 1, f'{name}: {line}'
+
+
+def test_options_have_the_names_of_the_functions():
+    sample = succeeds('sample', '--help')
+    train = succeeds('train', '--help')
+    assert '--guidance-scale' in sample and '--progress' not in sample
+    assert '--config' in train and 'eps-mid' in train
+
+
+# Sample
+
+def test_sample_from_a_folder(generator, tmp_path):
+    out = tmp_path/'a'/'cells.png'
+    succeeds('sample', '--model', generator, '--label', 'platelet', '-n', 4,
+             '--steps', 3, '--out', out, '--each', tmp_path/'each')
+    assert Image.open(out).mode == 'RGB'
+    assert len(list((tmp_path/'each').glob('*.png'))) == 4
+
+
+def test_sample_sampler_guidance_and_zoom(generator, tmp_path):
+    pictures = []
+    for more in (['--sampler', 'ddim'], ['--guidance-scale', 2],
+                 ['--guidance-scale', 0], ['--w', 2], ['--zoom', 1]):
+        out = tmp_path/f'{len(pictures)}.png'
+        succeeds('sample', '--model', generator, '--label', 'platelet', '-n', 1,
+                 '--steps', 2, '--out', out, *more)
+        pictures.append(np.array(Image.open(out)))
+    assert [p.shape[1] for p in pictures] == [84, 84, 84, 84, 28]
+    ddim, strong, none, old_option, _ = pictures
+    assert not (ddim == strong).all() and not (strong == none).all()
+    assert (old_option == strong).all(), '--w is the name of version 0.1'
+
+
+def test_two_channels_are_shown_in_grey(tmp_path):
+    model = Denoiser(dict(channels=2, dim=16, mults=[1, 2]), size=16)
+    save(model, tmp_path/'two')
+    out = tmp_path/'two.png'
+    succeeds('sample', '--model', tmp_path/'two', '-n', 2, '--steps', 2, '--out', out)
+    pixels = np.array(Image.open(out).convert('RGB'))
+    assert (pixels == pixels[..., :1]).all()
+
+
+def test_a_network_that_fills_can_generate_too(filler, tmp_path):
+    succeeds('sample', '--model', filler, '--label', 'platelet', '-n', 2, '--steps', 2,
+             '--out', tmp_path/'cells.png')
+
+
+# Inpaint
+
+@pytest.fixture
+def picture(tmp_path, monkeypatch):
+    "A picture and a mask in the working folder; the picture's pixels, and the hole"
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8)
+    hole = np.zeros((50, 40), np.uint8)
+    hole[10:30, 5:25] = 255
+    Image.fromarray(pixels).save('cell.png')
+    Image.fromarray(hole).save('hole.png')
+    return pixels, hole > 0
+
+
+def test_inpaint_from_the_shell(filler, picture):
+    pixels, hole = picture
+    succeeds('inpaint', 'cell.png', '--mask', 'hole.png', '--model', filler,
+             '--label', 'monocyte', '-n', 2, '--steps', 2)
+    fills = [np.array(Image.open(f'cell_filled_{i}.png')) for i in (1, 2)]
+    for filled in fills:
+        assert (filled[~hole] == pixels[~hole]).all()
+    assert (fills[0] != fills[1]).any()
+
+
+@pytest.mark.parametrize('words, says', [
+    ('cell.png --mask cell.txt', 'cell.txt'),
+    ('cell.png --mask hole.png --out a.jpg', '.png'),
+    ('hole.png --mask hole.png --out hole.png --steps 1', 'replace'),
+    ('cell.png --mask hole.png --label monocite', 'monocyte'),
+])
+def test_mistakes_of_inpaint(filler, picture, words, says):
+    assert says in fails('inpaint', *words.split(), '--model', filler)
+
+
+# Train and classifier
+
+def test_train_is_one_process(monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert 'several GPUs' in fails('train').replace('\n', ' ')
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    "What `train_model` is called with; nothing is trained"
+    calls = []
+
+    @functools.wraps(recipes.train_model)
+    def spy(**options):
+        calls.append(options)
+        (tmp_path/'README.md').write_text('card')
+    monkeypatch.setattr(recipes, 'train_model', spy)
+    return calls
+
+
+@pytest.mark.parametrize('words, wanted', [
+    ('--channels brightfield,darkfield --patch 2',
+     dict(channels=('brightfield', 'darkfield'), patch=2)),
+    ('--channels dna', dict(channels=('dna',))),
+    ('--channels 1', dict(channels=1)),
+    ('', dict(channels=None, patch=None, config='edm-mid', scored=1000, epochs=None)),
+    ('--config v --seed 3 --balanced', dict(config='v', seed=3, balanced=True)),
+    ('--objective v', dict(config='v')),
+    ('--normalize', dict(normalize=True)),
+])
+def test_train_passes_its_options_on(asked, tmp_path, words, wanted):
+    assert 'card' in succeeds('train', *words.split(), '--out', tmp_path)
+    assert {name: asked[0][name] for name in wanted} == wanted
+
+
+def test_classifier_from_the_shell(tmp_path):
+    out = tmp_path/'my-classifier'
+    said = succeeds(
+        'classifier', '--data', 'simulated-jurkat', '--size', 28,
+        '--channels', 'brightfield,darkfield', '--epochs', 1, '--n', 200, '--bs', 32,
+        '--dim', 8, '--balanced', '--seed', 3, '--out', out)
+    assert '# my-classifier' in said
+    record = json.loads((out/'record.json').read_text())
+    wanted = dict(channel_names=['brightfield', 'darkfield'], size=28, seed=3, bs=32,
+                  balanced=True, epochs=1)
+    assert {k: record[k] for k in wanted} == wanted
+
+
+@pytest.mark.parametrize('command', ['classifier', 'train'])
+@pytest.mark.parametrize('words, says', [
+    ('--data simulated-jurkat --channels brightfield,green', 'green'),
+    ('--data no/such/folder', 'no/such/folder'),
+    ('--channels 2', '3 channels'),
+])
+def test_mistakes_about_cells(command, words, says, tmp_path):
+    out = tmp_path/'x'
+    said = fails(command, '--size', 28, '-n', 60, '--out', out, *words.split())
+    assert says in said and not (out/'model.safetensors').exists()
+
+
+# Mistakes
+
+@pytest.mark.parametrize('words, says', [
+    ('sample --guidance-scale 2', 'name one with label'),
+    ('sample --model blood31', 'blood31'),
+    ('sample --label monocite', 'monocyte'),
+    ('sample --out cells.gif', '.png'),
+    ('sample --model nbs', 'nbs'),
+    ('sample -n 0', '-n'),
+    ('train --config edn -n 160', 'edm'),
+])
+def test_a_mistake_is_answered_with_a_sentence(words, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'nbs').mkdir()
+    assert says in fails(*words.split())
