@@ -52,7 +52,7 @@ def generator_logistic(
     "The non-saturating loss of the generator (Goodfellow et al. 2014, section 3)"
     return F.softplus(-score).mean()
 
-# %% ../nbs/11_gan.ipynb #n023
+# %% ../nbs/11_gan.ipynb #n003
 class GANLoss(NamedTuple):
     "The losses of both networks"
     discriminator:Callable # Called with scores and which of them are of real cells
@@ -153,7 +153,7 @@ class Generator(Network, tags=['gan', 'cells']):
         self.apply(first_weights)
         self.to(memory_format=torch.channels_last)
 
-# %% ../nbs/11_gan.ipynb #n025
+# %% ../nbs/11_gan.ipynb #n009
 def first_weights(module):
     "Orthogonal convolutions, and norms that hardly depend on noise and class yet"
     if isinstance(module, nn.Conv2d): nn.init.orthogonal_(module.weight)
@@ -207,7 +207,7 @@ class DiscriminatorBlock(nn.Module):
         h = self.conv2(F.leaky_relu(h, .2))
         return self.skip(F.avg_pool2d(x, 2)) + h
 
-# %% ../nbs/11_gan.ipynb #n028
+# %% ../nbs/11_gan.ipynb #n010
 def append_group_std(
     h:torch.Tensor, # `(batch, channels, height, width)`
     group:int=4, # Neighbours to compare; fewer if they do not divide the batch
@@ -243,7 +243,7 @@ class Discriminator(Network):
         self.apply(orthogonal_weights)
         self.to(memory_format=torch.channels_last)
 
-# %% ../nbs/11_gan.ipynb #n030
+# %% ../nbs/11_gan.ipynb #n011
 def orthogonal_weights(module):
     "Begin with orthogonal convolutions"
     if not isinstance(module, nn.Conv2d): return
@@ -251,7 +251,7 @@ def orthogonal_weights(module):
     # Reading the weight is one step of power iteration
     module.weight
 
-# %% ../nbs/11_gan.ipynb #n032
+# %% ../nbs/11_gan.ipynb #n012
 @patch
 def forward(self:Discriminator,
     x:torch.Tensor, # Images `(batch, channels, size, size)`
@@ -301,7 +301,7 @@ def gan_sample(
     x = generate_batches(model, z, label, bs)
     return random_dihedral(x, rng) if model.turns else x
 
-# %% ../nbs/11_gan.ipynb #n037
+# %% ../nbs/11_gan.ipynb #n016
 def generate_batches(model, z, label, bs):
     "Cells from noise and class numbers, on the CPU; the mode of the model is kept"
     was_training = model.training
@@ -355,7 +355,7 @@ class GANCallback(NoiseCallback):
         if self.augment is False: return x
         return diff_augment(x, self.rng, **(self.augment or {}))
 
-# %% ../nbs/11_gan.ipynb #n038
+# %% ../nbs/11_gan.ipynb #n017
 @patch
 def sorted_batch(self:GANCallback):
     "Images and labels, so that neighbours are of one class and can be compared"
@@ -381,7 +381,7 @@ def before_batch(self:GANCallback):
     if label is not None: self.learn.xb = both, torch.cat([label, label])
     self.learn.yb = (torch.arange(len(both), device=x.device) < len(x),)
 
-# %% ../nbs/11_gan.ipynb #n053
+# %% ../nbs/11_gan.ipynb #n019
 @patch
 def after_loss(self:GANCallback):
     "Add the penalty in every `every`-th step; it then counts `every` times"
@@ -411,7 +411,7 @@ def after_step(self:GANCallback):
         self.opt.step()
     discriminator.requires_grad_(True)
 
-# %% ../nbs/11_gan.ipynb #n054
+# %% ../nbs/11_gan.ipynb #n039
 class GeneratorEMA(Callback):
     "Keeps `learn.ema.averaged`: the generator with a running mean of its weights"
     name = 'ema'
@@ -472,7 +472,7 @@ def gan_learner(
     return Learner(dls, gan, loss_func=gan_losses[loss].discriminator,
                    opt_func=adam, splitter=parameters_of_both, cbs=cbs)
 
-# %% ../nbs/11_gan.ipynb #n055
+# %% ../nbs/11_gan.ipynb #n040
 def build_gan(dls, classes, dim, disc_dim, latent, turns, precision, seed):
     "Both networks, for images like those of `dls` and on their device"
     _, channels, size, _ = dls.one_batch()[0].shape

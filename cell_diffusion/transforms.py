@@ -74,7 +74,7 @@ import torch
 import torch.nn.functional as F
 from functools import partial
 
-# %% ../nbs/11_gan.ipynb #n035
+# %% ../nbs/11_gan.ipynb #n014
 def move_pixels(
     x:torch.Tensor, # Images `(n, channel, size, size)`
     rng:torch.Generator, # Source of randomness, on the device of `x`

@@ -23,7 +23,7 @@ from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import diffusion_learner, fit_for
 from cell_diffusion.unet import n_params
 
-# %% ../../nbs/11_gan.ipynb #n057
+# %% ../../nbs/11_gan.ipynb #n042
 def gan_results(
     name:str='gan', # `gan`, `gan-turned` or `gan-tuning`
 )->pd.DataFrame: # With today's names of the columns
@@ -59,7 +59,7 @@ class GANStudy:
         return dict(fingerprint=self.fingerprint, minutes=self.minutes,
                     epochs=self.epochs, n=self.n, steps=self.steps, models=self.models)
 
-# %% ../../nbs/11_gan.ipynb #n065
+# %% ../../nbs/11_gan.ipynb #n048
 @patch
 def train(self:GANStudy, model, seed):
     "Train a network of one kind; returns its learner and the budget that it used"
@@ -80,7 +80,7 @@ def sampler(self:GANStudy, model, network):
         return generate(network, label=label.tolist(), seed=seed)
     return cells
 
-# %% ../../nbs/11_gan.ipynb #n067
+# %% ../../nbs/11_gan.ipynb #n050
 def compare_with_real(generate, classifier, real, labels, n, seed):
     "Distances, precision and recall of generated cells and, as a reference, real ones"
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(real)))
@@ -112,7 +112,7 @@ def balanced_class_accuracy(generate, classifier, real, labels, n, seed):
         class_accuracy_reference=by_class['share'][:-1].mean(),
         seconds_per_100=100*seconds/len(requested))
 
-# %% ../../nbs/11_gan.ipynb #n068
+# %% ../../nbs/11_gan.ipynb #n051
 @patch
 def measure(self:GANStudy, model, seed):
     "One job: train a network and score it"
