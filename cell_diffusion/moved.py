@@ -9,15 +9,19 @@ __all__ = []
 # %% ../nbs/moved.ipynb #n049
 import warnings
 from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
 import numpy as np
+import pandas as pd
 import torch
 from fastai.learner import Callback
 from fastcore.basics import GetAttr
 from skimage.filters import threshold_otsu
 from cell_diffusion import classifier, inpainting, recipes, sampling, training
-from cell_diffusion.core import fast_bfloat16
-from cell_diffusion.data import CellLoader, CellLoaders
+from cell_diffusion.core import encode, fast_bfloat16
+from cell_diffusion.data import CellLoader, CellLoaders, StepLoader, cell_dls
 from cell_diffusion.denoiser import Condition, Denoiser, load
+from cell_diffusion.transforms import affine_jitter, random_dihedral
 
 # %% ../nbs/moved.ipynb #n051
 where = {
@@ -68,7 +72,8 @@ where |= {
     'samplers.karras_timesteps':        'sampling.karras_timesteps',
     'samplers.invert':                  'sampling.invert',
     'samplers.slerp':                   'sampling.slerp',
-    'samplers.quality_against_cost':    'studies.samplers.quality_against_cost',
+    'samplers.quality_against_cost':    
+        'studies.samplers.quality_against_cost(…, folder=folder)',
     'samplers.plot_cost':               'plots.plot_cost',
 }
 
@@ -79,7 +84,7 @@ where |= {
     'conditioning.Guided':
         'sampling.sample(model, guidance_scale=w, interval=interval)',
     'conditioning.spread':              'metrics.diversity',
-    'conditioning.paint_arms':          'studies.guidance.paint_arms',
+    'conditioning.paint_arms':          'studies.guidance.generate_arms',
     'conditioning.guidance_study':      'studies.guidance.guidance_study',
     'conditioning.plot_guidance':       'plots.plot_guidance',
     'conditioning.optical_density':     'morphology.optical_density',
@@ -92,7 +97,8 @@ where |= {
     'conditioning.morphology_study':    'studies.morphology.morphology_study',
     'conditioning.morphology_gap':      'studies.morphology.morphology_gap',
     'conditioning.thin':                'data.subsample_class',
-    'conditioning.longtail_study':      'studies.longtail.longtail_study',
+    'conditioning.longtail_study':
+        'studies.longtail.longtail_study(folder, …)',
     'conditioning.write_studies':       'studies.guidance.write_studies',
 }
 
@@ -164,15 +170,17 @@ where |= {
     'inpainting.repaint_calls':             'sampling.repaint_nfe',
     'inpainting.repaint':                   'sampling.repaint',
     'inpainting.hole_means':                'studies.inpainting.hole_means',
-    'inpainting.ablation_study':            'studies.inpainting.ablation_study',
+    'inpainting.ablation_study':
+        'studies.inpainting.ablation_study(folder, dls, …)',
     'inpainting.hole_scores':               'studies.inpainting.hole_scores',
-    'inpainting.arm_calls':                 'studies.inpainting.arm_calls',
-    'inpainting.inpainting_study':          'studies.inpainting.inpainting_study',
+    'inpainting.arm_calls':                 'sampling.nfe(sampler, steps)',
+    'inpainting.inpainting_study':          'studies.inpainting.compare_arms',
     'inpainting.study_table':               'studies.inpainting.study_table',
     'inpainting.Untold':                    'sampling.sample(model, show_known=False)',
     'inpainting.study_arms':                'studies.inpainting.study_arms',
     'inpainting.study_holes':               'studies.inpainting.study_holes',
-    'inpainting.write_inpainting_study':    'studies.inpainting.write_inpainting_study',
+    'inpainting.write_inpainting_study':
+        'studies.inpainting.inpainting_study(folder, dls, …)',
     'inpainting.read_pixels':               'imageio.read_image',
     'inpainting.read_mask':                 'imageio.read_mask',
     'inpainting.cut':                       'inpainting.crop_window',
@@ -208,14 +216,15 @@ where |= {
 # %% ../nbs/moved.ipynb #n065
 where |= {
     'augmentation.arms':                 'studies.augmentation.arms',
-    'augmentation.changes':              'studies.augmentation.augmentations',
+    'augmentation.changes':              'studies.augmentation.Arm(transform=…)',
     'augmentation.makers':               'studies.augmentation.generators',
     'augmentation.symbols':              'studies.augmentation.symbols',
-    'augmentation.confusion':            'metrics.confusion',
+    'augmentation.confusion':
+        'sklearn.metrics.confusion_matrix(…, labels=range(k))',
     'augmentation.class_scores':         'metrics.class_scores',
     'augmentation.lacking':              'augmentation.deficit',
     'augmentation.jitter':               'transforms.affine_jitter',
-    'augmentation.Stream':               'augmentation.StepLoader',
+    'augmentation.Stream':               'data.StepLoader(…, transform=change)',
     'augmentation.adapted_resnet':       'classifier.build_resnet',
     'augmentation.Bfloat16':             'classifier.train_classifier(…, precision=…)',
     'augmentation.train_resnet':
@@ -226,7 +235,7 @@ where |= {
     'augmentation.AugmentationStudy':    'studies.augmentation.AugmentationStudy',
     'augmentation.ddpm_cells':           'studies.augmentation.ddpm_cells',
     'augmentation.gan_cells':            'studies.augmentation.gan_cells',
-    'augmentation.recognised_first':     'studies.augmentation.recognised_first',
+    'augmentation.recognised_first':     'studies.augmentation.keep_recognised',
     'augmentation.letters':              'studies.augmentation.encode_labels',
     'augmentation.numbers':              'studies.augmentation.decode_labels',
     'augmentation.load_records':         'studies.augmentation.load_records',
@@ -252,7 +261,7 @@ def find(
         raise AttributeError(f"module 'cell_diffusion.{module}' has no attribute "
                              f"{name!r}")
     new = where[old]
-    if not new.startswith('skimage'): new = f'cell_diffusion.{new}'
+    if not new.startswith('sk'): new = f'cell_diffusion.{new}'
     warnings.warn(f"cell_diffusion.{old} is now {new}; the old name works in version "
                   "0.2 only.", DeprecationWarning, stacklevel=3)
     return adapters[old] if old in adapters else target(old)
@@ -371,6 +380,162 @@ class Bfloat16(Callback):
     def after_pred(self):
         self.context.__exit__(None, None, None)
         self.learn.pred = self.learn.pred.float()
+
+# %% ../nbs/moved.ipynb #n009
+old_words = dict(
+    kid='kd', reference='floor', class_accuracy='recognised', nfe='calls',
+    config='objective', reference_accuracy='recognised_real', guidance_scale='w',
+    diversity='spread',
+    reference_low='floor_low', reference_high='floor_high', fd_reference='fd_floor',
+    kid_low='kd_low', kid_high='kd_high', kid_reference='kd_floor')
+old_words |= {
+    'class accuracy': 'recognised', 'balanced accuracy': 'recognised balanced',
+    'set': 'heap', 'generated against real': 'painted against real'}
+
+# The same back: columns and measures are written differently
+new_columns = {old: new for new, old in old_words.items() if ' ' not in new}
+new_values = new_columns | {old: new for new, old in old_words.items()}
+
+def reword(table, columns, values):
+    "A table with other names of columns, measures and groups"
+    table = table.rename(columns=columns)
+    for name in table.columns.intersection(['measure', 'group', 'against', 'better']):
+        table[name] = table[name].replace(values)
+    return table
+
+def in_old_words(out):
+    "What a new function returns, as the old one returned it"
+    if isinstance(out, pd.DataFrame): return reword(out, old_words, old_words)
+    if isinstance(out, list): return [in_old_words(o) for o in out]
+    if not isinstance(out, dict): return out
+    return {old_words.get(name, name): in_old_words(o) for name, o in out.items()}
+
+def in_new_words(o):
+    "An argument as the new functions read it"
+    return reword(o, new_columns, new_values) if isinstance(o, pd.DataFrame) else o
+
+# %% ../nbs/moved.ipynb #n010
+def reworded(old, **arguments):
+    "The new function with the old names of arguments and the old words in tables"
+    @adapter(old)
+    def call(*args, **kwargs):
+        args = [in_new_words(o) for o in args]
+        kwargs = {arguments.get(name, name): in_new_words(o)
+                  for name, o in kwargs.items()}
+        return in_old_words(target(old)(*args, **kwargs))
+    call.__name__ = old.split('.')[1]
+
+for name in ('compare', 'distances', 'bias_curve', 'plot_bias', 'plot_report', 'score',
+             'score_table'):
+    reworded(f'evaluation.{name}')
+for name in ('evaluation.accuracy_scores', 'evaluation.report'):
+    reworded(name, painted='generated')
+for name in ('conditioning.guidance_study', 'conditioning.morphology_study'):
+    reworded(name, painted='generated', asked='requested')
+for name in ('inpainting.hole_scores', 'inpainting.hole_means', 'recipes.race_table',
+             'recipes.race', 'conditioning.plot_guidance',
+             'conditioning.morphology_gap'):
+    reworded(name)
+reworded('evaluation.recognised', asked='requested')
+reworded('augmentation.told_apart', painted='generated', change='transform')
+reworded('samplers.slerp', w='share')
+reworded('inpainting.study_table')
+
+@adapter('samplers.plot_cost')
+def plot_cost(table, key='fd', ax=None):
+    return target('samplers.plot_cost')(in_new_words(table), new_columns.get(key, key),
+                                        ax)
+
+# %% ../nbs/moved.ipynb #n012
+def with_csv(study, path):
+    "Run `study` in a folder beside `path`, and write its table there; None: no file"
+    with TemporaryDirectory() as temporary:
+        folder = Path(path).with_suffix('') if path else temporary
+        table = in_old_words(study(folder))
+    if path: table.to_csv(path, index=False)
+    return table
+
+@adapter('samplers.quality_against_cost')
+def quality_against_cost(*args, path=None, **kwargs):
+    study = target('samplers.quality_against_cost')
+    return with_csv(lambda folder: study(*args, folder=folder, **kwargs), path)
+
+@adapter('conditioning.longtail_study')
+def longtail_study(*args, path=None, **kwargs):
+    study = target('conditioning.longtail_study')
+    return with_csv(lambda folder: study(folder, *args, **kwargs), path)
+
+@adapter('inpainting.ablation_study')
+def ablation_study(path, data='pbc', epochs=3, seeds=2, n=8, size=32, dim=24):
+    study = target('inpainting.ablation_study')
+    dls = cell_dls(data, size=size)
+    return with_csv(lambda folder: study(folder, dls, epochs, seeds, n, dim), path)
+
+@adapter('inpainting.write_inpainting_study')
+def write_inpainting_study(out, data='pbc', trained='blood64-inpaint', *args, **kwargs):
+    study = target('inpainting.write_inpainting_study')
+    dls = cell_dls(data, size=load(trained).size, device='cpu')
+    return with_csv(lambda folder: study(folder, dls, trained, *args, **kwargs),
+                    Path(out)/'inpainting.csv')
+
+# %% ../nbs/moved.ipynb #n013
+@adapter('conditioning.write_studies')
+def write_studies(out, data='pbc', name='blood32', n=64, steps=12, seed=0, measured=44,
+                  progress=True, painted=None):
+    if painted is not None:
+        raise ValueError("write_studies no longer takes painted: it keeps what it "
+                         "generates in its folder.")
+    tables = target('conditioning.write_studies')(
+        out, data, name, n=n, steps=steps, seed=seed, measured=measured,
+        progress=progress)
+    tables = [in_old_words(table) for table in tables]
+    for name, table in zip(('guidance', 'morphology'), tables):
+        table.to_csv(Path(out)/f'{name}.csv', index=False)
+    return tuple(tables)
+
+@adapter('inpainting.inpainting_study')
+def inpainting_study(arms, real, labels, holes, classifier, fills=4, seed=0,
+                     progress=True):
+    if not all(hasattr(arm, 'fill') for arm in arms.values()):
+        raise ValueError("An arm is a Baseline or a NetworkArm of "
+                         "cell_diffusion.studies.inpainting now.")
+    return in_old_words(target('inpainting.inpainting_study')(
+        arms, real, labels, holes, classifier, fills=fills, seed=seed))
+
+@adapter('inpainting.arm_calls')
+def arm_calls(arm):
+    if hasattr(arm, 'nfe'): return arm.nfe
+    if callable(arm): return 0
+    sampler = arm.get('sampler', 'dpm_solver')
+    jumps = {name: arm[name] for name in ('jump', 'repeats') if name in arm}
+    return sampling.nfe(sampler, arm.get('steps', 20), **jumps)
+
+# %% ../nbs/moved.ipynb #n015
+@adapter('augmentation.Stream')
+class Stream(StepLoader):
+    "`StepLoader` with the old name of its transform"
+    def __init__(self, images, labels, vocab, steps, bs=64, seed=0, change=None):
+        super().__init__(images, labels, vocab, steps, bs, seed, change)
+
+@adapter('augmentation.confusion')
+def confusion(truth, predicted, k, weights=None):
+    return np.bincount(truth*k + predicted, weights, k*k).reshape(k, k)
+
+@adapter('augmentation.recognised_first')
+def recognised_first(images, labels, judge, lack):
+    predicted = classifier.predict_classes(judge, encode(torch.as_tensor(images)))
+    return target('augmentation.recognised_first')(labels, predicted, lack)
+
+adapters['augmentation.changes'] = dict(turns=random_dihedral, jitter=affine_jitter)
+
+@adapter('augmentation.load_records')
+def load_records(folder):
+    "Results that may also be asked by key, as in 0.1"
+    results = target('augmentation.load_records')(folder)
+    kind = type(results)
+    keyed = dict(__getitem__=lambda self, name: getattr(self, name))
+    results.__class__ = type(kind.__name__, (kind,), keyed)
+    return results
 
 # %% ../nbs/moved.ipynb #n078
 class Wrapper(GetAttr):

@@ -313,7 +313,7 @@ def write_browser_files(
     folder = Path(folder)
     model = load(name, 'cpu', 'float32')
     card = (shipped(name)/'README.md').read_text(encoding='utf-8')
-    about = card.partition('## Licence and limits')[2].strip()
+    about = ' '.join(card.partition('## Licence and limits')[2].split())
     file = export_onnx(model, folder/f'{name}.onnx', about)
     verify_onnx(file, model, batches=(1,))
 

@@ -116,19 +116,3 @@ def quality_against_cost(
 # %% ../../nbs/08_samplers.ipynb #n013
 import json
 from pathlib import Path
-
-def _settings(model, **kwargs):
-    "To be deleted when chapters 9, 10 and 11 use `Records`"
-    return dict(weights=hash_weights(model), precision=model.precision, **kwargs)
-
-def _resume(path, settings):
-    "To be deleted when chapters 9, 10 and 11 use `Records`"
-    note = Path(path).with_suffix('.json')
-    if not Path(path).exists():
-        note.write_text(json.dumps(settings, indent=1) + '\n', encoding='utf-8')
-        return []
-    if not note.exists() or json.loads(note.read_text(encoding='utf-8')) != settings:
-        raise ValueError(f"{path} was made with another network or other settings "
-                         f"(see {note.name}): give this table a file of its own, "
-                         "or delete that one.")
-    return [pd.read_csv(path)]
