@@ -21,11 +21,12 @@ from fastai.metrics import accuracy
 from fastcore.basics import store_attr
 from pathlib import Path
 from torchvision.models.resnet import BasicBlock
-from cell_diffusion.core import encode, fast_bfloat16
+from cell_diffusion.core import encode
 from cell_diffusion.denoiser import Network, load, save, weights_folder
 from cell_diffusion.records import write_json
 from cell_diffusion.sources import cache_folder
 from cell_diffusion.splits import fingerprint
+from cell_diffusion.denoiser import choose_precision
 
 # %% ../nbs/07_evaluation.ipynb #c012
 def residual_block(d_in, d_out, stride):
@@ -148,7 +149,7 @@ def train_classifier(
     torch.manual_seed(seed)
     model = _new_classifier(network, dls.vocab, x, dim)
     cbs = [ForSteps(steps, validate=progress)]
-    if precision == 'bfloat16' or (precision == 'auto' and fast_bfloat16(x.device)):
+    if choose_precision(precision, x.device) == 'bfloat16':
         if network is None:
             model.precision = 'bfloat16'
         else:
@@ -192,7 +193,7 @@ def features_and_predictions(
     classifier.eval()
     batches = [classifier.features(b.to(classifier.device)) for b in x.split(bs)]
     features = torch.cat(batches)
-    predicted = classifier.head(features).argmax(1)
+    predicted = classifier.head(features.to(classifier.dtype)).argmax(1)
     return features.cpu(), predicted.cpu()
 
 # %% ../nbs/07_evaluation.ipynb #c017x
@@ -254,7 +255,7 @@ def cached_classifier(
 )->CellClassifier: # On the CPU, or None
     "The classifier in the cache folder; a damaged one is removed with a warning"
     folder = classifier_folder(dls)
-    if not folder.is_dir(): return None
+    if not (folder/'record.json').exists(): return None # It may be being written
     try:
         if is_trained_on(folder, cells_of(dls)): return load_classifier(folder, dls)
         reason = 'its record does not name these cells'

@@ -77,7 +77,8 @@ def find_function(path):
     return getattr(import_module(f'cell_diffusion.{module}'), name)
 
 # %% ../nbs/cli.ipynb #n004
-expected = ValueError, OSError, ImportError, FloatingPointError, TypeError
+expected = (ValueError, OSError, ImportError, FloatingPointError, TypeError,
+            RuntimeError, OverflowError)
 
 def build(name):
     "The command of that name; what it needs is imported here and not before"

@@ -48,6 +48,32 @@ class Network(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion'):
             value = 'bfloat16' if value else 'float32'
         super().__setattr__(name, value)
 
+# %% ../nbs/06_ddpm.ipynb #netprec
+def choose_precision(
+    precision:str, # `float32`, `bfloat16`, or `auto` for the faster one
+    device, # Where the network runs
+)->str: # `float32` or `bfloat16`
+    "The precision of a computation. Raises `ValueError` for another name."
+    if precision not in ('auto', 'float32', 'bfloat16'):
+        raise ValueError(f"Unknown precision {precision!r}: use auto, float32 or "
+                         "bfloat16.")
+    if precision != 'auto': return precision
+    return 'bfloat16' if fast_bfloat16(device) else 'float32'
+
+def check_sizes(model):
+    "Raise a `ValueError` where the sizes of a denoiser do not fit its U-Net"
+    unet = model.unet
+    if model.size % unet.factor:
+        raise ValueError(f"This U-Net takes images whose side is a multiple of "
+                         f"{unet.factor}, not {model.size}.")
+    if len(model.data_mean) not in (1, model.channels):
+        raise ValueError(f"data_mean has {len(model.data_mean)} numbers for "
+                         f"{model.channels} channels.")
+    outputs = unet.out[-1].out_channels//unet.patch**2
+    if outputs != model.channels:
+        raise ValueError(f"The U-Net has {outputs} channels out, and images have "
+                         f"{model.channels}.")
+
 # %% ../nbs/06_ddpm.ipynb #n031
 class Denoiser(Network, tags=['diffusion', 'cells']):
     "A U-Net and what its output means: schedule, prediction, scale of the data"
@@ -67,6 +93,8 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         if prediction not in predictions:
             raise ValueError(f"Unknown prediction {prediction!r}: use one of "
                              f"{', '.join(predictions)}.")
+        if not 1e-3 <= data_std <= 10:
+            raise ValueError(f"data_std is a spread in -1..1 units, not {data_std}.")
         self.size = size
         self.classes = tuple(classes or ())
         self.prediction = prediction
@@ -78,6 +106,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
             self.schedule = get_schedule(schedule, T)
         mean = torch.tensor(self.data_mean).view(1, -1, 1, 1)
         self.register_buffer('pixel_mean', mean, persistent=False)
+        check_sizes(self)
 
 # %% ../nbs/06_ddpm.ipynb #n020
 @patch(as_prop=True)
@@ -156,25 +185,35 @@ def warm_start(
     "Copy trained weights; new ones begin at zero. `ValueError` if they do not fit"
     check_same_task(model, trained)
     old = trained.state_dict()
-    for name, new in model.state_dict().items():
-        copy_weights(name, old.get(name), new)
+    new = model.state_dict()
+    if lost := sorted(set(old) - set(new)):
+        raise ValueError(f"Cannot start from this network: it has {lost[0]}, and there "
+                         "is no place for it here.")
+    for name in new:
+        check_weights(name, old.get(name), new[name])
+    for name in new:
+        copy_weights(old.get(name), new[name])
     return model
 
 # %% ../nbs/06_ddpm.ipynb #n026
 # New input channels, and the embedding of classes in a network that had none
 may_grow = ('unet.conv_in.weight', 'unet.embedding.label.weight')
 
-def copy_weights(name, old, new):
-    "Copy one tensor; it may grow by inputs, or be new where classes are new"
+def check_weights(name, old, new):
+    "A tensor has the same shape, or grows by inputs, or is new where classes are new"
+    same = old is not None and old.shape == new.shape
+    if same or name in may_grow and grows(old, new): return
+    was = None if old is None else tuple(old.shape)
+    raise ValueError(f"Cannot start from this network: {name} has shape {was}, "
+                     f"here it is {tuple(new.shape)}.")
+
+def copy_weights(old, new):
+    "Copy one tensor; what is new begins at zero"
     if old is not None and old.shape == new.shape:
         new.copy_(old)
-    elif name in may_grow and grows(old, new):
-        new.zero_()
-        if old is not None: new[:, :old.shape[1]] = old
-    else:
-        was = None if old is None else tuple(old.shape)
-        raise ValueError(f"Cannot start from this network: {name} has shape {was}, "
-                         f"here it is {tuple(new.shape)}.")
+        return
+    new.zero_()
+    if old is not None: new[:, :old.shape[1]] = old
 
 def grows(old, new):
     "Whether weights are new altogether, or only have more inputs"
@@ -314,6 +353,13 @@ def check(self:Condition,
     if self.label is not None and not model.classes:
         raise ValueError("This network was trained without classes: leave label out, "
                          "there is nothing to guide towards.")
+    if self.label is not None and len(self.label) not in (1, n):
+        raise ValueError(f"{len(self.label)} labels for {n} images: give one label "
+                         "for all, or one for each.")
+    if self.guide is not None and self.label is not None and self.guide.classes:
+        if self.guide.classes != model.classes:
+            raise ValueError("The guide must have the same classes in the same order, "
+                             "or none.")
     if self.guide is not None and not same_noise_levels(model, self.guide):
         raise ValueError("The guide must have the channels, the size and the noise "
                          "schedule of the network that it guides.")
@@ -411,6 +457,8 @@ def _parameters(function):
 at_most = dict(T=100_000, size=4096, dim=4096, latent=100_000, blocks=16, patch=64)
 may_be_zero = 'n_classes', 'blocks'
 
+always_saved = ['unet', 'schedule', 'T', 'prediction', 'data_std', 'size']
+
 def _check_settings(folder, function, settings, where=''):
     "Every setting has a known name, the type that the code expects, and a sane size"
     parameters = _parameters(function)
@@ -423,6 +471,7 @@ def _check_settings(folder, function, settings, where=''):
         if name == 'unet' and value is not None:
             _check_settings(folder, UNet.__init__, value, where='unet.')
     required = [name for name, p in parameters.items() if p.default is p.empty]
+    if 'prediction' in parameters: required += always_saved
     if missing := [name for name in required if name not in settings]:
         _refuse(folder, f"config.json lacks the setting {where}{missing[0]}")
 
@@ -646,8 +695,7 @@ def load(
     model.load_state_dict(_read_tensors(folder, model.state_dict(), config))
 
     model = model.eval().to(device or default_device())
-    fast = precision == 'auto' and fast_bfloat16(model.device)
-    model.precision = 'bfloat16' if fast or precision == 'bfloat16' else 'float32'
+    model.precision = choose_precision(precision, model.device)
     return model
 
 def _find_folder(name):

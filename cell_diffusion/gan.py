@@ -19,10 +19,11 @@ from fastcore.basics import patch, store_attr
 from functools import partial
 from torch.nn.utils.parametrizations import spectral_norm
 from typing import Callable, NamedTuple
-from cell_diffusion.core import default_device, fast_bfloat16, generator
+from cell_diffusion.core import default_device, generator
 from cell_diffusion.denoiser import Network, class_numbers
 from cell_diffusion.training import NoiseCallback
 from cell_diffusion.transforms import diff_augment, random_dihedral
+from cell_diffusion.denoiser import choose_precision
 
 # %% ../nbs/11_gan.ipynb #c017
 def discriminator_hinge(
@@ -483,8 +484,7 @@ def build_gan(dls, classes, dim, disc_dim, latent, turns, precision, seed):
         Generator(channels, size, dim, latent, names, turns),
         Discriminator(channels, size, disc_dim, len(names)),
     ).to(device)
-    if precision == 'auto':
-        precision = 'bfloat16' if fast_bfloat16(device) else 'float32'
+    precision = choose_precision(precision, device)
     gan.generator.precision = precision
     gan.discriminator.precision = precision
     return gan

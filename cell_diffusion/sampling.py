@@ -6,6 +6,7 @@
 __all__ = ['ancestral', 'timesteps', 'dpm_solver', 'nfe', 'sample', 'euler', 'ddim', 'heun', 'invert', 'samplers', 'repaint']
 
 # %% ../nbs/06_ddpm.ipynb #n029
+import inspect
 import math
 import torch
 from collections.abc import Callable
@@ -129,6 +130,19 @@ def nfe(
     sampler = find_sampler(sampler)
     return T if sampler.every_timestep else sampler.nfe(steps, **options)
 
+# %% ../nbs/06_ddpm.ipynb #sampopt
+def check_options(
+    sampler:Sampler, # Which is to run
+    options:dict, # Its own arguments, such as `eta` of `ddim`
+):
+    "Raise a `ValueError` for an option that a sampler does not have"
+    own = list(inspect.signature(sampler.algorithm).parameters)[6:]
+    own = [name for name in own if name not in ('known', 'mask')]
+    if unknown := [name for name in options if name not in own]:
+        raise ValueError(f"This sampler has no option {unknown[0]!r}; it has "
+                         f"{', '.join(own) or 'none'}. (The scale of guidance is "
+                         "guidance_scale.)")
+
 # %% ../nbs/06_ddpm.ipynb #n043
 @contextmanager
 def _evaluating(model):
@@ -221,6 +235,8 @@ def sample(
 ): # Cells `(n, channels, size, size)` in -1..1, with `trajectory` a list `(t, xt, x0)`
     "Generate cells from noise. `ValueError` for what this network cannot do"
     sampler = find_sampler(sampler)
+    if n is not None and n < 1: raise ValueError(f"n must be 1 or more, got {n}.")
+    check_options(sampler, options)
     label = class_numbers(model, label, n)
     n = _how_many(n, label, known, mask)
     device = model.device

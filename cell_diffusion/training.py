@@ -23,10 +23,11 @@ from functools import partial
 from pathlib import Path
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
-from cell_diffusion.core import default_device, encode, fast_bfloat16, generator
+from cell_diffusion.core import default_device, encode, generator
 from cell_diffusion.denoiser import Denoiser, warm_start
 from cell_diffusion.process import Schedule, q_sample
 from cell_diffusion.sampling import sample
+from cell_diffusion.denoiser import choose_precision
 
 # %% ../nbs/06_ddpm.ipynb #c025
 def uniform_timesteps(
@@ -194,8 +195,7 @@ def ddpm_learner(
     "A fastai `Learner` for a denoiser; it stops when the loss is not finite"
     device = dls.device or default_device()
     model = model.to(device)
-    fast = precision == 'auto' and fast_bfloat16(device)
-    model.precision = 'bfloat16' if fast or precision == 'bfloat16' else 'float32'
+    model.precision = choose_precision(precision, device)
 
     pairs = noise(noise_levels, gamma, label_dropout, seed)
     cbs = [pairs, EMA(ema), GradientClip(clip), TerminateOnNaNCallback(), *cbs]
@@ -602,7 +602,9 @@ def loss_by_timestep(
     watch = LossByTimestep()
     trained = learn.model
     learn.model = learn.ema.averaged
-    with learn.no_bar(), learn.no_logging(), learn.added_cbs(watch):
-        learn.validate()
-    learn.model = trained
+    try:
+        with learn.no_bar(), learn.no_logging(), learn.added_cbs(watch):
+            learn.validate()
+    finally:
+        learn.model = trained
     return watch.frame()[['t', 'loss']].to_dict('records')

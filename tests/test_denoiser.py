@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from cell_diffusion import denoiser
 from cell_diffusion.classifier import CellClassifier
 from cell_diffusion.denoiser import (Condition, Denoiser, denoise, load, save,
-                                     weights_folder)
+                                     warm_start, weights_folder)
 from cell_diffusion.gan import Generator, gan_sample
 from cell_diffusion.inpainting import Inpainter
 from cell_diffusion.sampling import nfe, sample, samplers
@@ -258,7 +258,7 @@ faults = {
     'version is a list': (with_config(format_version=[2]), 'version is'),
     'other mean': (with_config(data_mean=[0., 0., 0.]), 'not the one saved'),
     'other prediction': (with_config(prediction='eps'), 'not the one saved'),
-    'missing setting': (without('T'), 'not the one saved'),
+    'missing setting': (without('T'), 'lacks the setting T'),
     # A config.json that is no table
     'no JSON': (with_text('size: 16'), 'not JSON'),
     'empty config': (with_text(''), 'not JSON'),
@@ -827,3 +827,36 @@ def test_training_mode_comes_back():
     model = tiny().train()
     sample(model, 1, steps=2, progress=False)
     assert model.training
+
+
+def tiny_denoiser(**settings):
+    return Denoiser(dict(dim=8, mults=[1, 2]), **{**dict(size=16, T=50), **settings})
+
+
+@pytest.mark.parametrize('settings, says', [
+    (dict(data_std=0.), 'data_std'), (dict(data_std=-.5), 'data_std'),
+    (dict(data_mean=(0., 0.)), 'channels'), (dict(size=15), 'multiple of 2')])
+def test_settings_without_sense_are_refused(settings, says):
+    with pytest.raises(ValueError, match=says):
+        tiny_denoiser(**settings)
+
+
+def test_requests_without_sense_are_refused():
+    model = tiny_denoiser(classes=('a', 'b'))
+    quick = dict(steps=1, progress=False)
+    with pytest.raises(ValueError, match='1 or more'):
+        sample(model, 0, **quick)
+    with pytest.raises(ValueError, match="no option 'eta'"):
+        sample(model, 1, eta=1., **quick)
+    other = tiny_denoiser(classes=('b', 'a'))
+    with pytest.raises(ValueError, match='same classes in the same order'):
+        sample(model, 1, label='a', guide=other, guidance_scale=2., **quick)
+
+
+def test_a_refused_warm_start_changes_nothing():
+    model = tiny_denoiser()
+    before = {name: w.clone() for name, w in model.state_dict().items()}
+    trained = Denoiser(dict(dim=8, mults=[1, 3]), size=16, T=50)
+    with pytest.raises(ValueError, match='Cannot start'):
+        warm_start(model, trained)
+    assert all(torch.equal(w, before[n]) for n, w in model.state_dict().items())

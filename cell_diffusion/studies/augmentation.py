@@ -337,6 +337,9 @@ def generate(self:AugmentationStudy, kind:str, fold:int)->dict: # Arrays for `wo
     assert_disjoint(images, c.images[side['test']], whose)
 
     numbers = self.missing(fold)*self.seeds*self.pool
+    if not numbers.sum():
+        empty = np.zeros(0, dtype=np.int64)
+        return dict(images=images[:0], labels=empty, cost=json.dumps({}))
     requested = np.repeat(np.arange(len(numbers)), numbers)
     settings = self.generator_settings(kind)
     bs = min(settings.pop('bs'), len(labels))

@@ -172,7 +172,7 @@ def write_studies(
     cells = encode(dls.test.arrays[0]), torch.as_tensor(dls.test.arrays[1])
     run = ArmCells(model, arms, n, steps, seed, progress)
     settings = dict(network=str(name), precision=model.precision, n=n, steps=steps,
-                    seed=seed, measured=measured, **about_cells(dls))
+                    seed=seed, measured=measured, arms=arms, **about_cells(dls))
     classifier = reference_classifier(dls)
 
     def score(requested, generated):
@@ -192,6 +192,9 @@ class ArmCells:
     def __init__(self, model, arms, *options):
         self.arms = {(float(w), 'interval' if interval else 'everywhere'): (w, interval)
                      for w, interval in arms}
+        if len(self.arms) < len(arms):
+            raise ValueError("Two arms have the same guidance scale: give them "
+                             "different ones.")
         self.generate = cache(lambda arm: generate_arms(model, [arm], *options))
 
     def jobs(self, *real):

@@ -16,6 +16,7 @@ from cell_diffusion.denoiser import Denoiser
 from cell_diffusion.metrics import distance_draws
 from cell_diffusion.records import Records
 from cell_diffusion.sampling import nfe, sample, steps_for, timesteps
+from cell_diffusion.splits import pixel_hash
 
 # %% ../../nbs/08_samplers.ipynb #c053
 contestants = {
@@ -46,6 +47,7 @@ class SamplerStudy:
         return dict(
             weights=hash_weights(self.model), precision=self.model.precision,
             classifier=hash_weights(self.classifier), real=len(self.real),
+            cells=pixel_hash(self.x.cpu().numpy()), labels=self.y.tolist(),
             n=self.n, draws=self.draws, seed=self.seed)
 
 # %% ../../nbs/08_samplers.ipynb #n010
