@@ -180,6 +180,9 @@ def forward(self:Generator,
 
 @patch
 def check_label(self:Generator, label):
+    if self.dtype != torch.float32:
+        raise ValueError(f"A generator with weights in {self.dtype} does not run: call "
+                         ".float(), and set precision = 'bfloat16' to be faster.")
     if self.classes and label is None:
         raise ValueError("This generator was built with classes: pass a class number "
                          "for each cell.")

@@ -22,7 +22,6 @@ by_name = dict(ids=lambda p: p.stem)
 
 # Some tests describe the shape that the library is on its way to. The marks go
 # when it has arrived.
-on_the_way = pytest.mark.xfail(strict=False, reason='the redesign is not finished')
 
 
 def _package_files(project):
@@ -63,7 +62,6 @@ def test_export_is_in_step(redone):
     assert not differ, f'run nbdev-export: {differ} differ from the notebooks'
 
 
-@on_the_way
 @pytest.mark.xdist_group('redone')
 def test_no_module_is_left_over(redone):
     "A module that no notebook writes any more, or that is not in the map"
@@ -136,13 +134,11 @@ def _user_names():
     return {n for m in mine for n in public_names(m)}
 
 
-@on_the_way
 def test_public_names_are_few():
     names = _user_names()
     assert len(names) <= most_names, f'{len(names)} names; use exporti for helpers'
 
 
-@on_the_way
 def test_public_names_say_what_they_are():
     hidden = sorted(_user_names() & sys.stdlib_module_names)
     assert not hidden, f'{hidden} would hide modules of the standard library'
@@ -259,7 +255,6 @@ def test_citation_is_the_last_release():
     assert (str(cited['version']), str(cited['date-released'])) == releases()[0]
 
 
-@on_the_way
 def test_the_list_of_slow_tests_names_tests():
     "A line of `slow.txt` that names no test would do nothing"
     lines = (root/'tests'/'slow.txt').read_text(encoding='utf-8').splitlines()

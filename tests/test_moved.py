@@ -221,7 +221,6 @@ files = sorted(f for f in package.rglob('*.py') if f.stem not in gone)
 def test_nothing_imports_the_old_modules(file):
     old_modules = {f'cell_diffusion.{name}' for name in ('moved', *gone)}
     used = old_modules & set(imports(file))
-    if file.stem in ('painter', 'web') and used: pytest.xfail('not rewritten yet')
     assert not used
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn as nn
-import cell_diffusion.training as training
+import cell_diffusion.denoiser as denoiser
 from fastai.callback.core import CancelFitException
 from fastai.learner import Callback
 from cell_diffusion.data import cell_dls
@@ -219,7 +219,7 @@ def test_larger_images_get_more_noise(size):
     ('auto', False, torch.float32),
 ])
 def test_precision(cells, monkeypatch, precision, fast, expected):
-    monkeypatch.setattr(training, 'fast_bfloat16', lambda device: fast)
+    monkeypatch.setattr(denoiser, 'fast_bfloat16', lambda device: fast)
     learn = diffusion_learner(cells, **tiny, precision=precision)
     dtypes = set()
     def note(module, args, out):
