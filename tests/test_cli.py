@@ -1,6 +1,8 @@
 "The command line: each command in miniature, its options and its mistakes"
 import functools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -219,3 +221,23 @@ def test_a_mistake_is_answered_with_a_sentence(words, says, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path/'nbs').mkdir()
     assert says in fails(*words.split())
+
+
+only_sample = """
+import sys
+from typer.testing import CliRunner
+from cell_diffusion.cli import app
+before = set(sys.modules)
+words = ['sample', '--label', 'monocyte', '-n', '1', '--steps', '1', '--out', sys.argv[1]]
+assert CliRunner().invoke(app, words).exit_code == 0
+heavy = ('cell_diffusion.metrics', 'cell_diffusion.training', 'skimage', 'seaborn',
+         'fastai', 'pandas', 'sklearn', 'torchmetrics', 'scipy')
+print('torch' in before, [name for name in heavy if name in sys.modules])
+"""
+
+
+def test_sample_imports_only_what_it_needs(tmp_path):
+    picture = str(tmp_path/'cell.png')
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', only_sample, picture],
+                          capture_output=True, text=True)
+    assert done.stdout.strip() == 'False []', done.stderr
