@@ -10,10 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from cell_diffusion.conditioning import Guided
-from cell_diffusion.ddpm import dpm_solver
-from cell_diffusion.inpainting import Filling, cut, find_window, load_network
-from cell_diffusion.inpainting import _close_up, _put_back
+from cell_diffusion.denoiser import Condition, load
+from cell_diffusion.inpainting import close_up, crop_window, find_window, put_back
+from cell_diffusion.sampling import batched_denoise, dpm_solver, timesteps
 from cell_diffusion.web import browser_noise
 from conftest import root
 
@@ -386,12 +385,11 @@ def fill_in_browser(page, image, m, x, label, guidance):
 
 def fill_in_python(net, known, mask, x, label, guidance):
     "The same with PyTorch"
-    bound = Filling(net, known, mask)
-    if guidance != 1:
-        bound = Guided(bound, guidance)
     labels = None if label is None else torch.tensor([label])
+    condition = Condition(labels, guidance, known=known, mask=mask)
+    ask = batched_denoise(net, condition)
     with torch.no_grad():
-        return dpm_solver(bound, x, labels, steps=5)
+        return dpm_solver(ask, x, net.schedule, timesteps(net.schedule, 5))
 
 
 @pytest.mark.parametrize('h, w, box, label, guidance', [
@@ -405,7 +403,7 @@ def test_a_fill_is_that_of_the_library(page, site_url, h, w, box, label, guidanc
     m = np.zeros((h, w), bool)
     m[box[0]:box[1], box[2]:box[3]] = True
     x = browser_noise(5, (1, 3, 64, 64))
-    net = load_network('blood64-inpaint')
+    net = load('blood64-inpaint', 'cpu', 'float32')
     visit(page, site_url, 'paint')
     theirs = fill_in_browser(page, image, m, x, label, guidance)
 
@@ -413,8 +411,8 @@ def test_a_fill_is_that_of_the_library(page, site_url, h, w, box, label, guidanc
     place = find_window(m)
     window = theirs['window']
     assert place == (window['top'], window['left'], window['side'])
-    view = cut(image.astype(float), place)/127.5 - 1
-    known, mask = _close_up(view, cut(m, place), 64)
+    view = crop_window(image.astype(float), place)/127.5 - 1
+    known, mask = close_up(view, crop_window(m, place), 64)
     assert np.array_equal(floats(theirs['mask'], 1, 1, 64, 64) > 0, mask)
     their_known = floats(theirs['known'], 1, 3, 64, 64)
     keep = ~mask.expand_as(known).numpy()
@@ -431,7 +429,7 @@ def test_a_fill_is_that_of_the_library(page, site_url, h, w, box, label, guidanc
     out = np.frombuffer(base64.b64decode(theirs['out']), np.uint8)
     out = out.reshape(h, w, 4)[..., :3]
     assert np.array_equal(out[~m], image[~m])
-    filled = _put_back(image, m, place, ours[0].permute(1, 2, 0).numpy(), 255)
+    filled = put_back(image, m, place, ours[0], 255)
     assert np.abs(out.astype(int) - filled).max() <= 1
 
 
