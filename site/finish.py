@@ -241,10 +241,23 @@ def check_links(
     return problems
 
 
+_linked_name = re.compile(
+    r'<a href="([\w-]+\.html)?#([\w.]+)"[^>]*>(<code>[^<]*</code>)</a>')
+
+def unlink_helpers(pages):
+    "nbdev links every name of the package, but helpers have no entry to go to"
+    ids = {path.name: set(re.findall(r'\bid="([^"]+)"', text))
+           for path, text in pages.items()}
+    for path, text in pages.items():
+        def plain(m, here=path.name):
+            return m[0] if m[2] in ids.get(m[1] or here, ()) else m[3]
+        pages[path] = _linked_name.sub(plain, text)
+
 def finish(docs):
     "Make the rendered site complete; gives what is wrong"
     pages = {p: p.read_text(encoding='utf-8') for p in sorted(docs.glob('*.html'))}
     problems = set_formulas(pages)
+    unlink_helpers(pages)
     for path, text in pages.items():
         path.write_text(mend(text), encoding='utf-8')
     cut_styles(docs)
