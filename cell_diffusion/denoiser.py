@@ -18,6 +18,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from cell_diffusion.process import Schedule, prediction_target, predictions, to_x0
 from cell_diffusion.schedules import get_schedule
 from cell_diffusion.unet import UNet
+from cell_diffusion.core import fast_bfloat16
 
 # %% ../nbs/06_ddpm.ipynb #c017
 class Network(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion'):
@@ -70,9 +71,9 @@ def check_sizes(model):
         raise ValueError(f"data_mean has {len(model.data_mean)} numbers for "
                          f"{model.channels} channels.")
     outputs = unet.out[-1].out_channels//unet.patch**2
-    if outputs != model.channels:
-        raise ValueError(f"The U-Net has {outputs} channels out, and images have "
-                         f"{model.channels}.")
+    if model.sees_known and unet.channels != 2*outputs + 1:
+        raise ValueError(f"A network that sees known pixels and mask has "
+                         f"{2*outputs + 1} channels, not {unet.channels}.")
 
 # %% ../nbs/06_ddpm.ipynb #n031
 class Denoiser(Network, tags=['diffusion', 'cells']):
