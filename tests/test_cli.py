@@ -228,8 +228,8 @@ import sys
 from typer.testing import CliRunner
 from cell_diffusion.cli import app
 before = set(sys.modules)
-words = ['sample', '--label', 'monocyte', '-n', '1', '--steps', '1', '--out', sys.argv[1]]
-assert CliRunner().invoke(app, words).exit_code == 0
+words = ['sample', '--label', 'monocyte', '-n', '1', '--steps', '1']
+assert CliRunner().invoke(app, [*words, '--out', sys.argv[1]]).exit_code == 0
 heavy = ('cell_diffusion.metrics', 'cell_diffusion.training', 'skimage', 'seaborn',
          'fastai', 'pandas', 'sklearn', 'torchmetrics', 'scipy')
 print('torch' in before, [name for name in heavy if name in sys.modules])
