@@ -325,6 +325,9 @@ class Page:
 
         # Private names have no entry to link to
         text = re.sub(r'\[(`_\w+`)\]\([^)]*#_\w+\)', r'\1', text)
+        # A name that nbdev has linked within a link: one link is enough
+        text = re.sub(r'\[([^\[\]]*)\[(`[^`\]]+`)\]\([^()]*\)([^\[\]]*)\]\(',
+                      r'[\1\2\3](', text)
 
         def change(part):
             return smaller_pictures(self.links(part), self.path.parent)
