@@ -125,7 +125,7 @@ def check_output_folder(folder, out:Path):
             f"{out} is not empty: name a new folder for the generated cells.")
 
 def training_cells(folder, size:int, test, **kwargs)->CellLoaders:
-    "The cells of a folder, and split for a classifier; none of the test cells among them"
+    "Cells of a folder, split for a classifier; raises for test cells among them"
     dls = cell_dls(folder, size=size, bs=1, **kwargs)
     for loader in dls.loaders:
         loader.bs = min(64, len(dls.train.idxs))
