@@ -26,7 +26,7 @@ from cell_diffusion.data import (
 from cell_diffusion.denoiser import Denoiser, load, weights_hash
 from cell_diffusion.imageio import save_image
 from cell_diffusion.metrics import class_check, disobeyed, unclear
-from cell_diffusion.records import Records, check_out, write_json
+from cell_diffusion.records import Records, check_out, locked, write_json, write_whole
 from cell_diffusion.sampling import sample
 from cell_diffusion.sources import find_data, list_images, list_jurkat, resolve_source
 from cell_diffusion.splits import assert_disjoint, fingerprint
@@ -120,7 +120,8 @@ def resized(
 def check_output_folder(folder, out:Path):
     "Raise an error unless `out` is new or empty, or an earlier call can go on there"
     check_out(out, 'cells', folder)
-    if out.exists() and any(out.iterdir()) and not (out/'_work').is_dir():
+    there = [f for f in out.iterdir() if f.name != '.lock'] if out.exists() else []
+    if there and not (out/'_work').is_dir():
         raise FileExistsError(
             f"{out} is not empty: name a new folder for the generated cells.")
 
@@ -198,9 +199,7 @@ def write_manifest(out:Path, rows, check:pd.DataFrame)->pd.DataFrame:
     known = known.rename(columns=dict(share='class_accuracy', real='real_accuracy'))
     table = pd.DataFrame(rows).drop(columns='group', errors='ignore')
     table = table.join(known, on='class')
-    part = out/'_work'/'manifest.part'
-    table.to_csv(part, index=False)
-    os.replace(part, out/'manifest.csv')
+    write_whole(out/'manifest.csv', table.to_csv(index=False))
     return table
 
 def begun(out:Path, settings:dict)->Records:
@@ -358,8 +357,9 @@ def fill_folder(out, model, dls, settings, notes, minutes, force, progress, keep
     def check():
         return check_classes(network(), dls, dict.fromkeys(names.tolist()), force, keep,
                              steps, progress)
-    table = checked_classes(out, settings, check)
-    return write_groups(out, settings, network, names, table, notes, progress)
+    with locked(out, 'generating cells'):
+        table = checked_classes(out, settings, check)
+        return write_groups(out, settings, network, names, table, notes, progress)
 
 # %% ../nbs/moved.ipynb #n096
 from cell_diffusion.core import old_names

@@ -281,7 +281,7 @@ def folder_classes(
     "The classes of a published set, or the subfolders; raises `ValueError` without any"
     if source in class_names: return class_names[source]
     names = sorted(p.name for p in folder.iterdir() if p.is_dir())
-    names = tuple(name for name in names if not name.startswith(('.', '_')))
+    names = tuple(n for n in names if n[0] != '.' and n != '__MACOSX')
     if not names:
         raise ValueError(
             f"{folder} is empty: it should hold a folder of images for each class.")
