@@ -121,7 +121,7 @@ def check_output_folder(folder, out:Path):
     "Raise an error unless `out` is new or empty, or an earlier call can go on there"
     check_out(out, 'cells', folder)
     there = [f for f in out.iterdir() if f.name != '.lock'] if out.exists() else []
-    if there and not (out/'_work').is_dir():
+    if there and not (out/'.work').is_dir():
         raise FileExistsError(
             f"{out} is not empty: name a new folder for the generated cells.")
 
@@ -204,7 +204,7 @@ def write_manifest(out:Path, rows, check:pd.DataFrame)->pd.DataFrame:
 
 def begun(out:Path, settings:dict)->Records:
     "What an earlier call with the same settings wrote; groups without files are undone"
-    records = Records(out/'_work', settings)
+    records = Records(out/'.work', settings)
     for job in records.jobs():
         if not all((out/row['file']).exists() for row in records.read(job)):
             records.path(job).unlink()
@@ -283,13 +283,13 @@ def warn_of_unclear(rows):
 # %% ../nbs/12_augmentation.ipynb #n047
 def checked_classes(out:Path, settings:dict, check)->pd.DataFrame:
     "The result of `check()`, which is kept; `ValueError` for files of other settings"
-    file = out/'_work'/'classes.json'
-    if (out/'_work'/'settings.json').exists():
-        Records(out/'_work', settings)
+    file = out/'.work'/'classes.json'
+    if (out/'.work'/'settings.json').exists():
+        Records(out/'.work', settings)
         if file.exists():
             return pd.DataFrame(json.loads(file.read_text(encoding='utf-8')))
     table = check()
-    Records(out/'_work', settings)
+    Records(out/'.work', settings)
     write_json(file, table.to_dict('records'))
     return table
 
@@ -346,7 +346,7 @@ def fill_folder(out, model, dls, settings, notes, minutes, force, progress, keep
     seed = settings['seed']
     steps = settings['steps']
     run = {key: settings[key] for key in ('cells', 'seed', 'made')}
-    checkpoint = out/'_work'/'network'/'checkpoint.pt'
+    checkpoint = out/'.work'/'network'/'checkpoint.pt'
 
     @cache
     def network():

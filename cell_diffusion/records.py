@@ -416,7 +416,7 @@ def kind_of_folder(
     "What an earlier call has left in a folder"
     folder = Path(folder)
     if (folder/'settings.json').exists(): return 'study'
-    if (folder/'_work').is_dir() or _lists_cells(folder/'manifest.csv'): return 'cells'
+    if (folder/'.work').is_dir() or _lists_cells(folder/'manifest.csv'): return 'cells'
     record = _read(folder/'record.json')
     if isinstance(record, dict) and record.get('kind') in kinds: return record['kind']
     return _kind_of_network(folder)

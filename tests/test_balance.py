@@ -84,7 +84,7 @@ def test_balance_marks_every_file_as_synthetic(folder, tmp_path):
 
     with pytest.raises(ValueError, match='other settings .*goal|missing'):
         balance(folder, out, goal=20, **short)
-    shutil.rmtree(out/'_work')
+    shutil.rmtree(out/'.work')
     with pytest.raises(FileExistsError, match='not empty'):
         balance(folder, out)
 
@@ -134,7 +134,8 @@ def test_a_stack_is_marked_inside(tmp_path):
     for k in 'ab':
         file = next((tmp_path/k).iterdir())
         file.rename(file.with_name('x.tif'))
-    assert load_cells(tmp_path, size=16, cache=False).generated == ('a/x.tif', 'b/x.tif')
+    found = load_cells(tmp_path, size=16, cache=False).generated
+    assert found == ('a/x.tif', 'b/x.tif')
 
 
 # Size
@@ -248,7 +249,7 @@ def test_training_goes_on_with_more_minutes(folder, tmp_path, obeys):
     obeys.append(.1)
     with pytest.raises(ValueError, match='Nothing was written'):
         balance(folder, tmp_path/'added', **short)
-    checkpoint = tmp_path/'added'/'_work'/'network'/'checkpoint.pt'
+    checkpoint = tmp_path/'added'/'.work'/'network'/'checkpoint.pt'
     before = torch.load(checkpoint, weights_only=True)['steps']
     obeys.append(.9)
     balance(folder, tmp_path/'added', **dict(short, minutes=.01))
