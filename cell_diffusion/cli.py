@@ -252,6 +252,20 @@ def classifier_(
     train_reference_classifier(out=out, channels=channel_list(channels), **options)
     show_card(out)
 
+# %% ../nbs/cli.ipynb #n010
+@command('recipes.score_weights', options=['data'])
+def score_(
+    score_weights, # The function that does the work
+    model:str, # Folder of a run, or the name of shipped weights
+    channels:str=None, # As in training, unless given
+    out:Path=None, # JSON file to write the score to as well
+    **options, # More arguments of `score_weights`
+):
+    "Score a trained network beside real cells, on the test cells of its data."
+    from cell_diffusion.recipes import score_of
+    score = score_weights(model, out=out, channels=channel_list(channels), **options)
+    typer.echo(score_of(score).strip())
+
 # %% ../nbs/cli.ipynb #c019
 @command('studies.race.race', leave_out=['names', 'size', 'dim'])
 def race_(
@@ -268,23 +282,20 @@ def race_(
 @command('studies.bench.bench', leave_out=['calls'])
 def bench_(
     bench, # The function that does the work
-    size:int=64, # Height and width, in pixels
-    bs:int=16, # Images in a batch
-    rounds:int=7, # Timed rounds
     out:Path=None, # JSON file to write as well
+    **options, # More arguments of `bench`
 ):
     "Time a training step and a short sample beside diffusers (to be installed)."
     from cell_diffusion.records import write_json
     from cell_diffusion.studies.bench import bench_summary
-    table = bench(size, bs, rounds)
+    table = bench(**options)
     summary = bench_summary(table)
     typer.echo(table.round(3).to_string(index=False))
     typer.echo("Best setting of each: training {train_ratio:.2f} times as fast as "
                "diffusers, sampling {sample_ratio:.2f} times; {share:.2f} of the "
                "convolution ceiling.".format(**summary))
     if out:
-        settings = dict(size=size, bs=bs, rounds=rounds)
-        write_json(out, dict(summary, **settings, rows=table.to_dict('records')))
+        write_json(out, dict(summary, **options, rows=table.to_dict('records')))
 
 # %% ../nbs/cli.ipynb #c022
 @command('studies.augmentation.AugmentationStudy', leave_out=(
@@ -300,8 +311,8 @@ def study_(
     fold:list[int]=[], # Do this fold only; may be repeated
     goal:int=None, # Size to which small classes are brought, else the median
     keep:list[str]=[], # Make a class rare: monocyte=50; may be repeated
-    ddpm_epochs:int=8, # Passes over its training fold of every DDPM
-    gan_epochs:int=18, # Passes over its training fold of every GAN
+    ddpm_epochs:int=None, # Passes over its training fold of every DDPM
+    gan_epochs:int=None, # Passes over its training fold of every GAN
     **options, # More fields of `AugmentationStudy`
 ):
     "Compare classifiers with and without generated cells, fold by fold."
@@ -310,9 +321,9 @@ def study_(
     if arms: options['arms'] = arms
     kept = dict(kept_cells(words) for words in keep)
     cells = load_cells(data, size=size, channels=channel_list(channels), n=n)
-    study = AugmentationStudy(
-        cells, out, goal=goal, keep=kept or None, ddpm=dict(epochs=ddpm_epochs),
-        gan=dict(epochs=gan_epochs), **options)
+    for kind, epochs in dict(ddpm=ddpm_epochs, gan=gan_epochs).items():
+        if epochs is not None: options[kind] = dict(epochs=epochs)
+    study = AugmentationStudy(cells, out, goal=goal, keep=kept or None, **options)
     study.run(fold or None)
     typer.echo(write_results(out))
 

@@ -455,7 +455,7 @@ def check_out(
         raise FileExistsError(f"{out} holds {kinds[there]}: give {kinds[kind]} a "
                               "folder of its own.")
     _check_outside(out, data)
-    _check_writable(out)
+    check_writable(out)
 
 def _check_outside(out, data):
     if data is None or not Path(data).expanduser().is_dir(): return
@@ -465,7 +465,7 @@ def _check_outside(out, data):
         raise ValueError(f"{out} lies inside {data} and would be read as one of its "
                          "classes: name a folder elsewhere.")
 
-def _check_writable(out):
+def check_writable(out):
     "Write a temporary file, and leave nothing behind"
     new = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
