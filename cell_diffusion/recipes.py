@@ -82,14 +82,17 @@ def check_split(dls, side=None):
         if len(dls.idxs[name]) < fewest:
             raise ValueError(f"{len(dls.cells)} cells are too few to split ({sizes}): "
                              f"at least {fewest} {name} cells are needed; add cells.")
-    for name in ('train', side):
-        if name is None: continue
-        labels = dls.cells.labels[np.asarray(dls.idxs[name])]
-        there = np.bincount(labels, minlength=len(dls.vocab))
-        for k in np.flatnonzero(there == 0):
-            warnings.warn(f"Class {dls.vocab[k]!r} has {dls.cells.counts[dls.vocab[k]]} "
-                          f"cells, too few to split: none is a {name} cell. Add cells "
-                          "or take out its folder.")
+    if side: warn_of_lost_classes(dls, side)
+
+def warn_of_lost_classes(dls, side):
+    "Warn of classes without a cell on a side of the split"
+    there = np.unique(dls.cells.labels[np.asarray(dls.idxs[side])])
+    lost = [f'{name} ({dls.cells.counts[name]})' for k, name in enumerate(dls.vocab)
+            if k not in there]
+    if lost:
+        warnings.warn(f"Classes of so few cells that none is a {side} cell, so nothing "
+                      f"is known of them afterwards: {', '.join(lost)}. Add cells, or "
+                      "take out their folders.")
 
 # %% ../nbs/recipes.ipynb #n011
 def train_and_save_classifier(

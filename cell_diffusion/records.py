@@ -434,7 +434,17 @@ def _kind_of_network(folder):
         if 'unet' in config: return 'denoiser'
         if 'latent' in config: return 'gan'
         if 'classes' in config: return 'classifier'
-    return 'denoiser' if (folder/'checkpoint.pt').exists() else None
+    return _kind_of_checkpoint(folder/'checkpoint.pt')
+
+def _kind_of_checkpoint(file):
+    "Whose unfinished training a file holds, or None"
+    if not file.is_file(): return None
+    import torch
+    try:
+        run = torch.load(file, 'cpu', weights_only=True, mmap=True)['run']
+    except Exception: # Damaged: the training itself says so
+        return None
+    return 'classifier' if isinstance(run.get('classes'), list) else 'denoiser'
 
 # %% ../nbs/records.ipynb #x005
 def check_out(
@@ -450,12 +460,12 @@ def check_out(
     out = Path(out).expanduser()
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file: name a folder.")
+    _check_outside(out, data)
+    check_writable(out)
     there = kind_of_folder(out)
     if there not in (None, kind):
         raise FileExistsError(f"{out} holds {kinds[there]}: give {kinds[kind]} a "
                               "folder of its own.")
-    _check_outside(out, data)
-    check_writable(out)
 
 def _check_outside(out, data):
     if data is None or not Path(data).expanduser().is_dir(): return
@@ -473,8 +483,7 @@ def check_writable(out):
         with TemporaryFile(dir=out):
             pass
     except OSError as e:
-        raise type(e)(f"{out} cannot be written ({e.strerror}): name another "
-                      "folder.") from e
+        raise cannot_write(e, out) from e
     finally:
         for folder in new:
             with suppress(OSError):
