@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
-from cell_diffusion.core import default_device, encode, generator
+from cell_diffusion.core import check_limits, default_device, encode, generator
 from cell_diffusion.denoiser import Denoiser, warm_start
 from cell_diffusion.process import Schedule, q_sample
 from cell_diffusion.sampling import sample
@@ -353,13 +353,14 @@ def diffusion_learner(
     **kwargs, # More arguments of `ddpm_learner`
 )->Learner: # Ready for `fit_for`
     "A denoiser and its learner, for these cells and this training config"
+    dim, seed = check_limits(dim=dim, seed=seed)
     if config not in training_configs:
         raise ValueError(f"Unknown training config {config!r}: use one of "
                          f"{', '.join(training_configs)}.")
     config = training_configs[config]
     if normalize: config = normalized(config, dls)
     _, channels, size, _ = dls.one_batch()[0].shape
-    patch = patch or max(1, size//32)
+    patch, = check_limits(patch=max(1, size//32) if patch is None else patch)
     unet = {**dict(channels=channels, dim=dim, mults=list(mults), patch=patch),
             **(unet or {})}
 
@@ -403,8 +404,7 @@ class Budget(Callback):
     ):
         if (minutes is None) == (epochs is None):
             raise ValueError("Give Budget either minutes or epochs.")
-        if (minutes if epochs is None else epochs) <= 0:
-            raise ValueError("minutes (or epochs) must be above 0.")
+        lr, minutes, epochs = check_limits(lr=lr, minutes=minutes, epochs=epochs)
         store_attr()
         self.steps = 0
         self.seconds = 0.
@@ -587,7 +587,7 @@ def fit_for(
     cbs = [budget]
     if checkpoint: cbs.append(Checkpoint(checkpoint, run))
     with learn.no_bar(), learn.no_logging():
-        learn.fit(epochs or 1_000_000, lr=lr, cbs=cbs)
+        learn.fit(budget.epochs or 1_000_000, lr=budget.lr, cbs=cbs)
     if not torch.isfinite(budget.last):
         raise FloatingPointError(f"The loss became {budget.last.item()} after "
                                  f"{budget.steps} steps: lower the learning rate "
