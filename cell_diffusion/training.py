@@ -367,6 +367,13 @@ def diffusion_learner(
     training = dict(noise_levels=config.noise_levels, gamma=config.gamma, seed=seed)
     return ddpm_learner(dls, model, **{**training, **kwargs})
 
+# %% ../nbs/06_ddpm.ipynb #sh01
+def check_unet(size, dim=32, patch=None, mults=(1, 2, 3), **others):
+    "Raise `ValueError` where no network of these settings takes images of this size"
+    unet = dict(dim=dim, patch=patch or max(1, size//32), mults=list(mults))
+    with torch.device('meta'):
+        Denoiser(unet, size=size)
+
 # %% ../nbs/06b_long_runs.ipynb #n072
 import math
 import os
