@@ -18,7 +18,7 @@ from fastai.torch_core import rank_distrib
 from fastcore.basics import patch, store_attr
 from functools import partial
 from torch.optim.swa_utils import AveragedModel
-from cell_diffusion.core import default_device, encode, generator
+from cell_diffusion.core import check_limits, default_device, encode, generator
 from cell_diffusion.denoiser import Denoiser, warm_start
 from cell_diffusion.process import Schedule, q_sample
 from cell_diffusion.sampling import sample
@@ -348,13 +348,14 @@ def diffusion_learner(
     **kwargs, # More arguments of `ddpm_learner`
 )->Learner: # Ready for `fit_for`
     "A denoiser and its learner, for these cells and this training config"
+    dim, seed = check_limits(dim=dim, seed=seed)
     if config not in training_configs:
         raise ValueError(f"Unknown training config {config!r}: use one of "
                          f"{', '.join(training_configs)}.")
     config = training_configs[config]
     if normalize: config = normalized(config, dls)
     _, channels, size, _ = dls.one_batch()[0].shape
-    patch = patch or max(1, size//32)
+    patch, = check_limits(patch=max(1, size//32) if patch is None else patch)
     unet = {**dict(channels=channels, dim=dim, mults=list(mults), patch=patch),
             **(unet or {})}
 
@@ -365,6 +366,13 @@ def diffusion_learner(
     if start is not None: warm_start(model, start)
     training = dict(noise_levels=config.noise_levels, gamma=config.gamma, seed=seed)
     return ddpm_learner(dls, model, **{**training, **kwargs})
+
+# %% ../nbs/06_ddpm.ipynb #sh01
+def check_unet(size, dim=32, patch=None, mults=(1, 2, 3), **others):
+    "Raise `ValueError` where no network of these settings takes images of this size"
+    unet = dict(dim=dim, patch=patch or max(1, size//32), mults=list(mults))
+    with torch.device('meta'):
+        Denoiser(unet, size=size)
 
 # %% ../nbs/06b_long_runs.ipynb #n072
 import math
@@ -378,6 +386,7 @@ from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.basics import patch, store_attr
 from pathlib import Path
 from tqdm.auto import tqdm
+from cell_diffusion.core import check_limits
 
 # %% ../nbs/06b_long_runs.ipynb #c061
 def unwrap(
@@ -411,8 +420,7 @@ class Budget(Callback):
     ):
         if (minutes is None) == (epochs is None):
             raise ValueError("Give Budget either minutes or epochs.")
-        if (minutes if epochs is None else epochs) <= 0:
-            raise ValueError("minutes (or epochs) must be above 0.")
+        lr, minutes, epochs = check_limits(lr=lr, minutes=minutes, epochs=epochs)
         store_attr()
         self.steps = 0
         self.seconds = 0.
@@ -595,7 +603,7 @@ def fit_for(
     cbs = [budget]
     if checkpoint: cbs.append(Checkpoint(checkpoint, run))
     with learn.no_bar(), learn.no_logging():
-        learn.fit(epochs or 1_000_000, lr=lr, cbs=cbs)
+        learn.fit(budget.epochs or 1_000_000, lr=budget.lr, cbs=cbs)
     if not torch.isfinite(budget.last):
         raise FloatingPointError(f"The loss became {budget.last.item()} after "
                                  f"{budget.steps} steps: lower the learning rate "
