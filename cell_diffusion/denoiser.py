@@ -253,9 +253,7 @@ class Condition:
         if scale != 1 and self.label is None and self.guide is None:
             raise ValueError(f"guidance_scale={scale} is guidance towards a class: "
                              "name one with label.")
-        if self.interval and not self.interval[0] < self.interval[1]:
-            raise ValueError("interval is (lowest, highest log-SNR), "
-                             f"got {self.interval}.")
+        if self.interval is not None: check_interval(self.interval)
         if (self.known is None) != (self.mask is None):
             raise ValueError("Pass both the known pixels and the mask, or neither.")
 
@@ -371,6 +369,12 @@ def check(self:Condition,
         raise ValueError(f"This network fills images {shape} with masks "
                          f"{mask_shape}, got {tuple(self.known.shape)} and "
                          f"{tuple(self.mask.shape)}.")
+
+def check_interval(interval):
+    "Raise a `ValueError` unless these are two numbers, the smaller one first"
+    ends = list(interval) if hasattr(interval, '__len__') else []
+    if len(ends) != 2 or not ends[0] < ends[1]:
+        raise ValueError(f"interval is (lowest, highest log-SNR), got {interval}.")
 
 def same_noise_levels(model, guide):
     "Whether timestep t means the same to two networks, for images of the same shape"
