@@ -10,6 +10,7 @@ __all__ = ['Scale', 'get_scale', 'encode', 'decode', 'show_cells', 'default_devi
 # %% ../nbs/00_core.ipynb #c004
 import math
 import os
+import unicodedata
 import warnings
 from numbers import Integral, Real
 from dataclasses import dataclass, replace
@@ -206,6 +207,22 @@ def image_grid(titles, ncols, zoom, head):
         ax.axis('off')
     return fig, axes
 
+# %% ../nbs/00_core.ipynb #x003
+def as_text(
+    name, # A class, a model, an arm: whatever has a name
+    longest:int=30, # Characters of a line; a longer one ends in …
+)->str: # For titles, ticks and legends of matplotlib
+    "A name that matplotlib draws letter by letter and never as a formula"
+    lines = []
+    for line in str(name).split('\n'):
+        cut = line if len(line) <= longest else line[:longest - 1] + '…'
+        is_drawn = [unicodedata.category(c) not in ('Cc', 'Cs') for c in cut]
+        lines.append(''.join(c if ok else '?' for c, ok in zip(cut, is_drawn)))
+    text = '\n'.join(lines).replace('$', r'\$')
+
+    # An underscore would hide it from a legend: a space without width comes first
+    return '\u200b' + text if text.startswith('_') else text
+
 # %% ../nbs/00_core.ipynb #c037c
 def show_cells(
     x,              # Images `(batch, channel, height, width)` in -1..1 or uint8 pixels
@@ -220,14 +237,14 @@ def show_cells(
     colour = pixels.shape[1] == 3
     images = pixels.transpose(0, 2, 3, 1) if colour else pixels[:, 0]
 
-    titles = [] if titles is None else [str(t) for t in titles]
+    titles = [] if titles is None else [as_text(t, 60) for t in titles]
     titles += ['']*(len(images) - len(titles))
     ncols = min(ncols, len(images))
     fig, axes = image_grid(titles, ncols, zoom, head=.3 if title else 0)
     for ax, image, text in zip(axes.flat, images, titles):
         ax.imshow(image, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
         ax.set_title(text, fontsize=8, pad=2)
-    if title: fig.suptitle(title, fontsize=11, y=1, va='top')
+    if title: fig.suptitle(as_text(title, 200), fontsize=11, y=1, va='top')
     return fig
 
 # %% ../nbs/00_core.ipynb #c044
