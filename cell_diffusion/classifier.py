@@ -21,7 +21,7 @@ from fastai.metrics import accuracy
 from fastcore.basics import store_attr
 from pathlib import Path
 from torchvision.models.resnet import BasicBlock
-from cell_diffusion.core import encode
+from cell_diffusion.core import check_limits, encode
 from cell_diffusion.denoiser import Network, load, save, weights_folder
 from cell_diffusion.records import write_json
 from cell_diffusion.sources import cache_folder
@@ -141,10 +141,9 @@ def train_classifier(
     class_weights=None, # Weight of each class in the loss `(classes,)`, or None
 )->nn.Module: # In evaluation mode and float32, on the device of `dls`
     "Train a classifier with fastai's one-cycle schedule. `ValueError` below one step."
+    epochs, lr, seed, dim = check_limits(epochs=epochs, lr=lr, seed=seed, dim=dim)
     if steps is None: steps = epochs*len(dls.train)
-    if steps < 1:
-        raise ValueError("A classifier needs at least one step of training, "
-                         f"got {steps}.")
+    steps, = check_limits(steps=steps)
     x = dls.one_batch()[0]
     torch.manual_seed(seed)
     model = _new_classifier(network, dls.vocab, x, dim)

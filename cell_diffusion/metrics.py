@@ -24,7 +24,7 @@ from typing import Callable, NamedTuple
 from cell_diffusion.classifier import (
     CellClassifier, features_and_predictions, train_classifier,
 )
-from cell_diffusion.core import decode, default_device
+from cell_diffusion.core import check_limits, decode, default_device
 from cell_diffusion.data import CellLoader, CellLoaders
 from cell_diffusion.denoiser import Denoiser, weights_folder
 from cell_diffusion.sampling import sample
@@ -653,6 +653,7 @@ def score_model(
     `n`, `steps`, `seed`, `classifier_accuracy` on real cells, `generated` and
     `reference` distances, `class_accuracy` (without classes: `classes_seen`).
     """
+    n, steps, seed = check_limits(n=n, steps=steps, seed=seed)
     pick = torch.from_numpy(np.random.default_rng(seed).permutation(len(cells))[:n])
     requested = labels[pick] if model.classes else None
     label = None if requested is None else requested.tolist()

@@ -287,9 +287,9 @@ mistakes = [
     (dict(arms=('real', 'magic')), "Unknown arm 'magic'.*oversample"),
     (dict(keep={'z': 3}), "Unknown class 'z'.*a, b"),
     (dict(folds=5), 'smallest class has 4.*k=5'),
-    (dict(keep={'a': 0}), "keep.'a'. must be 1 or more, got 0"),
-    (dict(goal=0), 'goal must be 1'),
-    (dict(steps=0), 'steps must be 1'),
+    (dict(keep={'a': 0}), "keep.'a'.=0 should be"),
+    (dict(goal=0), 'goal=0 should'),
+    (dict(steps=0), 'steps=0 should'),
     (dict(network='vgg11'), 'vgg11 is not a ResNet'),
     (dict(network='magic'), 'magic is not a ResNet'),
 ]

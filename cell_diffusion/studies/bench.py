@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 from dataclasses import dataclass
 from pathlib import Path
-from cell_diffusion.core import default_device, fast_bfloat16
+from cell_diffusion.core import check_limits, default_device, fast_bfloat16
 from cell_diffusion.records import machine, results_folder
 from cell_diffusion.unet import UNet, gflops, n_params
 
@@ -155,6 +155,7 @@ def bench(
     `sample img/s`, `train GFLOP/s`, `ceiling` of the machine's convolutions in GFLOP/s,
     `share` of the ceiling. Raises `ImportError` without diffusers.
     """
+    size, bs, rounds, calls = check_limits(size=size, bs=bs, rounds=rounds, calls=calls)
     device = default_device()
     rows = []
     train_steps = {}

@@ -7,7 +7,11 @@ __all__ = ['race']
 
 # %% ../../nbs/recipes.ipynb #n008
 import pandas as pd
+import torch
 from pathlib import Path
+from cell_diffusion.core import check_limits
+from cell_diffusion.data import load_cells
+from cell_diffusion.denoiser import Denoiser
 from cell_diffusion.metrics import scored_records
 from cell_diffusion.recipes import train_model, with_new_keys
 from cell_diffusion.records import Records
@@ -30,6 +34,8 @@ def race(
 
     They are scored beside validation cells: test cells are for the chosen model alone.
     """
+    check_limits(seeds=seeds, n=n, minutes=minutes, epochs=epochs, dim=dim)
+    check_race(data, size, dim, names)
     if epochs: minutes = None
     settings = dict(data=str(data), minutes=minutes, epochs=epochs, n=n, size=size,
                     dim=dim)
@@ -44,6 +50,16 @@ def race(
     return Records(out, settings).run(run, grid)
 
 # %% ../../nbs/recipes.ipynb #n046
+def check_race(data, size, dim, names):
+    "Raise `ValueError` for configs or cells that no network can be trained on"
+    for name in names:
+        if name not in training_configs:
+            raise ValueError(f"Unknown training config {name!r}: use some of "
+                             f"{', '.join(training_configs)}.")
+    channels, size = load_cells(data, size=size).images.shape[1:3]
+    with torch.device('meta'):
+        Denoiser(dict(channels=channels, dim=dim, patch=max(1, size//32)), size=size)
+
 def race_row(
     record:dict, # From `train_model`, with a score
 )->dict: # One row of the table
