@@ -277,16 +277,16 @@ def lognormal_timesteps(
 )->torch.Tensor: # Timesteps `(n,)`, int64
     """
     Timesteps whose noise-to-signal ratio σ is log-normal (Karras et al. 2022).
-    The mean of ln σ rises by ln(size/32), because larger images need more noise
+    Each is the nearest to what was drawn, in ln σ. The mean of ln σ rises by ln(size/32), because larger images need more noise
     (Hoogeboom et al. 2023).
     """
     z = torch.randn(n, generator=rng, device=rng.device)
     log_sigma = mean + math.log(size/32) + std*z
 
-    # ln σ of each timestep, which rises with t
-    edges = -.5*schedule.log_snr.to(rng.device)
-    t = torch.searchsorted(edges.contiguous(), log_sigma)
-    return t.clamp(0, schedule.T - 1)
+    # ln σ of each timestep, which rises with t; halfway to the next one t changes
+    levels = -.5*schedule.log_snr.to(rng.device)
+    edges = (levels[1:] + levels[:-1])/2
+    return torch.searchsorted(edges, log_sigma)
 
 # %% ../nbs/06_ddpm.ipynb #c085
 @dataclass(frozen=True)
