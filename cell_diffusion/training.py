@@ -179,8 +179,8 @@ def check_loss(
     if torch.isfinite(loss): return
     steps = getattr(learn, 'train_iter', 0)
     rate = learn.opt.hypers[-1]['lr'] if learn.opt else learn.lr
-    raise FloatingPointError(f"The loss became {loss.item()} after {steps} steps: lower "
-                             f"the learning rate (it was {rate:.3g} at that step).")
+    raise FloatingPointError(f"The loss became {loss.item()} after {steps} steps: "
+                             f"lower the learning rate (it was {rate:.3g} then).")
 
 class StopAtNaN(Callback):
     "Ends a run at the first loss that is not finite, before the weights learn from it"
@@ -587,7 +587,7 @@ def state(self:Checkpoint):
 
 @patch
 def random_states(self:Checkpoint):
-    "Where the random numbers are: PyTorch's own, those of the noise, the loader's epoch"
+    "States of the generators of PyTorch and of the noise; the loader's epoch"
     noise = getattr(self.learn, 'noise', None)
     return dict(
         torch=torch.get_rng_state(),
@@ -642,7 +642,7 @@ def read_checkpoint(path, device):
     "What a checkpoint holds. `ValueError` with the file where it is none"
     try:
         state = torch.load(path, device, weights_only=True)
-        whole = isinstance(state['run'], dict) and all(key in state for key in first_keys)
+        whole = isinstance(state['run'], dict) and set(first_keys) <= set(state)
     except OSError:
         raise
     except Exception as e: # Whatever a damaged file makes PyTorch raise
@@ -651,8 +651,8 @@ def read_checkpoint(path, device):
     return state
 
 def no_checkpoint(path):
-    return ValueError(f"{path} is damaged, or no checkpoint of a training run: delete it "
-                      "to begin anew, or give this run a folder of its own.")
+    return ValueError(f"{path} is damaged, or no checkpoint of a training run: delete "
+                      "it to begin anew, or give this run a folder of its own.")
 
 @patch
 def refuse_other_run(self:Checkpoint, state):
@@ -739,7 +739,8 @@ def plain_errors():
         yield
     except Exception as e:
         text = str(e.args[0]) if e.args else ''
-        if text.startswith('Exception occured in `'): e.args = (text.split('\n\t', 1)[1],)
+        before, _, message = text.partition('\n\t')
+        if before.startswith('Exception occured in `'): e.args = (message,)
         raise
 
 # %% ../nbs/06b_long_runs.ipynb #c065
