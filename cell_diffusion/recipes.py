@@ -16,6 +16,7 @@ import json
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import re
 import time
 import torch
 from pathlib import Path
@@ -298,7 +299,7 @@ def model_card(
     return denoiser_text.substitute(
         record,
         **record['cells'],
-        name=name,
+        name=as_markdown(name),
         task=task_of(record),
         crop=f"crop `{record['crop']}`" if record['crop'] else 'no crop',
         parameters=f"{record['parameters']/1e6:.2f}",
@@ -310,12 +311,23 @@ def model_card(
         licence=licence_of(record),
     )
 
+# %% ../nbs/recipes.ipynb #n001
+def as_markdown(
+    name, # A class, a model, a folder: whatever has a name
+)->str: # One line, for a sentence or a cell of a table
+    "A name that Markdown shows letter by letter: no markup, no column, no HTML"
+    text = ' '.join(str(name).encode(errors='replace').decode().split())
+    text = re.sub(r'([\\`*\[\]<>|~$&])', r'\\\1', text)
+
+    # Within a word an underscore is only an underscore
+    return re.sub(r'(?<![^\W_])_|_(?![^\W_])', r'\_', text)
+
 # %% ../nbs/recipes.ipynb #n040
 def task_of(record):
     "What the network of a record does, in a sentence or two"
     what = f'{images_of(record)}, without classes.'
     if record['conditional']:
-        classes = ', '.join(record['classes'])
+        classes = ', '.join(map(as_markdown, record['classes']))
         what = f'{images_of(record)}, conditioned on a class: {classes}.'
     if not record.get('inpaint'): return f'Generates {what}'
     return (f'Fills what a mask hides (`inpaint`) in {what} With everything hidden it '
@@ -325,12 +337,14 @@ def images_of(record):
     n = record['channels']
     text = f"{record['size']} × {record['size']} cells with {n} channel{'s'*(n > 1)}"
     names = record.get('channel_names')
-    return f"{text} ({', '.join(names)})" if names else text
+    return f"{text} ({', '.join(map(as_markdown, names))})" if names else text
 
 def choices_of(record):
     "Settings that are named only where they are used"
     text = ''
-    if record.get('start'): text += f", started from the weights of `{record['start']}`"
+    if record.get('start'):
+        start = record['start'].replace('`', "'")
+        text += f", started from the weights of `{start}`"
     if record.get('balanced'): text += ', classes drawn equally often'
     return text
 
@@ -407,14 +421,14 @@ def classifier_card(
     "What a user of a classifier should know, from the record of its run"
     *classes, everything = record['accuracy']
     value, low, high = balanced_accuracy(pd.DataFrame(record['accuracy']))
-    rows = [f"| {row['class']} | {row['n']} | {row['share']:.1%} | "
+    rows = [f"| {as_markdown(row['class'])} | {row['n']} | {row['share']:.1%} | "
             f"{row['low']:.1%} to {row['high']:.1%} |" for row in classes]
     return classifier_text.substitute(
         record,
         **record['cells'],
-        name=name,
+        name=as_markdown(name),
         images=images_of(record),
-        classes=', '.join(record['classes']),
+        classes=', '.join(map(as_markdown, record['classes'])),
         choices=choices_of(record),
         seed=f", seed {record['seed']}" if 'seed' in record else '',
         parameters=f"{record['parameters']/1e6:.2f}",

@@ -19,6 +19,7 @@ from . import __version__
 
 # %% ../nbs/records.ipynb #n001
 from importlib.resources import files
+from tempfile import TemporaryFile
 
 results_folder = Path(str(files('cell_diffusion')))/'results'
 
@@ -184,6 +185,7 @@ def _begin(self:Records, file, settings):
     "Store the settings, unless another process has just done so"
     if settings is None:
         raise FileNotFoundError(f"{self.folder} holds no study (no settings.json).")
+    check_out(self.folder, 'study')
     self.folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f'{file}.lock'):
@@ -354,6 +356,80 @@ def run(self:Records,
         for job in tqdm(left, total=total, disable=not progress):
             self.write(job, f(**job))
     return self.table(grid)
+
+# %% ../nbs/records.ipynb #x003
+kinds = dict(denoiser='a trained generator', classifier='a classifier', gan='a GAN',
+             study='a study', cells='generated cells')
+
+def kind_of_folder(
+    folder, # Any folder
+)->str: # One of `kinds`, or None
+    "What an earlier call has left in a folder"
+    folder = Path(folder)
+    if (folder/'settings.json').exists(): return 'study'
+    if (folder/'_work').is_dir() or _lists_cells(folder/'manifest.csv'): return 'cells'
+    record = _read(folder/'record.json')
+    if isinstance(record, dict) and record.get('kind') in kinds: return record['kind']
+    return _kind_of_network(folder)
+
+def _lists_cells(file):
+    "Whether a table is a manifest of generated cells"
+    if not file.is_file(): return False
+    with open(file, encoding='utf-8', errors='replace') as f:
+        return f.readline().startswith('file,class,synthetic')
+
+def _kind_of_network(folder):
+    "Whose weights or checkpoint a folder holds; the first release named no class"
+    config = _read(folder/'config.json')
+    if isinstance(config, dict):
+        if 'unet' in config: return 'denoiser'
+        if 'latent' in config: return 'gan'
+        if 'classes' in config: return 'classifier'
+    return 'denoiser' if (folder/'checkpoint.pt').exists() else None
+
+# %% ../nbs/records.ipynb #x005
+def check_out(
+    out,       # Where results are to go
+    kind:str,  # What they are: one of `kinds`
+    data=None, # The folder or the source that the cells come from
+):
+    """Raise an error unless results of a kind can go into a folder.
+
+    `FileExistsError` for a file or a folder with other things, `ValueError` for one
+    among the cells, `OSError` for one that cannot be written.
+    """
+    out = Path(out).expanduser()
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file: name a folder.")
+    there = kind_of_folder(out)
+    if there not in (None, kind):
+        raise FileExistsError(f"{out} holds {kinds[there]}: give {kinds[kind]} a "
+                              "folder of its own.")
+    _check_outside(out, data)
+    _check_writable(out)
+
+def _check_outside(out, data):
+    if data is None or not Path(data).expanduser().is_dir(): return
+    data = Path(data).expanduser()
+    here = out.resolve()
+    if data.resolve() in (here, *here.parents):
+        raise ValueError(f"{out} lies inside {data} and would be read as one of its "
+                         "classes: name a folder elsewhere.")
+
+def _check_writable(out):
+    "Write a temporary file, and leave nothing behind"
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as e:
+        raise type(e)(f"{out} cannot be written ({e.strerror}): name another "
+                      "folder.") from e
+    finally:
+        for folder in new:
+            with suppress(OSError):
+                folder.rmdir()
 
 # %% ../nbs/records.ipynb #n007
 @contextmanager
