@@ -28,6 +28,7 @@ from cell_diffusion.denoiser import Network, load, save, weights_folder
 from cell_diffusion.records import read_json, write_json
 from cell_diffusion.sources import cache_folder
 from cell_diffusion.splits import fingerprint
+from cell_diffusion.training import Checkpoint, StopAtNaN, plain_errors
 from cell_diffusion.denoiser import choose_precision
 
 # %% ../nbs/07_evaluation.ipynb #c012
@@ -113,6 +114,10 @@ class ForSteps(Callback):
     ):
         store_attr()
 
+    def before_epoch(self):
+        # A run that goes on may have nothing left to do
+        if self.learn.train_iter >= self.steps: raise CancelFitException
+
     def before_validate(self):
         if not self.validate: raise CancelValidException
 
@@ -152,6 +157,7 @@ def train_classifier(
     precision:str='auto', # While training: `float32`, `bfloat16` or `auto`
     network:str=None, # Another network than the reference one, see `build_resnet`
     class_weights=None, # Weight of each class in the loss `(classes,)`, or None
+    checkpoint=None, # File to write once a minute, and to go on from, see `Checkpoint`
 )->nn.Module: # In evaluation mode and float32, on the device of `dls`
     """Train a classifier with fastai's one-cycle schedule
 
@@ -163,7 +169,7 @@ def train_classifier(
     x = dls.one_batch()[0]
     torch.manual_seed(seed)
     model = _new_classifier(network, dls.vocab, x, dim)
-    cbs = [ForSteps(steps, validate=progress)]
+    cbs = [ForSteps(steps, validate=progress), StopAtNaN()]
     if choose_precision(precision, x.device) == 'bfloat16':
         if network is None:
             model.precision = 'bfloat16'
@@ -171,7 +177,12 @@ def train_classifier(
             cbs.append(Autocast())
     loss = nn.CrossEntropyLoss(_as_weights(class_weights))
     learn = Learner(dls, model, loss_func=loss, metrics=accuracy, cbs=cbs)
-    with _shown(learn, progress):
+    if checkpoint:
+        run = dict(classes=list(dls.vocab), batches=len(dls.train), steps=steps, lr=lr,
+                   seed=seed, network=network)
+        if hasattr(dls, 'cells'): run.update(cells_of(dls))
+        learn.add_cb(Checkpoint(checkpoint, run))
+    with _shown(learn, progress), plain_errors():
         learn.fit_one_cycle(math.ceil(steps/len(dls.train)), lr)
     if network is None: model.precision = 'float32'
     return model.eval()
