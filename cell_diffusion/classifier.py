@@ -378,3 +378,10 @@ def reference_classifier(
     if progress: print(f'No such classifier of these cells yet: {epochs} epochs.')
     model = train_classifier(dls, epochs, progress=progress, **kwargs)
     return keep_classifier(model, dls, **settings) if keep else model.cpu()
+
+# %% ../nbs/12_augmentation.ipynb #n001
+def enough_epochs(
+    dls, # From `cell_dls`
+)->int: # Passes over the training cells
+    "Epochs of a reference classifier: the usual number, or 150 steps if that is more"
+    return max(default_epochs, math.ceil(150/len(dls.train)))

@@ -412,6 +412,7 @@ def check_same_task(model, trained):
                          f"{', '.join(model.classes) or 'none'}.")
 
 # %% ../nbs/weights.ipynb #n003
+import hashlib
 import inspect
 import json
 import math
@@ -525,6 +526,17 @@ def _tensors_to_save(model, folder):
             raise ValueError(f"{name} holds numbers that are not finite in half "
                              f"precision: nothing was saved in {folder}.")
     return state
+
+# %% ../nbs/weights.ipynb #n045
+def weights_hash(
+    model:Network, # A network of the course
+)->str: # 16 hexadecimal digits
+    "A text that two networks share only if they would be saved as the same files"
+    h = hashlib.sha256(json.dumps(model.settings, sort_keys=True).encode())
+    for name, tensor in model.state_dict().items():
+        h.update(name.encode())
+        h.update(_for_file(tensor).numpy().tobytes())
+    return h.hexdigest()[:16]
 
 # %% ../nbs/weights.ipynb #n022
 def _config_to_save(model, folder):
