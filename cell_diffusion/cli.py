@@ -10,6 +10,7 @@ __all__ = ['app']
 # %% ../nbs/cli.ipynb #c004
 import inspect
 import os
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Optional
@@ -147,7 +148,7 @@ def sample_(
     save_sheet(x, out, zoom)
     typer.echo(f"{n} cells of {network.size} × {network.size} pixels: {out}")
     if each:
-        save_each(x, each, f"{label or 'cell'}_{options['seed']}")
+        save_each(x, each, label or 'cell', options['seed'])
         typer.echo(f"one by one: {each}")
 
 # %% ../nbs/cli.ipynb #n008
@@ -171,12 +172,17 @@ def save_sheet(x, path, zoom):
     save_image(interpolate(shown_channels(x), scale_factor=zoom), path, nrow=columns,
                padding=2, pad_value=1.)
 
-def save_each(x, folder, name):
+def file_text(name):
+    "The name of a class without what a file name cannot hold, and not too long"
+    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', '_', name).strip(' .')[:50]
+
+def save_each(x, folder, name, seed):
     "A PNG for each cell"
     from torchvision.utils import save_image
     folder.mkdir(parents=True, exist_ok=True)
+    name = file_text(name)
     for i, cell in enumerate(shown_channels(x)):
-        save_image(cell, folder/f'{name}_{i:04d}.png')
+        save_image(cell, folder/f'{name}_{seed}_{i:04d}.png')
 
 # %% ../nbs/cli.ipynb #c013
 @command('inpainting.inpaint', options=['mask'])
@@ -312,7 +318,7 @@ def study_(
 
 def kept_cells(words):
     "A class and how many of its cells are kept, from text such as `monocyte=50`"
-    name, _, number = words.partition('=')
+    name, _, number = words.rpartition('=')
     if not number.isdigit():
         raise ValueError(f"--keep {words} should look like monocyte=50.")
     return name, int(number)

@@ -16,6 +16,7 @@ import json
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import re
 import time
 import torch
 from pathlib import Path
@@ -30,7 +31,7 @@ from cell_diffusion.inpainting import inpainting_learner
 from cell_diffusion.metrics import (
     balanced_accuracy, class_accuracy, score_model, scored_records, with_new_names,
 )
-from cell_diffusion.records import machine, write_json
+from cell_diffusion.records import locked, machine, write_json, write_whole
 from cell_diffusion.sampling import sample
 from cell_diffusion.sources import channel_names
 from cell_diffusion.splits import fingerprint
@@ -73,17 +74,19 @@ def train_and_save_classifier(
 )->CellClassifier: # Trained
     "Train a classifier on the training cells and save it with the record of its run"
     folder = Path(folder)
-    started = time.perf_counter()
-    model = train_classifier(dls, epochs, progress=progress, seed=seed, **kwargs)
-    seconds = time.perf_counter() - started
+    with locked(folder, 'training'):
+        started = time.perf_counter()
+        model = train_classifier(dls, epochs, progress=progress, seed=seed, **kwargs)
+        seconds = time.perf_counter() - started
 
-    record = dict(kind='classifier', **describe_data(dls, channels), seconds=seconds,
-                  epochs=epochs, seed=seed, balanced=dls.train.balanced,
-                  parameters=n_params(model), **accuracy_on_test(model, dls),
-                  machine=machine())
-    save(model, folder)
-    write_json(folder/'record.json', record)
-    write_card(folder, classifier_card(record, folder.name))
+        record = dict(
+            kind='classifier', **describe_data(dls, channels), seconds=seconds,
+            epochs=epochs, seed=seed, balanced=dls.train.balanced,
+            parameters=n_params(model), **accuracy_on_test(model, dls),
+            machine=machine())
+        save(model, folder)
+        write_json(folder/'record.json', record)
+        write_card(folder, classifier_card(record, folder.name))
     return model
 
 # %% ../nbs/recipes.ipynb #n030
@@ -97,7 +100,7 @@ def accuracy_on_test(model, dls):
                 balanced_accuracy=dict(value=value, low=low, high=high))
 
 def write_card(folder, text):
-    (folder/'README.md').write_text(text, encoding='utf-8')
+    write_whole(folder/'README.md', text)
 
 # %% ../nbs/recipes.ipynb #n032
 def train_reference_classifier(
@@ -116,10 +119,11 @@ def train_reference_classifier(
     progress:bool=True, # Show fastai's progress
 )->CellClassifier: # Trained
     "Load cells, and train and save a classifier of them"
-    dls = cell_dls(data, size=size, bs=bs, crop=crop, channels=channels, n=n,
-                   balanced=balanced)
-    return train_and_save_classifier(dls, out, epochs, progress, channels, seed,
-                                     dim=dim, lr=lr)
+    with locked(out, 'training'):
+        dls = cell_dls(data, size=size, bs=bs, crop=crop, channels=channels, n=n,
+                       balanced=balanced)
+        return train_and_save_classifier(dls, out, epochs, progress, channels, seed,
+                                         dim=dim, lr=lr)
 
 # %% ../nbs/recipes.ipynb #c016
 def train_model(
@@ -148,16 +152,18 @@ def train_model(
     **kwargs, # More arguments of `diffusion_learner` or `inpainting_learner`
 )->dict: # The record, as it is written to `record.json`
     "Train on a folder of cells; leaves weights, record, picture, score and model card"
-    dls = cell_dls(data, size=size, bs=bs, crop=crop, channels=channels, n=n,
-                   balanced=balanced)
     if patch: kwargs['patch'] = patch
-    learn = learner_for(dls, config, classes, inpaint, start, dim, seed, kwargs)
     settings = dict(config=config, lr=lr, seed=seed, balanced=balanced, inpaint=inpaint,
                     start=start and Path(start).name, **to_record(kwargs))
-    budget = fit_run(learn, out, settings, minutes, epochs, classes, dim, progress)
-    record = dict(run_record(learn, budget, channels), **settings, conditional=classes)
-    save_run(learn.ema.averaged, out, record, steps, progress)
-    if scored: score_run(learn, out, record, judged, scored, steps, progress)
+    with locked(out, 'training'):
+        dls = cell_dls(data, size=size, bs=bs, crop=crop, channels=channels, n=n,
+                       balanced=balanced)
+        learn = learner_for(dls, config, classes, inpaint, start, dim, seed, kwargs)
+        budget = fit_run(learn, out, settings, minutes, epochs, classes, dim, progress)
+        record = run_record(learn, budget, channels)
+        record.update(settings, conditional=classes)
+        save_run(learn.ema.averaged, out, record, steps, progress)
+        if scored: score_run(learn, out, record, judged, scored, steps, progress)
     return record
 
 # %% ../nbs/recipes.ipynb #n033
@@ -293,7 +299,7 @@ def model_card(
     return denoiser_text.substitute(
         record,
         **record['cells'],
-        name=name,
+        name=as_markdown(name),
         task=task_of(record),
         crop=f"crop `{record['crop']}`" if record['crop'] else 'no crop',
         parameters=f"{record['parameters']/1e6:.2f}",
@@ -305,12 +311,23 @@ def model_card(
         licence=licence_of(record),
     )
 
+# %% ../nbs/recipes.ipynb #n001
+def as_markdown(
+    name, # A class, a model, a folder: whatever has a name
+)->str: # One line, for a sentence or a cell of a table
+    "A name that Markdown shows letter by letter: no markup, no column, no HTML"
+    text = ' '.join(str(name).encode(errors='replace').decode().split())
+    text = re.sub(r'([\\`*\[\]<>|~$&])', r'\\\1', text)
+
+    # Within a word an underscore is only an underscore
+    return re.sub(r'(?<![^\W_])_|_(?![^\W_])', r'\_', text)
+
 # %% ../nbs/recipes.ipynb #n040
 def task_of(record):
     "What the network of a record does, in a sentence or two"
     what = f'{images_of(record)}, without classes.'
     if record['conditional']:
-        classes = ', '.join(record['classes'])
+        classes = ', '.join(map(as_markdown, record['classes']))
         what = f'{images_of(record)}, conditioned on a class: {classes}.'
     if not record.get('inpaint'): return f'Generates {what}'
     return (f'Fills what a mask hides (`inpaint`) in {what} With everything hidden it '
@@ -320,12 +337,14 @@ def images_of(record):
     n = record['channels']
     text = f"{record['size']} × {record['size']} cells with {n} channel{'s'*(n > 1)}"
     names = record.get('channel_names')
-    return f"{text} ({', '.join(names)})" if names else text
+    return f"{text} ({', '.join(map(as_markdown, names))})" if names else text
 
 def choices_of(record):
     "Settings that are named only where they are used"
     text = ''
-    if record.get('start'): text += f", started from the weights of `{record['start']}`"
+    if record.get('start'):
+        start = record['start'].replace('`', "'")
+        text += f", started from the weights of `{start}`"
     if record.get('balanced'): text += ', classes drawn equally often'
     return text
 
@@ -402,14 +421,14 @@ def classifier_card(
     "What a user of a classifier should know, from the record of its run"
     *classes, everything = record['accuracy']
     value, low, high = balanced_accuracy(pd.DataFrame(record['accuracy']))
-    rows = [f"| {row['class']} | {row['n']} | {row['share']:.1%} | "
+    rows = [f"| {as_markdown(row['class'])} | {row['n']} | {row['share']:.1%} | "
             f"{row['low']:.1%} to {row['high']:.1%} |" for row in classes]
     return classifier_text.substitute(
         record,
         **record['cells'],
-        name=name,
+        name=as_markdown(name),
         images=images_of(record),
-        classes=', '.join(record['classes']),
+        classes=', '.join(map(as_markdown, record['classes'])),
         choices=choices_of(record),
         seed=f", seed {record['seed']}" if 'seed' in record else '',
         parameters=f"{record['parameters']/1e6:.2f}",
