@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from cell_diffusion.classifier import enough_epochs, reference_classifier
-from cell_diffusion.core import decode, default_device, encode
+from cell_diffusion.core import check_limits, decode, default_device, encode
 from cell_diffusion.data import (
     CellImages, CellLoader, CellLoaders, cell_dls, crop_box, default_crop,
     folder_classes, load_cells,
@@ -27,7 +27,7 @@ from cell_diffusion.denoiser import Denoiser, load, weights_hash
 from cell_diffusion.imageio import save_image
 from cell_diffusion.metrics import class_check, disobeyed, unclear
 from cell_diffusion.records import Records, check_out, locked, write_json, write_whole
-from cell_diffusion.sampling import sample
+from cell_diffusion.sampling import check_room_for, sample
 from cell_diffusion.sources import find_data, list_images, list_jurkat, resolve_source
 from cell_diffusion.splits import assert_disjoint, fingerprint
 from cell_diffusion.training import diffusion_learner, fit_for
@@ -326,12 +326,15 @@ def balance(
     its class are recognised: `class_accuracy`, `real_accuracy`, `obeyed`.
     Never test on cells of `folder` afterwards: the generator has seen them.
     """
+    goal, minutes, seed, steps = check_limits(
+        goal=goal, minutes=minutes, seed=seed, steps=steps)
     out = Path(out)
     check_output_folder(folder, out)
     model = load(weights, kind=Denoiser) if weights else None
     size, made = sizes(folder, size, model, **kwargs)
     dls = training_cells(folder, made, test, **kwargs)
     missing = missing_cells(dls.cells, goal)
+    check_room_for(missing.sum(), *dls.cells.images.shape[1:3])
     if model: check_network(model, dls.cells, missing, weights)
     made_by = weights or f'trained on {dls.cells.source} for {minutes} minutes'
     notes = dict(generator=str(made_by), seed=seed, size=size, made=made)

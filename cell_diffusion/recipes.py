@@ -12,7 +12,6 @@ from cell_diffusion.core import old_names
 __getattr__ = old_names('recipes')
 
 # %% ../nbs/recipes.ipynb #n007
-import json
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -27,7 +26,7 @@ from cell_diffusion.classifier import (
     CellClassifier, enough_epochs, features_and_predictions, reference_classifier,
     train_classifier,
 )
-from cell_diffusion.core import encode, show_cells
+from cell_diffusion.core import check_limits, check_number, encode, show_cells
 from cell_diffusion.data import cell_dls
 from cell_diffusion.denoiser import (
     Denoiser, load, save, weights_folder, weights_hash,
@@ -38,7 +37,8 @@ from cell_diffusion.metrics import (
     scored_records, with_new_names,
 )
 from cell_diffusion.records import (
-    check_out, check_writable, locked, machine, write_json, write_whole,
+    _check_writable, check_out, locked, machine, read_json, write_json,
+    write_whole,
 )
 from cell_diffusion.sampling import sample
 from cell_diffusion.sources import channel_names
@@ -154,6 +154,7 @@ def train_reference_classifier(
 )->CellClassifier: # Trained
     "Load cells, and train and save a classifier of them"
     check_out(out, 'classifier', data)
+    check_limits(size=size, epochs=epochs, dim=dim, bs=bs, lr=lr, n=n, seed=seed)
     with locked(out, 'training'):
         dls = cell_dls(data, size=size, bs=bs, crop=crop, channels=channels, n=n,
                        balanced=balanced)
@@ -192,6 +193,8 @@ def train_model(
     """
     check_out(out, 'denoiser', data)
     check_choices(config, judged, scored, start, out)
+    check_limits(size=size, minutes=minutes, epochs=epochs, bs=bs, lr=lr, dim=dim, n=n,
+                 seed=seed, steps=steps, scored=scored, patch=patch)
     if patch: kwargs['patch'] = patch
     settings = dict(config=config, lr=lr, seed=seed, balanced=balanced, inpaint=inpaint,
                     start=start and Path(start).name, **to_record(kwargs))
@@ -201,6 +204,7 @@ def train_model(
                        balanced=balanced)
         check_split(dls, judged if scored else None)
         learn = learner_for(dls, config, classes, inpaint, trained, dim, seed, kwargs)
+        check_number('steps', steps, 1, learn.model.schedule.T, whole=True)
         budget = fit_run(learn, out, settings, minutes, epochs, classes, dim, progress)
         record = run_record(learn, budget, channels)
         record.update(settings, conditional=classes, loaded=n)
@@ -383,7 +387,7 @@ def score_weights(
     other classes or channels.
     """
     check_choices('edm', judged, scored or 1, None, None)
-    if out is not None: check_writable(Path(out).parent)
+    if out is not None: _check_writable(Path(out).parent)
     network = load(model, kind=Denoiser)
     folder = Path(model) if Path(model).is_dir() else weights_folder/str(model)
     record = earlier_record(folder)
@@ -696,8 +700,8 @@ def with_new_keys(record):
 
 def read_record(folder):
     "The record of the run in a folder"
-    text = (Path(folder)/'record.json').read_text(encoding='utf-8')
-    return with_new_keys(json.loads(text))
+    advice = 'start the run again, which writes it anew.'
+    return with_new_keys(read_json(Path(folder)/'record.json', advice))
 
 # %% ../nbs/recipes.ipynb #c032
 def result_lines()->str: # Markdown
