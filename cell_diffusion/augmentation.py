@@ -14,6 +14,7 @@ from cell_diffusion.core import decode, default_device
 from cell_diffusion.data import CellImages, CellLoader, CellLoaders, load_cells
 from cell_diffusion.denoiser import Denoiser, load
 from cell_diffusion.imageio import save_image
+from cell_diffusion.records import locked, write_whole
 from cell_diffusion.sampling import sample
 from cell_diffusion.splits import assert_disjoint
 from cell_diffusion.training import diffusion_learner, fit_for
@@ -67,7 +68,7 @@ def train_generator(
 # %% ../nbs/12_augmentation.ipynb #n028
 def check_output_folder(folder, out:Path):
     "Raise an error unless `out` is new or empty, and outside of `folder`"
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(file.name != '.lock' for file in out.iterdir()):
         raise FileExistsError(
             f"{out} is not empty: name a new folder for the generated cells.")
     if Path(folder).resolve() in out.resolve().parents:
@@ -122,9 +123,7 @@ def write_synthetic(
         rows.append({**row, **notes, 'number': i})
 
     table = pd.DataFrame(rows)
-    part = out/'manifest.part'
-    table.to_csv(part, index=False)
-    part.replace(out/'manifest.csv')
+    write_whole(out/'manifest.csv', table.to_csv(index=False))
     return table
 
 # %% ../nbs/12_augmentation.ipynb #c139
@@ -148,23 +147,26 @@ def balance(
     Never test on cells of `folder` afterwards: the generator has seen them.
     """
     out = Path(out)
-    check_output_folder(folder, out)
-    model = load(weights, kind=Denoiser) if weights else None
-    cells = load_cells(folder, size=size or (model.size if model else 32), **kwargs)
-    size = cells.images.shape[-1]
-    if test is not None:
-        test_cells = load_cells(test, size=size, **kwargs)
-        assert_disjoint(cells.images, test_cells.images, f'the generator for {folder}')
+    with locked(out, 'generating cells'):
+        check_output_folder(folder, out)
+        model = load(weights, kind=Denoiser) if weights else None
+        cells = load_cells(folder, size=size or (model.size if model else 32), **kwargs)
+        size = cells.images.shape[-1]
+        if test is not None:
+            test_cells = load_cells(test, size=size, **kwargs)
+            assert_disjoint(cells.images, test_cells.images,
+                            f'the generator for {folder}')
 
-    missing = missing_cells(cells, goal)
-    if model is None: model = train_generator(cells, minutes, seed, progress)
-    check_network(model, cells, missing, weights)
+        missing = missing_cells(cells, goal)
+        if model is None: model = train_generator(cells, minutes, seed, progress)
+        check_network(model, cells, missing, weights)
 
-    names = np.repeat(cells.names, missing)
-    x = sample(model, label=names.tolist(), seed=seed, steps=steps, progress=progress)
-    made_by = weights or f'trained on {cells.source} for {minutes} minutes'
-    notes = dict(generator=str(made_by), seed=seed, size=size)
-    return write_synthetic(out, decode(x).numpy(), names, notes)
+        names = np.repeat(cells.names, missing)
+        x = sample(model, label=names.tolist(), seed=seed, steps=steps,
+                   progress=progress)
+        made_by = weights or f'trained on {cells.source} for {minutes} minutes'
+        notes = dict(generator=str(made_by), seed=seed, size=size)
+        return write_synthetic(out, decode(x).numpy(), names, notes)
 
 # %% ../nbs/moved.ipynb #n096
 from cell_diffusion.core import old_names

@@ -8,7 +8,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/data.html.md"""
 __all__ = ['CellImages', 'load_cells', 'few_of_each', 'CellLoader', 'cell_dls', 'subsample_class']
 
 # %% ../nbs/02_data.ipynb #c004
-import copy, hashlib, inspect, json, os, warnings, zipfile
+import copy, csv, hashlib, inspect, json, os, warnings, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,6 +105,7 @@ class CellImages:
     splits:dict = None     # The source's own `train`, `valid` and `test`, or None
     source:str = None      # One of `sources`
     crop:str = None        # `field`, `center`, or None for cells taken as they are
+    generated:tuple = ()   # Those of `files` that are marked as generated
 
     def __post_init__(self):
         if self.hashes is None:
@@ -387,6 +388,41 @@ def report_problems(
     if strict: raise ValueError(f'{said} (strict=True).')
     warnings.warn(f'{said}. (See `skipped`; strict=True makes this an error.)')
 
+# %% ../nbs/02_data.ipynb #n001
+def generated_files(
+    folder:Path, # Holds the class folders
+    files,       # Files of cells, relative to the folder
+)->tuple: # Those that are marked as generated
+    "Find generated cells by their names, their notes, and a manifest"
+    listed = set()
+    manifest = folder/'manifest.csv'
+    if manifest.is_file():
+        with open(manifest, encoding='utf-8', errors='replace', newline='') as f:
+            rows = list(csv.DictReader(f))
+        listed = {row.get('file') for row in rows if row.get('synthetic') == 'True'}
+    return tuple(f for f in files if f in listed or is_generated(folder/f))
+
+def is_generated(file:Path)->bool:
+    "Does the name of a file, or a note inside it, say that it is a generated cell?"
+    if file.name.startswith('synthetic-'): return True
+    if file.suffix.lower() not in ('.png', '.tif', '.tiff'): return False
+    if file.suffix.lower() == '.png':
+        # Text comes before the pixels
+        with open(file, 'rb') as f:
+            return b'synthetic\0True' in f.read(1024)
+    with Image.open(file) as im:
+        return '"synthetic": "True"' in str(getattr(im, 'tag_v2', {}).get(270, ''))
+
+def check_real(cells:CellImages):
+    "Raise `ValueError` where some of the cells are generated ones"
+    marked = [f for f in cells.files if Path(f).name.startswith('synthetic-')]
+    found = sorted({*cells.generated, *marked})
+    if found:
+        raise ValueError(
+            f"{len(found)} of these cells are generated ones (the first is "
+            f"{found[0]}) and would be taken for real cells: move them out of "
+            "the folder.")
+
 # %% ../nbs/02_data.ipynb #d011
 def default_crop(source:str)->str: # None for simulated cells, which come as they are
     "How cells of a source are cropped if the caller does not say"
@@ -432,6 +468,7 @@ def load_cells(
         if folder is None: folder = find_data(source, download(source))
         cells = load_folder(folder, source, size, crop, channels, n, seed, cache)
         report_problems(cells, size, strict)
+        cells = replace(cells, generated=generated_files(folder, cells.files))
     return replace(cells, source=source, crop=crop)
 
 # %% ../nbs/02_data.ipynb #c060
@@ -614,9 +651,11 @@ def cell_dls(
 )->CellLoaders: # Batches of float32 `(bs, channel, size, size)` and int64 `(bs,)`
     """Cells from any source as fastai `DataLoaders`, with pixels in -1..1.
 
-    Split, shuffled and turned reproducibly. Raises as `load_cells` does.
+    Split, shuffled and turned reproducibly. Raises as `load_cells` does, and for cells
+    that `balance` generated.
     """
     cells = load_cells(source, path, size, crop, channels, n, seed, **kwargs)
+    check_real(cells)
     idxs = cells.splits
     if not idxs:
         idxs = split_cells(cells.labels, cells.hashes, split, seed, cells.files)

@@ -31,7 +31,7 @@ from cell_diffusion.inpainting import inpainting_learner
 from cell_diffusion.metrics import (
     balanced_accuracy, class_accuracy, score_model, scored_records, with_new_names,
 )
-from cell_diffusion.records import machine, write_json
+from cell_diffusion.records import locked, machine, write_json, write_whole
 from cell_diffusion.sampling import sample
 from cell_diffusion.sources import channel_names
 from cell_diffusion.splits import fingerprint
@@ -74,17 +74,19 @@ def train_and_save_classifier(
 )->CellClassifier: # Trained
     "Train a classifier on the training cells and save it with the record of its run"
     folder = Path(folder)
-    started = time.perf_counter()
-    model = train_classifier(dls, epochs, progress=progress, seed=seed, **kwargs)
-    seconds = time.perf_counter() - started
+    with locked(folder, 'training'):
+        started = time.perf_counter()
+        model = train_classifier(dls, epochs, progress=progress, seed=seed, **kwargs)
+        seconds = time.perf_counter() - started
 
-    record = dict(kind='classifier', **describe_data(dls, channels), seconds=seconds,
-                  epochs=epochs, seed=seed, balanced=dls.train.balanced,
-                  parameters=n_params(model), **accuracy_on_test(model, dls),
-                  machine=machine())
-    save(model, folder)
-    write_json(folder/'record.json', record)
-    write_card(folder, classifier_card(record, folder.name))
+        record = dict(
+            kind='classifier', **describe_data(dls, channels), seconds=seconds,
+            epochs=epochs, seed=seed, balanced=dls.train.balanced,
+            parameters=n_params(model), **accuracy_on_test(model, dls),
+            machine=machine())
+        save(model, folder)
+        write_json(folder/'record.json', record)
+        write_card(folder, classifier_card(record, folder.name))
     return model
 
 # %% ../nbs/recipes.ipynb #n030
@@ -98,7 +100,7 @@ def accuracy_on_test(model, dls):
                 balanced_accuracy=dict(value=value, low=low, high=high))
 
 def write_card(folder, text):
-    (folder/'README.md').write_text(text, encoding='utf-8')
+    write_whole(folder/'README.md', text)
 
 # %% ../nbs/recipes.ipynb #n032
 def train_reference_classifier(
@@ -117,10 +119,11 @@ def train_reference_classifier(
     progress:bool=True, # Show fastai's progress
 )->CellClassifier: # Trained
     "Load cells, and train and save a classifier of them"
-    dls = cell_dls(data, size=size, bs=bs, crop=crop, channels=channels, n=n,
-                   balanced=balanced)
-    return train_and_save_classifier(dls, out, epochs, progress, channels, seed,
-                                     dim=dim, lr=lr)
+    with locked(out, 'training'):
+        dls = cell_dls(data, size=size, bs=bs, crop=crop, channels=channels, n=n,
+                       balanced=balanced)
+        return train_and_save_classifier(dls, out, epochs, progress, channels, seed,
+                                         dim=dim, lr=lr)
 
 # %% ../nbs/recipes.ipynb #c016
 def train_model(
@@ -149,16 +152,18 @@ def train_model(
     **kwargs, # More arguments of `diffusion_learner` or `inpainting_learner`
 )->dict: # The record, as it is written to `record.json`
     "Train on a folder of cells; leaves weights, record, picture, score and model card"
-    dls = cell_dls(data, size=size, bs=bs, crop=crop, channels=channels, n=n,
-                   balanced=balanced)
     if patch: kwargs['patch'] = patch
-    learn = learner_for(dls, config, classes, inpaint, start, dim, seed, kwargs)
     settings = dict(config=config, lr=lr, seed=seed, balanced=balanced, inpaint=inpaint,
                     start=start and Path(start).name, **to_record(kwargs))
-    budget = fit_run(learn, out, settings, minutes, epochs, classes, dim, progress)
-    record = dict(run_record(learn, budget, channels), **settings, conditional=classes)
-    save_run(learn.ema.averaged, out, record, steps, progress)
-    if scored: score_run(learn, out, record, judged, scored, steps, progress)
+    with locked(out, 'training'):
+        dls = cell_dls(data, size=size, bs=bs, crop=crop, channels=channels, n=n,
+                       balanced=balanced)
+        learn = learner_for(dls, config, classes, inpaint, start, dim, seed, kwargs)
+        budget = fit_run(learn, out, settings, minutes, epochs, classes, dim, progress)
+        record = run_record(learn, budget, channels)
+        record.update(settings, conditional=classes)
+        save_run(learn.ema.averaged, out, record, steps, progress)
+        if scored: score_run(learn, out, record, judged, scored, steps, progress)
     return record
 
 # %% ../nbs/recipes.ipynb #n033

@@ -8,7 +8,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/records.html.md"""
 __all__ = ['Records']
 
 # %% ../nbs/records.ipynb #c005
-import hashlib, itertools, json, os, platform, re, uuid, warnings
+import errno, glob, hashlib, itertools, json, os, platform, re, uuid, warnings
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path, PurePath
 import pandas as pd
@@ -19,8 +19,65 @@ from . import __version__
 
 # %% ../nbs/records.ipynb #n001
 from importlib.resources import files
+from tempfile import TemporaryFile
 
 results_folder = Path(str(files('cell_diffusion')))/'results'
+
+# %% ../nbs/records.ipynb #n002
+def part_name(path)->Path: # In the same folder, another one at each call
+    "The name under which a file is written until it is whole"
+    path = Path(path)
+    return path.with_name(f'{path.name}.{uuid.uuid4().hex[:8]}.part')
+
+def remove_parts(folder, name='*'):
+    "Remove what killed processes left of the file `name`, which may be a pattern"
+    for part in Path(folder).glob(f'{name}.????????.part'):
+        part.unlink(missing_ok=True)
+
+# %% ../nbs/records.ipynb #n003
+def write_whole(
+    path,    # File to write; missing folders are made
+    content, # Text or bytes
+):
+    """Write a file whole or not at all; if that fails, the old file stays.
+
+    Raises `OSError` with what to do where the disk is full or the folder forbidden.
+    """
+    path = Path(path)
+    if isinstance(content, str): content = content.encode('utf-8')
+    part = part_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, 'xb') as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    except OSError as e:
+        raise cannot_write(e, path) from e
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+# %% ../nbs/records.ipynb #n005
+full_disk = {errno.ENOSPC, errno.EFBIG, getattr(errno, 'EDQUOT', errno.ENOSPC)}
+
+def cannot_write(
+    e:OSError, # What went wrong
+    path:Path, # File or folder that was written
+)->OSError: # Of the same kind, to be raised in its place
+    "An exception that says which file could not be written, and what to do"
+    reason = e.strerror or e
+    file = next((p for p in [path, *path.parents] if p.is_file()), None)
+    if e.errno in full_disk:
+        what = f"No room left to write {path} ({reason}): free some, and run it again."
+    elif isinstance(e, (FileExistsError, NotADirectoryError)) and file:
+        what = f"Cannot write {path}: {file} is a file, so name another folder."
+    else:
+        what = f"Cannot write {path} ({reason}): name a folder that you may write to."
+    known = type(e)(what)
+    known.errno = e.errno
+    return known
 
 # %% ../nbs/records.ipynb #c008
 def write_json(
@@ -28,20 +85,7 @@ def write_json(
     obj,  # Dicts, lists, numbers, text; also arrays, tensors and paths
 ):
     "Write JSON whole or not at all. Raises `TypeError` for what JSON cannot hold."
-    path = Path(path)
-    text = json.dumps(obj, indent=1, default=_as_json) + '\n'
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-    part = path.with_name(f'{path.name}.{uuid.uuid4().hex[:8]}.part')
-    try:
-        with open(part, 'x', encoding='utf-8', newline='\n') as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    write_whole(path, json.dumps(obj, indent=1, default=_as_json) + '\n')
 
 # %% ../nbs/records.ipynb #c010
 def _as_json(obj):
@@ -59,7 +103,7 @@ def _read(file):
     "What a JSON file holds, or None if it is missing or damaged"
     try:
         return json.loads(Path(file).read_text(encoding='utf-8'))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
         return None
 
 # %% ../nbs/records.ipynb #c013
@@ -68,9 +112,16 @@ def jobs_of(
 )->list: # Dicts; the last key changes fastest
     "The jobs of a grid, in order"
     if not isinstance(grid, dict): return [dict(job) for job in grid]
-    single = lambda v: isinstance(v, str) or not hasattr(v, '__iter__')
-    values = [[v] if single(v) else v for v in grid.values()]
+    values = [_listed(v) for v in grid.values()]
     return [dict(zip(grid, combination)) for combination in itertools.product(*values)]
+
+def _listed(values):
+    "The values of one name as a list; text, a dict or a number is one value"
+    if isinstance(values, (str, bytes, dict)): return [values]
+    try:
+        return list(values)
+    except TypeError:
+        return [values]
 
 # %% ../nbs/records.ipynb #c016
 def file_name(
@@ -134,6 +185,7 @@ def _begin(self:Records, file, settings):
     "Store the settings, unless another process has just done so"
     if settings is None:
         raise FileNotFoundError(f"{self.folder} holds no study (no settings.json).")
+    check_out(self.folder, 'study')
     self.folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f'{file}.lock'):
@@ -288,8 +340,7 @@ def _clear(self:Records, job):
     path = self.path(job)
     if path.exists():
         warnings.warn(f"{path} is not a whole record: the job is done again.")
-    for part in self.folder.glob(f'{path.name}.*.part'):
-        part.unlink(missing_ok=True)
+    remove_parts(self.folder, path.name)
 
 # %% ../nbs/records.ipynb #c033
 @patch
@@ -299,11 +350,135 @@ def run(self:Records,
     progress:bool=False, # Show a progress bar
 )->pd.DataFrame: # The table of the grid
     "Do the jobs that have no record yet, write each result, and return the table"
-    total = sum(job not in self for job in jobs_of(grid))
+    grid = jobs_of(grid)
+    total = sum(job not in self for job in grid)
     with closing(self.todo(grid)) as left:
         for job in tqdm(left, total=total, disable=not progress):
             self.write(job, f(**job))
     return self.table(grid)
+
+# %% ../nbs/records.ipynb #x003
+kinds = dict(denoiser='a trained generator', classifier='a classifier', gan='a GAN',
+             study='a study', cells='generated cells')
+
+def kind_of_folder(
+    folder, # Any folder
+)->str: # One of `kinds`, or None
+    "What an earlier call has left in a folder"
+    folder = Path(folder)
+    if (folder/'settings.json').exists(): return 'study'
+    if (folder/'_work').is_dir() or _lists_cells(folder/'manifest.csv'): return 'cells'
+    record = _read(folder/'record.json')
+    if isinstance(record, dict) and record.get('kind') in kinds: return record['kind']
+    return _kind_of_network(folder)
+
+def _lists_cells(file):
+    "Whether a table is a manifest of generated cells"
+    if not file.is_file(): return False
+    with open(file, encoding='utf-8', errors='replace') as f:
+        return f.readline().startswith('file,class,synthetic')
+
+def _kind_of_network(folder):
+    "Whose weights or checkpoint a folder holds; the first release named no class"
+    config = _read(folder/'config.json')
+    if isinstance(config, dict):
+        if 'unet' in config: return 'denoiser'
+        if 'latent' in config: return 'gan'
+        if 'classes' in config: return 'classifier'
+    return 'denoiser' if (folder/'checkpoint.pt').exists() else None
+
+# %% ../nbs/records.ipynb #x005
+def check_out(
+    out,       # Where results are to go
+    kind:str,  # What they are: one of `kinds`
+    data=None, # The folder or the source that the cells come from
+):
+    """Raise an error unless results of a kind can go into a folder.
+
+    `FileExistsError` for a file or a folder with other things, `ValueError` for one
+    among the cells, `OSError` for one that cannot be written.
+    """
+    out = Path(out).expanduser()
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file: name a folder.")
+    there = kind_of_folder(out)
+    if there not in (None, kind):
+        raise FileExistsError(f"{out} holds {kinds[there]}: give {kinds[kind]} a "
+                              "folder of its own.")
+    _check_outside(out, data)
+    _check_writable(out)
+
+def _check_outside(out, data):
+    if data is None or not Path(data).expanduser().is_dir(): return
+    data = Path(data).expanduser()
+    here = out.resolve()
+    if data.resolve() in (here, *here.parents):
+        raise ValueError(f"{out} lies inside {data} and would be read as one of its "
+                         "classes: name a folder elsewhere.")
+
+def _check_writable(out):
+    "Write a temporary file, and leave nothing behind"
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as e:
+        raise type(e)(f"{out} cannot be written ({e.strerror}): name another "
+                      "folder.") from e
+    finally:
+        for folder in new:
+            with suppress(OSError):
+                folder.rmdir()
+
+# %% ../nbs/records.ipynb #n007
+@contextmanager
+def locked(
+    folder,          # Made if missing
+    what:str,        # What goes on there, for the message: `training`
+    name:str='',     # A piece of work, if several go on side by side in the folder
+    wait:bool=False, # Wait for the other process, and say so
+):
+    """Hold a folder for one run. A killed process never blocks the next one.
+
+    Raises `BlockingIOError` if another process or thread holds it, and `OSError` for a
+    folder that cannot be written; both say what to do.
+    """
+    folder = Path(folder)
+    made = not folder.exists()
+    lock = _take(folder, f'.{name}.lock' if name else '.lock', what, wait)
+    outermost = lock.lock_counter == 1
+    try:
+        if outermost: remove_parts(folder, f'{glob.escape(name)}.*' if name else '*')
+        yield
+    finally:
+        if outermost:
+            with suppress(OSError):
+                os.remove(lock.lock_file)
+        lock.release()
+        if made:
+            with suppress(OSError):
+                folder.rmdir() # Only if nothing was written
+
+# %% ../nbs/records.ipynb #n008
+def _take(folder, name, what, wait)->FileLock:
+    "A lock in `folder`, taken by this thread"
+    other = f"Another run is {what} in {folder}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.resolve()/name, is_singleton=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait: raise
+            tqdm.write(f"{other}: waiting for it.")
+            lock.acquire()
+    except Timeout as e:
+        message = f"{other}: wait until it has ended, or name another folder."
+        raise BlockingIOError(message) from e
+    except OSError as e:
+        raise cannot_write(e, folder) from e
+    return lock
 
 # %% ../nbs/records.ipynb #c040
 def machine()->dict: # Device, processor threads, versions

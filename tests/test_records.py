@@ -9,10 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from filelock import FileLock
 import cell_diffusion.records as stored
-from cell_diffusion.records import Records, file_name, jobs_of, machine, write_json
+from cell_diffusion.records import (
+    Records, file_name, jobs_of, locked, machine, part_name, write_json, write_whole)
 
 grid = dict(arm=['plain', 'balanced'], seed=range(3))
 needs_fork = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no fork')
@@ -94,6 +97,17 @@ def test_equal_numbers_name_one_job(tmp_path):
     assert dict(seed=0, w=True) not in records
 
 
+@pytest.mark.parametrize('seeds', [(i for i in range(3)), np.arange(3), {0, 1, 2}])
+def test_values_of_a_grid_may_come_in_any_form(tmp_path, seeds):
+    table = Records(tmp_path, {}).run(lambda seed: dict(a=seed), dict(seed=seeds))
+    assert table.a.tolist() == [0, 1, 2]
+
+
+def test_one_value_in_a_grid():
+    for value in 'plain', 3, None, {'bs': 8}, np.float32(.5), torch.tensor(2):
+        assert jobs_of(dict(arm=value, seed=[0])) == [dict(arm=value, seed=0)]
+
+
 def test_an_empty_job_is_refused(tmp_path):
     with pytest.raises(ValueError, match='at least one name'):
         Records(tmp_path, {}).write({}, {})
@@ -120,13 +134,21 @@ def test_refused_settings_leave_the_folder_untouched(tmp_path):
     assert str(tmp_path) in str(e.value) and contents(tmp_path) == before
 
 
-@pytest.mark.parametrize('damage', ['', '{"steps": 2', '[]'])
+deep = '['*100_000 + ']'*100_000
+
+@pytest.mark.parametrize('damage', ['', '{"steps": 2', '[]', deep])
 def test_damaged_settings_are_refused(tmp_path, damage):
     Records(tmp_path, dict(steps=20))
     (tmp_path/'settings.json').write_text(damage)
     for settings in dict(steps=20), None:
         with pytest.raises(ValueError, match='damaged: give'):
             Records(tmp_path, settings)
+
+
+def test_settings_that_are_a_folder_are_refused(tmp_path):
+    (tmp_path/'settings.json').mkdir()
+    with pytest.raises(ValueError, match='settings.json is damaged: give'):
+        Records(tmp_path, dict(steps=20))
 
 
 def test_records_without_settings_are_refused(tmp_path):
@@ -249,7 +271,7 @@ def test_a_table_warns_of_missing_records(tmp_path):
 damaged = [
     b'', b'{"job": {"arm": "pl', b'[]', b'null', b'{"job": 3}', b'\xff\xfe\x00',
     b'{"job": {"arm": "plain", "seed": 2}, "result": {}}',
-    b'{"job": {"arm": "plain", "seed": 1}, "result": 4}',
+    b'{"job": {"arm": "plain", "seed": 1}, "result": 4}', deep.encode(),
 ]
 
 @pytest.mark.parametrize('damage', damaged)
@@ -286,7 +308,7 @@ def test_a_failed_write_leaves_the_old_record(tmp_path, monkeypatch):
     before = contents(tmp_path)
     def full(fd): raise OSError(28, 'No space left on device')
     monkeypatch.setattr(os, 'fsync', full)
-    with pytest.raises(OSError, match='No space'):
+    with pytest.raises(OSError, match='No room left to write .*seed=0.json.*free some'):
         records.write(job, dict(a=2))
     assert contents(tmp_path) == before
 
@@ -379,12 +401,16 @@ def test_killed_at_any_moment(tmp_path):
         kill(process)
         for file in tmp_path.glob('*.json'):
             json.loads(file.read_text())
+    process = start(busy)
+    wait_for(records.path(dict(i=4)))
+    kill(process)
     assert len(records) == 5
 
 
-def share(folder, log, n_jobs=40):
-    "Do the grid, and note each job in a file of this process"
+def share(folder, log, everyone, n_jobs=40):
+    "Do the grid together, and note each job in a file of this process"
     records = Records(folder, dict(n=n_jobs))
+    everyone.wait()
     with open(log/str(os.getpid()), 'w') as f:
         for job in records.todo(dict(job=range(n_jobs))):
             time.sleep(.01)
@@ -397,13 +423,14 @@ def share(folder, log, n_jobs=40):
 def test_processes_share_a_grid(tmp_path, n):
     log = tmp_path/'log'
     log.mkdir()
-    processes = [start(share, tmp_path/'study', log) for _ in range(n)]
+    everyone = multiprocessing.get_context('fork').Barrier(n)
+    processes = [start(share, tmp_path/'study', log, everyone) for _ in range(n)]
     for process in processes:
         process.join()
     assert all(process.exitcode == 0 for process in processes)
     done = [[int(line) for line in f.read_text().split()] for f in log.iterdir()]
     assert sorted(sum(done, [])) == list(range(40))
-    assert len(done) == n and all(jobs for jobs in done)
+    assert len(done) == n and sum(len(jobs) > 0 for jobs in done) > 1
     table = Records(tmp_path/'study').table()
     assert table.square.tolist() == [i**2 for i in range(40)]
     assert len(contents(tmp_path/'study')) == 41
@@ -425,6 +452,116 @@ def test_the_job_of_a_killed_process_is_taken_over(tmp_path):
     assert list(records.todo(grid)) == jobs_of(grid)[:1]
     assert len(records.run(score, grid)) == 6
     assert not list(tmp_path.glob('study/*.lock'))
+
+
+# one run in a folder
+
+def hold(folder):
+    "In a process of its own: hold the folder, with a file half written, and stay"
+    with locked(folder, 'training'):
+        part_name(folder/'checkpoint.pt').write_text('half')
+        (folder/'checkpoint.pt').write_text('whole')
+        time.sleep(60)
+
+
+@needs_fork
+def test_a_second_run_is_refused_at_once(tmp_path):
+    folder = tmp_path/'run'
+    process = start(hold, folder)
+    wait_for(folder/'checkpoint.pt')
+    before = contents(folder)
+    started = time.time()
+    with pytest.raises(BlockingIOError, match=f'Another run is training in {folder}: '
+                       'wait until it has ended, or name another folder'):
+        with locked(folder, 'training'):
+            pytest.fail('two runs in one folder')
+    assert time.time() - started < 2 and contents(folder) == before
+    kill(process)
+    with locked(folder, 'training'):
+        left = {'.lock', 'checkpoint.pt'}
+        assert set(contents(folder)) == left, 'a killed run blocks, or leaves files'
+    assert set(contents(folder)) == {'checkpoint.pt'}
+
+
+@needs_fork
+def test_work_that_is_waited_for(tmp_path, capsys):
+    process = start(hold, tmp_path)
+    wait_for(tmp_path/'checkpoint.pt')
+    with ThreadPoolExecutor(1) as threads:
+        killed = threads.submit(lambda: time.sleep(.3) or kill(process))
+        with locked(tmp_path, 'fetching', wait=True):
+            assert killed.running() or killed.done()
+    said = f'Another run is fetching in {tmp_path}: waiting for it.'
+    assert said in capsys.readouterr().out
+
+
+def test_a_run_within_a_run(tmp_path):
+    folder = tmp_path/'run'
+    with locked(folder, 'racing'), ThreadPoolExecutor(1) as threads:
+        with locked(folder/'..'/'run', 'training'), locked(folder, 'training', 'a'):
+            pass
+        other = threads.submit(locked(folder, 'training').__enter__)
+        with pytest.raises(BlockingIOError, match='Another run'):
+            other.result()
+    assert not folder.exists(), 'an empty folder stays'
+
+
+def test_a_run_that_fails_gives_the_folder_back(tmp_path):
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt), locked(tmp_path, 'training'):
+            raise KeyboardInterrupt
+    assert not contents(tmp_path)
+
+
+def test_pieces_of_work_side_by_side(tmp_path):
+    "The lock of one piece removes what was left of that piece only"
+    names = 'fold-1', 'fold-10', 'fold-[1]'
+    parts = {name: part_name(tmp_path/f'{name}.npz') for name in names}
+    for part in parts.values():
+        part.touch()
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(locked(tmp_path, 'training', name))
+            assert not parts.pop(name).exists()
+            assert all(part.exists() for part in parts.values())
+
+
+def forbidden(*args, **kwargs): raise PermissionError(13, 'Permission denied')
+
+
+@pytest.mark.parametrize('mend', [write_json, locked])
+def test_folders_that_cannot_be_written(tmp_path, monkeypatch, mend):
+    "By a patch, because root may write anywhere"
+    def write(folder):
+        if mend is write_json: return write_json(folder/'a.json', {})
+        with locked(folder, 'training'):
+            pytest.fail('a folder that cannot be written')
+    (tmp_path/'file').touch()
+    for folder in tmp_path/'file', tmp_path/'file'/'below':
+        with pytest.raises(OSError, match=f'Cannot write {folder}.*/file is a file'):
+            write(folder)
+    monkeypatch.setattr(Path, 'mkdir', forbidden)
+    said = r'Cannot write .*new.* \(Permission denied\): name a folder that you may'
+    with pytest.raises(PermissionError, match=said) as e:
+        write(tmp_path/'new')
+    assert e.value.errno == 13
+
+
+@needs_fork
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    "The system stops the writing, as it does on a full disk"
+    import resource
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+        try:
+            write_whole(tmp_path/'a.bin', bytes(9000))
+        except OSError as e:
+            os._exit(3 if f'No room left to write {tmp_path}/a.bin' in str(e) else 4)
+    write_whole(tmp_path/'a.bin', b'old')
+    process = start(fill)
+    process.join()
+    assert process.exitcode == 3
+    assert contents(tmp_path) == {'a.bin': b'old'}
 
 
 # write_json and machine

@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from cell_diffusion.augmentation import deficit, generator_dls
 from cell_diffusion.classifier import build_resnet, predict_classes, train_classifier
 from cell_diffusion.core import decode, encode
-from cell_diffusion.data import CellImages, step_dls
+from cell_diffusion.data import CellImages, check_real, step_dls
 from cell_diffusion.gan import gan_learner, gan_sample
 from cell_diffusion.metrics import class_scores, nearest_cells, thumbnails, wilson
 from cell_diffusion.plots import plot_confusion, plot_scores
@@ -197,12 +197,7 @@ def check(self:AugmentationStudy):
     "Raise `ValueError` for cells or arguments that make no study"
     names = self.cells.names
     keep = self.keep or {}
-    generated = [f for f in self.cells.files if Path(f).name.startswith('synthetic-')]
-    if generated:
-        raise ValueError(
-            f"{len(generated)} of these cells are generated ones (the first is "
-            f"{generated[0]}), and a study tests real cells only: take them out of "
-            "the folder.")
+    check_real(self.cells)
     if not 2 <= len(names) <= len(symbols):
         raise ValueError("A study needs cells of at least two classes and at most "
                          f"{len(symbols)}; got {len(names)}.")
