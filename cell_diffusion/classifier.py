@@ -6,7 +6,6 @@
 __all__ = ['CellClassifier', 'train_classifier', 'features_and_predictions', 'reference_classifier']
 
 # %% ../nbs/07_evaluation.ipynb #n013
-import json
 import math
 import shutil
 import torch
@@ -23,7 +22,7 @@ from pathlib import Path
 from torchvision.models.resnet import BasicBlock
 from cell_diffusion.core import encode
 from cell_diffusion.denoiser import Network, load, save, weights_folder
-from cell_diffusion.records import write_json
+from cell_diffusion.records import read_json, write_json
 from cell_diffusion.sources import cache_folder
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.denoiser import choose_precision
@@ -233,7 +232,7 @@ def is_trained_on(
     "Does the record in a folder name exactly these training cells?"
     file = Path(folder)/'record.json'
     if not file.exists(): return False
-    record = json.loads(file.read_text(encoding='utf-8'))
+    record = read_json(file, 'remove that folder.')
     return all(record.get(key) == value for key, value in cells.items())
 
 def load_classifier(

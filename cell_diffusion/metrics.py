@@ -6,7 +6,6 @@
 __all__ = ['wilson', 'class_accuracy', 'balanced_accuracy', 'frechet_distance', 'kernel_distance', 'precision_recall', 'density_coverage', 'nearest_cells', 'memorisation', 'classifier_accuracy_score', 'evaluation_report', 'score_model', 'score_table', 'diversity', 'c2st']
 
 # %% ../nbs/07_evaluation.ipynb #n015
-import json
 import math
 import numpy as np
 import pandas as pd
@@ -27,6 +26,7 @@ from cell_diffusion.classifier import (
 from cell_diffusion.core import decode, default_device
 from cell_diffusion.data import CellLoader, CellLoaders
 from cell_diffusion.denoiser import Denoiser, weights_folder
+from cell_diffusion.records import read_json
 from cell_diffusion.sampling import sample
 from cell_diffusion.transforms import dihedral_views
 
@@ -688,7 +688,7 @@ def scored_records(
     "The records of all runs in a folder that have a score"
     records = {}
     for file in sorted(Path(folder).glob('*/record.json')):
-        record = json.loads(file.read_text(encoding='utf-8'))
+        record = read_json(file, 'train that network again, or remove its folder.')
         if not record.get('score'): continue
         record['score'] = with_new_names(record['score'])
         records[file.parent.name] = record
