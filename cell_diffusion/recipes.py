@@ -295,7 +295,8 @@ def save_run(model, out, record, scored, steps, progress):
         kept = {k: earlier[k] for k in ('score', 'went_on_after') if k in earlier}
         record.update(kept)
     elif earlier.get('fingerprint') == record['fingerprint']:
-        record['went_on_after'] = [*earlier.get('went_on_after', []), earlier['seconds']]
+        ended = earlier.get('went_on_after', [])
+        record['went_on_after'] = [*ended, earlier['seconds']]
     if 'score' in earlier and not same and not scored:
         warnings.warn(f"The weights in {out} have changed, so the earlier score was "
                       "taken out of their record: `cell-diffusion score` makes a new "

@@ -23,7 +23,8 @@ def classifier(monkeypatch):
     "Any classifier will do"
     def untrained(dls, *args):
         torch.manual_seed(0)
-        return CellClassifier(dls.vocab, size=28, dim=8).eval()
+        _, channels, size, _ = dls.one_batch()[0].shape
+        return CellClassifier(dls.vocab, channels, size, dim=8).eval()
     monkeypatch.setattr(recipes, 'reference_classifier', untrained)
 
 
@@ -82,7 +83,7 @@ def test_a_score_is_not_computed_twice(out, monkeypatch):
     for name in ('score_model', 'save_grid'):
         monkeypatch.setattr(recipes, name, kill)
     again = train_model(**run, **epochs, out=out)
-    assert again['score'] == record_of(out)['score'] and first['score'] == again['score']
+    assert first['score'] == again['score'] == record_of(out)['score']
     with pytest.raises(Killed):
         train_model(**dict(run, judged='test'), **epochs, out=out)
 
