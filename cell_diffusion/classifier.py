@@ -347,10 +347,15 @@ def keep_classifier(
     predicted = features_and_predictions(model, encode(images))[1]
     right = (predicted == torch.as_tensor(labels)).float().mean().item()
     folder = classifier_folder(dls, **settings)
-    save(model, folder)
     record = dict(kind='classifier', **cells_of(dls), epochs=settings['epochs'],
                   trained=trained_how(**settings), accuracy=right)
-    write_json(folder/'record.json', record)
+    try:
+        save(model, folder)
+        write_json(folder/'record.json', record)
+    except OSError as e:
+        warnings.warn(f"The classifier could not be kept ({e}), so it will be trained "
+                      "again next time. CELL_DIFFUSION_CACHE names another folder.")
+        return model.cpu()
     return load_classifier(folder, dls)
 
 # %% ../nbs/07_evaluation.ipynb #n020

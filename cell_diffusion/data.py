@@ -19,7 +19,7 @@ from fastai.data.core import DataLoaders
 from fastai.torch_core import num_distrib, rank_distrib, to_detach as _to_detach
 from . import simulation
 from .core import (
-    check_limits, default_device, encode, generator, show_cells)
+    check_limits, check_number, default_device, encode, generator, show_cells)
 from .imageio import count_channels, read_planes, reader_version
 from .records import write_whole
 from .simulation import blood_classes, simulate_blood, simulate_jurkat
@@ -306,8 +306,10 @@ def load_folder(
         keep = 200/360
         if source == 'pbc':
             channels = 3
-        elif not channels:
+        elif channels is None:
             channels = folder_channels(items)
+        else:
+            check_number('channels', channels, 1, whole=True)
 
     labels = np.array([label for label, _ in items])
     items = [items[i] for i in choose_cells(labels, n, seed)]
