@@ -19,6 +19,7 @@ from fastcore.basics import patch, store_attr
 from .core import encode
 from .viewer import FrameSlider, grid_frame
 from .imageio import read_image, read_mask
+from .records import write_whole
 from .denoiser import load
 from .sampling import nfe
 from .inpainting import find_window, inpaint, masked_view, methods
@@ -543,7 +544,7 @@ def save(self:MaskPainter,
         raise ValueError(
             "Fills are saved as PNG, which loses nothing: "
             f"{file.name} should end in .png.")
-    file.write_bytes(png_bytes(self.fills[self.chosen]))
+    write_whole(file, png_bytes(self.fills[self.chosen]))
     return file
 
 # %% ../nbs/painter.ipynb #c045
