@@ -110,7 +110,7 @@ limits = dict(
     epochs=whole(1, 100_000),
     folds=whole(1, 62),
     goal=whole(1, 10_000_000),
-    guidance_scale=dict(low=0, high=1000),
+    guidance_scale=dict(low=-1000, high=1000),
     lr=dict(above=0, high=10),
     minutes=dict(above=0, high=1_000_000),
     n=whole(1, 10_000_000),
@@ -122,12 +122,11 @@ limits = dict(
     seeds=whole(1, 1000),
     size=whole(8, 4096),
     steps=whole(1, 100_000),
-    window=whole(1, 1_000_000),
     zoom=whole(1, 100),
 )
 
 # None means "by default" or "all" for these
-may_be_none = 'epochs', 'goal', 'minutes', 'n', 'patch', 'window'
+may_be_none = 'epochs', 'goal', 'minutes', 'n', 'patch'
 
 def check_limits(
     **values, # Numbers by the name of the argument, each in `limits`

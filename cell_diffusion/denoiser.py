@@ -18,7 +18,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from cell_diffusion.process import Schedule, prediction_target, predictions, to_x0
 from cell_diffusion.schedules import get_schedule
 from cell_diffusion.unet import UNet
-from cell_diffusion.core import fast_bfloat16
+from cell_diffusion.core import check_limits, fast_bfloat16
 
 # %% ../nbs/06_ddpm.ipynb #c017
 class Network(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion'):
@@ -200,15 +200,11 @@ class Condition:
     show_known:bool=True # Show the known pixels to a network that can see them?
 
     def __post_init__(self):
-        scale = self.guidance_scale
-        if not math.isfinite(scale):
-            raise ValueError(f"guidance_scale must be a finite number, got {scale}.")
+        scale, = check_limits(guidance_scale=self.guidance_scale)
         if scale != 1 and self.label is None and self.guide is None:
             raise ValueError(f"guidance_scale={scale} is guidance towards a class: "
                              "name one with label.")
-        if self.interval and not self.interval[0] < self.interval[1]:
-            raise ValueError("interval is (lowest, highest log-SNR), "
-                             f"got {self.interval}.")
+        if self.interval is not None: check_interval(self.interval)
         if (self.known is None) != (self.mask is None):
             raise ValueError("Pass both the known pixels and the mask, or neither.")
 
@@ -284,7 +280,7 @@ def scale_at(self:Condition,
 )->torch.Tensor: # `(batch,)`
     "The scale at timesteps: 1 outside of the interval (Kynkäänniemi et al. 2024)"
     scale = torch.full(t.shape, float(self.guidance_scale), device=t.device)
-    if not self.interval: return scale
+    if self.interval is None: return scale
     low, high = self.interval
     log_snr = schedule.log_snr.to(t.device)[t]
     return torch.where((log_snr >= low) & (log_snr <= high), scale, 1.)
@@ -324,6 +320,17 @@ def check(self:Condition,
         raise ValueError(f"This network fills images {shape} with masks "
                          f"{mask_shape}, got {tuple(self.known.shape)} and "
                          f"{tuple(self.mask.shape)}.")
+
+def check_interval(interval):
+    "Raise a `ValueError` unless an interval has a lower and a higher end"
+    try:
+        low, high = interval
+        good = bool(low - high < 0)
+    except (TypeError, ValueError, RuntimeError):
+        good = False
+    if not good:
+        raise ValueError("interval should be two numbers, the lowest and the highest "
+                         f"log-SNR, not {interval!r:.80}.")
 
 def check_types(images, masks):
     "Raise a `TypeError` unless images are floats and masks a tensor"
@@ -452,6 +459,7 @@ def check_same_task(model, trained):
                          f"{', '.join(model.classes) or 'none'}.")
 
 # %% ../nbs/weights.ipynb #n003
+import hashlib
 import inspect
 import json
 import math
@@ -565,6 +573,17 @@ def _tensors_to_save(model, folder):
             raise ValueError(f"{name} holds numbers that are not finite in half "
                              f"precision: nothing was saved in {folder}.")
     return state
+
+# %% ../nbs/weights.ipynb #n045
+def weights_hash(
+    model:Network, # A network of the course
+)->str: # 16 hexadecimal digits
+    "A text that two networks share only if they would be saved as the same files"
+    h = hashlib.sha256(json.dumps(model.settings, sort_keys=True).encode())
+    for name, tensor in model.state_dict().items():
+        h.update(name.encode())
+        h.update(_for_file(tensor).numpy().tobytes())
+    return h.hexdigest()[:16]
 
 # %% ../nbs/weights.ipynb #n022
 def _config_to_save(model, folder):

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from functools import partial
 from pathlib import Path
 from scipy import ndimage
-from cell_diffusion.core import check_number, encode, old_keywords
+from cell_diffusion.core import check_limits, check_number, encode, old_keywords
 from cell_diffusion.denoiser import (
     Denoiser, check_masks, check_types, class_numbers, load)
 from cell_diffusion.imageio import read_image, read_mask
@@ -177,6 +177,7 @@ def fill_holes(
     Raises `ValueError` or `TypeError` for images and masks that do not fit, see
     `check_holes` and `check_known`.
     """
+    seed, bs = check_limits(seed=seed, bs=bs)
     check_holes(model, images, masks)
     return sample(model, len(images), label, seed, known=images, mask=masks, bs=bs,
                   **kwargs)
@@ -542,7 +543,8 @@ def inpaint(
     """
     if method not in methods:
         raise ValueError(f"Unknown method {method!r}: use one of {', '.join(methods)}.")
-    if n < 1: raise ValueError(f"n must be 1 or more, got {n}.")
+    n, seed = check_limits(n=n, seed=seed)
+    check_limits(guidance_scale=guidance_scale)
     settings = {**methods[method], **kwargs}
     default_model = settings.pop('model')
     if steps is not None: settings['steps'] = steps
