@@ -10,12 +10,12 @@ import warnings
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from cell_diffusion.core import decode, default_device
+from cell_diffusion.core import check_limits, decode, default_device
 from cell_diffusion.data import CellImages, CellLoader, CellLoaders, load_cells
 from cell_diffusion.denoiser import Denoiser, load
 from cell_diffusion.imageio import save_image
 from cell_diffusion.records import locked, write_whole
-from cell_diffusion.sampling import sample
+from cell_diffusion.sampling import check_room_for, sample
 from cell_diffusion.splits import assert_disjoint
 from cell_diffusion.training import diffusion_learner, fit_for
 
@@ -146,6 +146,8 @@ def balance(
     wrote. Every file is marked as synthetic, in its name, inside and in the manifest.
     Never test on cells of `folder` afterwards: the generator has seen them.
     """
+    goal, minutes, seed, steps = check_limits(
+        goal=goal, minutes=minutes, seed=seed, steps=steps)
     out = Path(out)
     with locked(out, 'generating cells'):
         check_output_folder(folder, out)
@@ -158,6 +160,7 @@ def balance(
                             f'the generator for {folder}')
 
         missing = missing_cells(cells, goal)
+        check_room_for(missing.sum(), *cells.images.shape[1:3])
         if model is None: model = train_generator(cells, minutes, seed, progress)
         check_network(model, cells, missing, weights)
 

@@ -6,7 +6,6 @@
 __all__ = ['CellClassifier', 'train_classifier', 'features_and_predictions', 'reference_classifier']
 
 # %% ../nbs/07_evaluation.ipynb #n013
-import json
 import math
 import shutil
 import torch
@@ -21,9 +20,9 @@ from fastai.metrics import accuracy
 from fastcore.basics import store_attr
 from pathlib import Path
 from torchvision.models.resnet import BasicBlock
-from cell_diffusion.core import encode
+from cell_diffusion.core import check_limits, encode
 from cell_diffusion.denoiser import Network, load, save, weights_folder
-from cell_diffusion.records import write_json
+from cell_diffusion.records import read_json, write_json
 from cell_diffusion.sources import cache_folder
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.denoiser import choose_precision
@@ -141,10 +140,9 @@ def train_classifier(
     class_weights=None, # Weight of each class in the loss `(classes,)`, or None
 )->nn.Module: # In evaluation mode and float32, on the device of `dls`
     "Train a classifier with fastai's one-cycle schedule. `ValueError` below one step."
+    epochs, lr, seed, dim = check_limits(epochs=epochs, lr=lr, seed=seed, dim=dim)
     if steps is None: steps = epochs*len(dls.train)
-    if steps < 1:
-        raise ValueError("A classifier needs at least one step of training, "
-                         f"got {steps}.")
+    steps, = check_limits(steps=steps)
     x = dls.one_batch()[0]
     torch.manual_seed(seed)
     model = _new_classifier(network, dls.vocab, x, dim)
@@ -233,7 +231,7 @@ def is_trained_on(
     "Does the record in a folder name exactly these training cells?"
     file = Path(folder)/'record.json'
     if not file.exists(): return False
-    record = json.loads(file.read_text(encoding='utf-8'))
+    record = read_json(file, 'remove that folder.')
     return all(record.get(key) == value for key, value in cells.items())
 
 def load_classifier(

@@ -8,8 +8,11 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/core.html.md"""
 __all__ = ['Scale', 'get_scale', 'encode', 'decode', 'show_cells', 'default_device', 'fast_bfloat16', 'generator']
 
 # %% ../nbs/00_core.ipynb #c004
+import math
 import os
+import unicodedata
 import warnings
+from numbers import Integral, Real
 from dataclasses import dataclass, replace
 import matplotlib.pyplot as plt
 import numpy as np
@@ -55,6 +58,102 @@ def get_scale(
     scale = scales[name]
     has_real_cells = bool(os.environ.get('CELL_DIFFUSION_DATA'))
     return replace(scale, source='pbc') if has_real_cells else scale
+
+# %% ../nbs/00_core.ipynb #n001
+def plain_number(value):
+    "A finite number as Python's `int` or `float`, and None for anything else"
+    if getattr(value, 'ndim', None) == 0: value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real): return None
+    if isinstance(value, Integral): return int(value)
+    return float(value) if math.isfinite(value) else None
+
+def range_in_words(low, high, whole, above):
+    "For example `a whole number from 1 to 100`"
+    kind = 'a whole number' if whole else 'a number'
+    if low is not None and high is not None: return f'{kind} from {low:,} to {high:,}'
+    if above is not None: kind += f' above {above:,}'
+    if low is not None: kind += f', at least {low:,}'
+    if high is not None: kind += f', at most {high:,}'
+    return kind
+
+def check_number(
+    name:str,         # Of the argument, for the message
+    value,            # What the caller gave
+    low=None,         # The smallest number that is allowed
+    high=None,        # The largest
+    whole:bool=False, # Whole numbers only? Floats such as 2.0 are fine
+    above=None,       # In place of `low`: too small by itself
+): # The number as Python's int or float
+    """A number within its range. Raises `ValueError` for one outside, and for NaN,
+    infinity, text, a bool or None."""
+    number = plain_number(value)
+    good = (number is not None
+            and (not whole or number == int(number))
+            and (low is None or number >= low)
+            and (high is None or number <= high)
+            and (above is None or number > above))
+    if not good:
+        raise ValueError(f"{name}={value!r:.80} should be "
+                         f"{range_in_words(low, high, whole, above)}.")
+    return int(number) if whole else number
+
+# %% ../nbs/00_core.ipynb #n002
+def whole(low, high): return dict(low=low, high=high, whole=True)
+
+# What the numbers may be that many functions take, by the name of the argument
+limits = dict(
+    bs=whole(1, 65_536),
+    calls=whole(1, 100_000),
+    dim=whole(4, 1024),
+    draws=whole(1, 1_000_000),
+    epochs=whole(1, 100_000),
+    folds=whole(1, 62),
+    goal=whole(1, 10_000_000),
+    guidance_scale=dict(low=-1000, high=1000),
+    lr=dict(above=0, high=10),
+    minutes=dict(above=0, high=1_000_000),
+    n=whole(1, 10_000_000),
+    patch=whole(1, 64),
+    pool=whole(1, 1000),
+    rounds=whole(1, 10_000),
+    scored=whole(0, 1_000_000),
+    seed=whole(0, 2**63 - 1),
+    seeds=whole(1, 1000),
+    size=whole(8, 4096),
+    steps=whole(1, 100_000),
+    zoom=whole(1, 100),
+)
+
+# None means "by default" or "all" for these
+may_be_none = 'epochs', 'goal', 'minutes', 'n', 'patch'
+
+def check_limits(
+    **values, # Numbers by the name of the argument, each in `limits`
+)->tuple: # The same numbers as Python's int and float, in the same order
+    "Raise `ValueError` unless all numbers are within their limits"
+    checked = []
+    for name, value in values.items():
+        by_default = value is None and name in may_be_none
+        if not by_default: value = check_number(name, value, **limits[name])
+        checked.append(value)
+    return tuple(checked)
+
+# %% ../nbs/00_core.ipynb #n005
+def memory()->float: # Infinity where Python cannot tell
+    "Bytes of memory that this machine has"
+    try:
+        return os.sysconf('SC_PHYS_PAGES')*os.sysconf('SC_PAGE_SIZE')
+    except (AttributeError, OSError, ValueError):
+        return math.inf
+
+def check_memory(
+    size:float, # Bytes that are needed
+    what:str,   # What needs them, for the message
+):
+    "Raise `ValueError` where something needs more memory than there is"
+    if size <= memory(): return
+    raise ValueError(f"{what} would need {size/1e9:,.0f} GB of memory, and this "
+                     f"machine has {memory()/1e9:,.0f} GB: ask for less.")
 
 # %% ../nbs/00_core.ipynb #c025
 def encode(
@@ -107,6 +206,22 @@ def image_grid(titles, ncols, zoom, head):
         ax.axis('off')
     return fig, axes
 
+# %% ../nbs/00_core.ipynb #x003
+def as_text(
+    name, # A class, a model, an arm: whatever has a name
+    longest:int=30, # Characters of a line; a longer one ends in …
+)->str: # For titles, ticks and legends of matplotlib
+    "A name that matplotlib draws letter by letter and never as a formula"
+    lines = []
+    for line in str(name).split('\n'):
+        cut = line if len(line) <= longest else line[:longest - 1] + '…'
+        is_drawn = [unicodedata.category(c) not in ('Cc', 'Cs') for c in cut]
+        lines.append(''.join(c if ok else '?' for c, ok in zip(cut, is_drawn)))
+    text = '\n'.join(lines).replace('$', r'\$')
+
+    # An underscore would hide it from a legend: a space without width comes first
+    return '\u200b' + text if text.startswith('_') else text
+
 # %% ../nbs/00_core.ipynb #c037c
 def show_cells(
     x,              # Images `(batch, channel, height, width)` in -1..1 or uint8 pixels
@@ -121,22 +236,30 @@ def show_cells(
     colour = pixels.shape[1] == 3
     images = pixels.transpose(0, 2, 3, 1) if colour else pixels[:, 0]
 
-    titles = [] if titles is None else [str(t) for t in titles]
+    titles = [] if titles is None else [as_text(t, 60) for t in titles]
     titles += ['']*(len(images) - len(titles))
     ncols = min(ncols, len(images))
     fig, axes = image_grid(titles, ncols, zoom, head=.3 if title else 0)
     for ax, image, text in zip(axes.flat, images, titles):
         ax.imshow(image, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
         ax.set_title(text, fontsize=8, pad=2)
-    if title: fig.suptitle(title, fontsize=11, y=1, va='top')
+    if title: fig.suptitle(as_text(title, 200), fontsize=11, y=1, va='top')
     return fig
 
 # %% ../nbs/00_core.ipynb #c044
 def default_device()->torch.device: # `cuda` where there is a GPU, else `cpu`
     """The device on which models run unless the caller says otherwise. The environment
-    variable `CELL_DIFFUSION_DEVICE` overrides it."""
-    automatic = 'cuda' if torch.cuda.is_available() else 'cpu'
-    return torch.device(os.environ.get('CELL_DIFFUSION_DEVICE') or automatic)
+    variable `CELL_DIFFUSION_DEVICE` overrides it. Raises `ValueError` where that names
+    no device of this machine."""
+    name = os.environ.get('CELL_DIFFUSION_DEVICE')
+    if not name: return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        torch.empty(1, device=name).cpu()
+        return torch.device(name)
+    except Exception as e:
+        raise ValueError(f"CELL_DIFFUSION_DEVICE={name!r} names no device that PyTorch "
+                         "can use here: set it to cpu, or to cuda where there is a "
+                         "GPU, or unset it.") from e
 
 # %% ../nbs/00_core.ipynb #c044b
 def fast_bfloat16(
@@ -153,11 +276,11 @@ def fast_bfloat16(
 
 # %% ../nbs/00_core.ipynb #c044e
 def generator(
-    seed:int,     # Any integer
+    seed:int,     # Any integer; those that differ by 2**64 are the same
     device='cpu', # Numbers drawn on the CPU are the same on every machine
 )->torch.Generator: # A freshly seeded generator
     "A random number generator from a seed"
-    return torch.Generator(device).manual_seed(int(seed))
+    return torch.Generator(device).manual_seed(int(seed) % 2**64)
 
 
 # %% ../nbs/moved.ipynb #n068

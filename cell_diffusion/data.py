@@ -8,7 +8,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/data.html.md"""
 __all__ = ['CellImages', 'load_cells', 'few_of_each', 'CellLoader', 'cell_dls', 'subsample_class']
 
 # %% ../nbs/02_data.ipynb #c004
-import copy, hashlib, inspect, json, os, warnings, zipfile
+import copy, csv, hashlib, inspect, json, os, warnings, zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +18,11 @@ from fastcore.basics import patch, store_attr
 from fastai.data.core import DataLoaders
 from fastai.torch_core import num_distrib, rank_distrib, to_detach as _to_detach
 from . import simulation
-from .core import default_device, encode, generator, show_cells
+from .core import (
+    check_limits, default_device, encode, generator, show_cells)
 from .imageio import (
     channels_and_bits, read_planes, reader_version, to_8_bits)
-from .records import locked, part_name
+from .records import locked, write_whole
 from .simulation import blood_classes, simulate_blood, simulate_jurkat
 from cell_diffusion.sources import (
     cache_folder, channel_names, check_folder, class_folders, class_names, download,
@@ -133,6 +134,7 @@ class CellImages:
     crop:str = None        # `field`, `center`, or None for cells taken as they are
     white:float = 255      # The grey level of the files that became 255
     bits:int = 8           # Bits of the files: 8, or 16 for more than 8
+    generated:tuple = ()   # Those of `files` that are marked as generated
 
     def __post_init__(self):
         if self.hashes is None:
@@ -294,20 +296,14 @@ def save_cache(file:Path, cells:CellImages):
         files=np.array(cells.files, dtype=str), hashes=cells.hashes,
         skipped=np.array(cells.skipped, dtype=str), enlarged=cells.enlarged,
         white=cells.white, bits=cells.bits)
-    part = part_name(file)
     try:
         # The lock also removes what killed processes left
         with locked(file.parent, 'caching cells', wait=True):
-            try:
-                with open(part, 'wb') as f:
-                    np.savez(f, **arrays)
-                os.replace(part, file)
-            finally:
-                part.unlink(missing_ok=True)
+            write_whole(file, lambda f: np.savez(f, **arrays))
     except OSError as e:
         warnings.warn(
-            f"The decoded cells could not be cached in {file.parent} ({e}), so they "
-            "will be decoded again next time. "
+            f"The decoded cells could not be cached in {file.parent} "
+            f"({e.__cause__ or e}), so they will be decoded again next time. "
             "CELL_DIFFUSION_CACHE names another folder.")
 
 def load_cache(file:Path)->CellImages: # Or None where there is none, or it is damaged
@@ -516,6 +512,41 @@ def report_white(cells:CellImages, folder:Path):
         "(255), which 99.9 % of the pixels do not exceed; white= sets another, and the "
         "other parts of a set should be read with the same.")
 
+# %% ../nbs/02_data.ipynb #n001
+def generated_files(
+    folder:Path, # Holds the class folders
+    files,       # Files of cells, relative to the folder
+)->tuple: # Those that are marked as generated
+    "Find generated cells by their names, their notes, and a manifest"
+    listed = set()
+    manifest = folder/'manifest.csv'
+    if manifest.is_file():
+        with open(manifest, encoding='utf-8', errors='replace', newline='') as f:
+            rows = list(csv.DictReader(f))
+        listed = {row.get('file') for row in rows if row.get('synthetic') == 'True'}
+    return tuple(f for f in files if f in listed or is_generated(folder/f))
+
+def is_generated(file:Path)->bool:
+    "Does the name of a file, or a note inside it, say that it is a generated cell?"
+    if file.name.startswith('synthetic-'): return True
+    if file.suffix.lower() not in ('.png', '.tif', '.tiff'): return False
+    if file.suffix.lower() == '.png':
+        # Text comes before the pixels
+        with open(file, 'rb') as f:
+            return b'synthetic\0True' in f.read(1024)
+    with Image.open(file) as im:
+        return '"synthetic": "True"' in str(getattr(im, 'tag_v2', {}).get(270, ''))
+
+def check_real(cells:CellImages):
+    "Raise `ValueError` where some of the cells are generated ones"
+    marked = [f for f in cells.files if Path(f).name.startswith('synthetic-')]
+    found = sorted({*cells.generated, *marked})
+    if found:
+        raise ValueError(
+            f"{len(found)} of these cells are generated ones (the first is "
+            f"{found[0]}) and would be taken for real cells: move them out of "
+            "the folder.")
+
 # %% ../nbs/02_data.ipynb #d011
 def default_crop(source:str)->str: # None for simulated cells, which come as they are
     "How cells of a source are cropped if the caller does not say"
@@ -554,9 +585,7 @@ def load_cells(
     and `bits` of the result keep it. Entries of the class folders that are no readable
     pictures are counted and named in a warning, or are an error when `strict`.
     """
-    if size != int(size) or size < 8:
-        raise ValueError(f"size={size} should be a whole number of pixels, at least 8.")
-    if n is not None and n < 1: raise ValueError(f"n={n} should be at least 1.")
+    size, n, seed = check_limits(size=size, n=n, seed=seed)
     source, path = resolve_source(source, path)
 
     if source.startswith('simulated'):
@@ -576,6 +605,7 @@ def load_cells(
         cells = load_folder(folder, source, size, crop, *how)
         report_problems(cells, size, strict)
         if cells.bits > 8 and white is None: report_white(cells, folder)
+        cells = replace(cells, generated=generated_files(folder, cells.files))
     return replace(cells, source=source, crop=crop)
 
 # %% ../nbs/02_data.ipynb #c060
@@ -774,9 +804,11 @@ def cell_dls(
     """Cells from any source as fastai `DataLoaders`, with pixels in -1..1.
 
     Split, shuffled and turned reproducibly. Raises as `load_cells` does, and
-    `ValueError` for a class that is too small to split.
+    `ValueError` for cells that `balance` generated and for classes too small to split.
     """
+    bs, = check_limits(bs=bs)
     cells = load_cells(source, path, size, crop, channels, n, seed, **kwargs)
+    check_real(cells)
     idxs = cells.splits
     if not idxs:
         idxs = split_cells(cells.labels, cells.hashes, split, seed, cells.files)

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from functools import partial
 from pathlib import Path
 from scipy import ndimage
+from cell_diffusion.core import check_limits
 from cell_diffusion.denoiser import Denoiser, class_numbers, load
 from cell_diffusion.imageio import read_image, read_mask
 from cell_diffusion.morphology import find_cells, find_nuclei, optical_density
@@ -169,6 +170,7 @@ def fill_holes(
     **kwargs, # More arguments of `sample`, such as `steps`, `sampler`, `guidance_scale`
 )->torch.Tensor: # Filled images, of the shape of `images`, on the CPU
     "Fill the hole of each image; known pixels come out as they went in"
+    seed, bs = check_limits(seed=seed, bs=bs)
     check_holes(model, images, masks)
     masks = masks.expand(len(images), *masks.shape[1:])
     label = class_numbers(model, label, len(images))
@@ -439,7 +441,8 @@ def inpaint(
     """
     if method not in methods:
         raise ValueError(f"Unknown method {method!r}: use one of {', '.join(methods)}.")
-    if n < 1: raise ValueError(f"n must be 1 or more, got {n}.")
+    n, seed = check_limits(n=n, seed=seed)
+    check_limits(guidance_scale=guidance_scale)
     settings = {**methods[method], **kwargs}
     default_model = settings.pop('model')
     if steps is not None: settings['steps'] = steps

@@ -6,7 +6,6 @@
 __all__ = ['wilson', 'class_accuracy', 'balanced_accuracy', 'frechet_distance', 'kernel_distance', 'precision_recall', 'density_coverage', 'nearest_cells', 'memorisation', 'classifier_accuracy_score', 'evaluation_report', 'score_model', 'score_table', 'diversity', 'c2st']
 
 # %% ../nbs/07_evaluation.ipynb #n015
-import json
 import math
 import numpy as np
 import pandas as pd
@@ -24,9 +23,10 @@ from typing import Callable, NamedTuple
 from cell_diffusion.classifier import (
     CellClassifier, features_and_predictions, train_classifier,
 )
-from cell_diffusion.core import decode, default_device
+from cell_diffusion.core import check_limits, decode, default_device
 from cell_diffusion.data import CellLoader, CellLoaders
 from cell_diffusion.denoiser import Denoiser, weights_folder
+from cell_diffusion.records import read_json
 from cell_diffusion.sampling import sample
 from cell_diffusion.transforms import dihedral_views
 
@@ -653,6 +653,7 @@ def score_model(
     `n`, `steps`, `seed`, `classifier_accuracy` on real cells, `generated` and
     `reference` distances, `class_accuracy` (without classes: `classes_seen`).
     """
+    n, steps, seed = check_limits(n=n, steps=steps, seed=seed)
     pick = torch.from_numpy(np.random.default_rng(seed).permutation(len(cells))[:n])
     requested = labels[pick] if model.classes else None
     label = None if requested is None else requested.tolist()
@@ -688,7 +689,7 @@ def scored_records(
     "The records of all runs in a folder that have a score"
     records = {}
     for file in sorted(Path(folder).glob('*/record.json')):
-        record = json.loads(file.read_text(encoding='utf-8'))
+        record = read_json(file, 'train that network again, or remove its folder.')
         if not record.get('score'): continue
         record['score'] = with_new_names(record['score'])
         records[file.parent.name] = record

@@ -191,7 +191,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from cell_diffusion.core import show_cells
+from cell_diffusion.core import as_text, show_cells
 
 # %% ../nbs/07_evaluation.ipynb #c029
 def plot_class_accuracy(
@@ -205,9 +205,9 @@ def plot_class_accuracy(
         offset = .28*(i - (len(tables) - 1)/2)
         y = [classes.index(c) + offset for c in t['class']]
         ax.errorbar(t.share, y, xerr=_error_bars(t.share, t.low, t.high),
-                    fmt='o', ms=4, capsize=2, label=name)
+                    fmt='o', ms=4, capsize=2, label=as_text(name))
     lowest = min(t.low.min() for t in tables.values())
-    ax.set(yticks=range(len(classes)), yticklabels=classes,
+    ax.set(yticks=range(len(classes)), yticklabels=map(as_text, classes),
            xlabel='class accuracy, with 95% interval',
            xlim=(max(0, lowest - .03), 1.01))
     ax.invert_yaxis()
@@ -247,6 +247,7 @@ def plot_bias(
 
 def _draw_curve(ax, table, title):
     "The mean at each n, and a band that holds all draws"
+    table = table.assign(against=table.against.map(as_text))
     sns.lineplot(table, x='n', y='value', hue='against', marker='o',
                  errorbar=('pi', 100), ax=ax)
     ax.set(title=title, xscale='log', xlabel='cells on each side', ylabel='')
@@ -318,8 +319,8 @@ def _draw_report_panel(ax, table, title, models):
         ax.plot(d.reference, y, '|', color='k', ms=9, mew=2,
                 label='real against real' if i == 0 else None)
         ax.errorbar(d.value, y, xerr=_error_bars(d.value, d.low, d.high),
-                    fmt='o', ms=4, capsize=2, color=f'C{i}', label=model)
-    labels = names if len(names) > 1 else ['']
+                    fmt='o', ms=4, capsize=2, color=f'C{i}', label=as_text(model))
+    labels = [as_text(name, 60) for name in names] if len(names) > 1 else ['']
     ax.set(yticks=range(len(names)), yticklabels=labels, ylim=(len(names) - .5, -.5))
     ax.set_title(title, fontsize=9)
 
@@ -406,6 +407,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from sklearn.metrics import confusion_matrix
+from cell_diffusion.core import as_text
 
 # %% ../nbs/12b_augmentation_study.ipynb #c090
 def error_bars(
@@ -424,8 +426,9 @@ def scores_panel(ax, scores, measure, classes):
         rows = of_arm.set_index('cls').loc[classes]
         y = np.arange(len(classes)) + .8*((i + .5)/len(names) - .5)
         ax.errorbar(rows.value, y, xerr=error_bars(rows), fmt='o', ms=3, lw=1,
-                    color=f'C{i}', label=arm)
-    ax.set(xlabel=measure, yticks=range(len(classes)), yticklabels=classes)
+                    color=f'C{i}', label=as_text(arm))
+    ax.set(xlabel=measure, yticks=range(len(classes)),
+           yticklabels=map(as_text, classes))
     ax.grid(axis='x', alpha=.4)
     if scores.low.min() < 0: ax.axvline(0, color='k', lw=.8)
     for y in range(1, len(classes)):
@@ -458,9 +461,10 @@ def plot_confusion(
     "Confusion matrices in shares of each true class, all folds and seeds together"
     names = list(names or results.predicted)
     truth = results.truth[results.tested]
+    classes = [as_text(name) for name in results.classes]
     style = dict(vmin=0, vmax=1, cmap='Blues', annot=True, fmt='.2f', cbar=False,
                  annot_kws=dict(size=7), square=True,
-                 xticklabels=results.classes, yticklabels=results.classes)
+                 xticklabels=classes, yticklabels=classes)
     fig, axs = plt.subplots(1, len(names), figsize=(.6 + 2.3*len(names), 2.9),
                             sharey=True, layout='constrained', squeeze=False)
     for ax, arm in zip(axs[0], names):
@@ -469,7 +473,7 @@ def plot_confusion(
             np.tile(truth, len(predicted)), predicted.ravel(),
             labels=range(len(results.classes)), normalize='true')
         sns.heatmap(shares, ax=ax, **style)
-        ax.set_title(arm, fontsize=9)
+        ax.set_title(as_text(arm), fontsize=9)
     axs[0, 0].set_ylabel('true class')
     fig.supxlabel('predicted class', fontsize=9)
     return fig

@@ -12,10 +12,10 @@ from cell_diffusion.core import old_names
 __getattr__ = old_names('recipes')
 
 # %% ../nbs/recipes.ipynb #n007
-import json
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import re
 import time
 import torch
 from pathlib import Path
@@ -23,14 +23,16 @@ from string import Template
 from cell_diffusion.classifier import (
     CellClassifier, features_and_predictions, reference_classifier, train_classifier,
 )
-from cell_diffusion.core import encode, show_cells
+from cell_diffusion.core import check_limits, check_number, encode, show_cells
 from cell_diffusion.data import cell_dls
 from cell_diffusion.denoiser import Denoiser, load, save, weights_folder
 from cell_diffusion.inpainting import inpainting_learner
 from cell_diffusion.metrics import (
     balanced_accuracy, class_accuracy, score_model, scored_records, with_new_names,
 )
-from cell_diffusion.records import locked, machine, write_json, write_whole
+from cell_diffusion.records import (
+    locked, machine, read_json, write_json, write_whole,
+)
 from cell_diffusion.sampling import sample
 from cell_diffusion.sources import channel_names
 from cell_diffusion.splits import fingerprint
@@ -118,6 +120,7 @@ def train_reference_classifier(
     progress:bool=True, # Show fastai's progress
 )->CellClassifier: # Trained
     "Load cells, and train and save a classifier of them"
+    check_limits(size=size, epochs=epochs, dim=dim, bs=bs, lr=lr, n=n, seed=seed)
     with locked(out, 'training'):
         dls = cell_dls(data, size=size, bs=bs, crop=crop, channels=channels, n=n,
                        balanced=balanced)
@@ -151,6 +154,8 @@ def train_model(
     **kwargs, # More arguments of `diffusion_learner` or `inpainting_learner`
 )->dict: # The record, as it is written to `record.json`
     "Train on a folder of cells; leaves weights, record, picture, score and model card"
+    check_limits(size=size, minutes=minutes, epochs=epochs, bs=bs, lr=lr, dim=dim, n=n,
+                 seed=seed, steps=steps, scored=scored, patch=patch)
     if patch: kwargs['patch'] = patch
     settings = dict(config=config, lr=lr, seed=seed, balanced=balanced, inpaint=inpaint,
                     start=start and Path(start).name, **to_record(kwargs))
@@ -158,6 +163,7 @@ def train_model(
         dls = cell_dls(data, size=size, bs=bs, crop=crop, channels=channels, n=n,
                        balanced=balanced)
         learn = learner_for(dls, config, classes, inpaint, start, dim, seed, kwargs)
+        check_number('steps', steps, 1, learn.model.schedule.T, whole=True)
         budget = fit_run(learn, out, settings, minutes, epochs, classes, dim, progress)
         record = run_record(learn, budget, channels)
         record.update(settings, conditional=classes)
@@ -298,7 +304,7 @@ def model_card(
     return denoiser_text.substitute(
         record,
         **record['cells'],
-        name=name,
+        name=as_markdown(name),
         task=task_of(record),
         crop=f"crop `{record['crop']}`" if record['crop'] else 'no crop',
         parameters=f"{record['parameters']/1e6:.2f}",
@@ -310,12 +316,23 @@ def model_card(
         licence=licence_of(record),
     )
 
+# %% ../nbs/recipes.ipynb #n001
+def as_markdown(
+    name, # A class, a model, a folder: whatever has a name
+)->str: # One line, for a sentence or a cell of a table
+    "A name that Markdown shows letter by letter: no markup, no column, no HTML"
+    text = ' '.join(str(name).encode(errors='replace').decode().split())
+    text = re.sub(r'([\\`*\[\]<>|~$&])', r'\\\1', text)
+
+    # Within a word an underscore is only an underscore
+    return re.sub(r'(?<![^\W_])_|_(?![^\W_])', r'\_', text)
+
 # %% ../nbs/recipes.ipynb #n040
 def task_of(record):
     "What the network of a record does, in a sentence or two"
     what = f'{images_of(record)}, without classes.'
     if record['conditional']:
-        classes = ', '.join(record['classes'])
+        classes = ', '.join(map(as_markdown, record['classes']))
         what = f'{images_of(record)}, conditioned on a class: {classes}.'
     if not record.get('inpaint'): return f'Generates {what}'
     return (f'Fills what a mask hides (`inpaint`) in {what} With everything hidden it '
@@ -325,12 +342,14 @@ def images_of(record):
     n = record['channels']
     text = f"{record['size']} × {record['size']} cells with {n} channel{'s'*(n > 1)}"
     names = record.get('channel_names')
-    return f"{text} ({', '.join(names)})" if names else text
+    return f"{text} ({', '.join(map(as_markdown, names))})" if names else text
 
 def choices_of(record):
     "Settings that are named only where they are used"
     text = ''
-    if record.get('start'): text += f", started from the weights of `{record['start']}`"
+    if record.get('start'):
+        start = record['start'].replace('`', "'")
+        text += f", started from the weights of `{start}`"
     if record.get('balanced'): text += ', classes drawn equally often'
     return text
 
@@ -407,14 +426,14 @@ def classifier_card(
     "What a user of a classifier should know, from the record of its run"
     *classes, everything = record['accuracy']
     value, low, high = balanced_accuracy(pd.DataFrame(record['accuracy']))
-    rows = [f"| {row['class']} | {row['n']} | {row['share']:.1%} | "
+    rows = [f"| {as_markdown(row['class'])} | {row['n']} | {row['share']:.1%} | "
             f"{row['low']:.1%} to {row['high']:.1%} |" for row in classes]
     return classifier_text.substitute(
         record,
         **record['cells'],
-        name=name,
+        name=as_markdown(name),
         images=images_of(record),
-        classes=', '.join(record['classes']),
+        classes=', '.join(map(as_markdown, record['classes'])),
         choices=choices_of(record),
         seed=f", seed {record['seed']}" if 'seed' in record else '',
         parameters=f"{record['parameters']/1e6:.2f}",
@@ -463,8 +482,8 @@ def with_new_keys(record):
 
 def read_record(folder):
     "The record of the run in a folder"
-    text = (Path(folder)/'record.json').read_text(encoding='utf-8')
-    return with_new_keys(json.loads(text))
+    advice = 'start the run again, which writes it anew.'
+    return with_new_keys(read_json(Path(folder)/'record.json', advice))
 
 # %% ../nbs/recipes.ipynb #c032
 def result_lines()->str: # Markdown

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from tqdm.auto import tqdm
-from cell_diffusion.core import generator
+from cell_diffusion.core import (
+    check_limits, check_memory, check_number, generator)
 from cell_diffusion.denoiser import (
     Condition, Denoiser, class_numbers, denoise, keep_known)
 from cell_diffusion.process import Schedule, noise_like, p_sample
@@ -60,8 +61,7 @@ def timesteps(
     spacing='log_snr', # A name in `spacings`, or a function of `(schedule, steps)`
 )->torch.Tensor: # Timesteps, falling, no two alike
     "The timesteps that a short sampler visits. `ValueError` for an unknown spacing"
-    if not 1 <= steps <= schedule.T:
-        raise ValueError(f"steps must be in 1..{schedule.T}, got {steps}.")
+    steps = check_number('steps', steps, 1, schedule.T, whole=True)
     if callable(spacing): return spacing(schedule, steps)
     if spacing not in spacings:
         raise ValueError(f"Unknown spacing {spacing!r}: use one of "
@@ -160,6 +160,11 @@ def _for_all(tensor, n, device, dtype=torch.float32):
     tensor = tensor.to(device, dtype)
     return tensor.expand(n, *tensor.shape[1:]) if len(tensor) == 1 else tensor
 
+def check_room_for(n, channels, size):
+    "Raise `ValueError` where so many cells, and what a sampler keeps, need too much"
+    floats = 4*n*channels*size**2
+    check_memory(4*floats, f"n={n:,} cells of {size} × {size} pixels")
+
 def _how_many(n, *given):
     "How many images are requested: `n`, or as many as labels, images or masks"
     counts = [len(o) for o in given if o is not None]
@@ -235,10 +240,11 @@ def sample(
 ): # Cells `(n, channels, size, size)` in -1..1, with `trajectory` a list `(t, xt, x0)`
     "Generate cells from noise. `ValueError` for what this network cannot do"
     sampler = find_sampler(sampler)
-    if n is not None and n < 1: raise ValueError(f"n must be 1 or more, got {n}.")
+    n, seed, bs = check_limits(n=n, seed=seed, bs=bs)
     check_options(sampler, options)
     label = class_numbers(model, label, n)
     n = _how_many(n, label, known, mask)
+    check_room_for(n, model.channels, model.size)
     device = model.device
     condition = Condition(
         _for_all(label, n, device, torch.long), guidance_scale, interval, guide,

@@ -7,23 +7,18 @@ __all__ = ['training_configs', 'NoiseCallback', 'EMA', 'ddpm_learner', 'SampleEa
 
 # %% ../nbs/06_ddpm.ipynb #n028
 import math
-import os
 import pandas as pd
-import time
 import torch
 import torch.nn as nn
 from dataclasses import dataclass, replace
-from fastai.callback.core import CancelFitException
 from fastai.callback.tracker import TerminateOnNaNCallback
 from fastai.callback.training import GradientClip
 from fastai.learner import Callback, Learner, OptimWrapper
-from fastai.torch_core import num_distrib, rank_distrib
+from fastai.torch_core import rank_distrib
 from fastcore.basics import patch, store_attr
 from functools import partial
-from pathlib import Path
 from torch.optim.swa_utils import AveragedModel
-from tqdm.auto import tqdm
-from cell_diffusion.core import default_device, encode, generator
+from cell_diffusion.core import check_limits, default_device, encode, generator
 from cell_diffusion.denoiser import Denoiser, warm_start
 from cell_diffusion.process import Schedule, q_sample
 from cell_diffusion.sampling import sample
@@ -353,13 +348,14 @@ def diffusion_learner(
     **kwargs, # More arguments of `ddpm_learner`
 )->Learner: # Ready for `fit_for`
     "A denoiser and its learner, for these cells and this training config"
+    dim, seed = check_limits(dim=dim, seed=seed)
     if config not in training_configs:
         raise ValueError(f"Unknown training config {config!r}: use one of "
                          f"{', '.join(training_configs)}.")
     config = training_configs[config]
     if normalize: config = normalized(config, dls)
     _, channels, size, _ = dls.one_batch()[0].shape
-    patch = patch or max(1, size//32)
+    patch, = check_limits(patch=max(1, size//32) if patch is None else patch)
     unet = {**dict(channels=channels, dim=dim, mults=list(mults), patch=patch),
             **(unet or {})}
 
@@ -371,7 +367,28 @@ def diffusion_learner(
     training = dict(noise_levels=config.noise_levels, gamma=config.gamma, seed=seed)
     return ddpm_learner(dls, model, **{**training, **kwargs})
 
-# %% ../nbs/06_ddpm.ipynb #c061
+# %% ../nbs/06_ddpm.ipynb #sh01
+def check_unet(size, dim=32, patch=None, mults=(1, 2, 3), **others):
+    "Raise `ValueError` where no network of these settings takes images of this size"
+    unet = dict(dim=dim, patch=patch or max(1, size//32), mults=list(mults))
+    with torch.device('meta'):
+        Denoiser(unet, size=size)
+
+# %% ../nbs/06b_long_runs.ipynb #n072
+import math
+import os
+import time
+import torch
+import torch.nn as nn
+from fastai.callback.core import CancelFitException
+from fastai.learner import Callback, Learner
+from fastai.torch_core import num_distrib, rank_distrib
+from fastcore.basics import patch, store_attr
+from pathlib import Path
+from tqdm.auto import tqdm
+from cell_diffusion.core import check_limits
+
+# %% ../nbs/06b_long_runs.ipynb #c061
 def unwrap(
     model:nn.Module, # A network, perhaps wrapped for several GPUs
 )->nn.Module: # The network itself
@@ -388,7 +405,7 @@ def slowest(
     torch.distributed.all_reduce(t, op=torch.distributed.ReduceOp.MAX)
     return t.item()
 
-# %% ../nbs/06_ddpm.ipynb #c062
+# %% ../nbs/06b_long_runs.ipynb #c062
 class Budget(Callback):
     "Trains for minutes or epochs; the learning rate rises, stays, and falls to zero"
     order = 60
@@ -403,15 +420,14 @@ class Budget(Callback):
     ):
         if (minutes is None) == (epochs is None):
             raise ValueError("Give Budget either minutes or epochs.")
-        if (minutes if epochs is None else epochs) <= 0:
-            raise ValueError("minutes (or epochs) must be above 0.")
+        lr, minutes, epochs = check_limits(lr=lr, minutes=minutes, epochs=epochs)
         store_attr()
         self.steps = 0
         self.seconds = 0.
         self.losses = []
         self.last = torch.zeros(())
 
-# %% ../nbs/06_ddpm.ipynb #n060
+# %% ../nbs/06b_long_runs.ipynb #n060
 @patch(as_prop=True)
 def used(self:Budget):
     "Share of the budget that is used up, 0..1"
@@ -430,7 +446,7 @@ def rate(self:Budget, used):
     if self.decay: fall = max(0., (used - 1 + self.decay)/self.decay)
     return self.lr*rise*.5*(1 + math.cos(math.pi*fall))
 
-# %% ../nbs/06_ddpm.ipynb #n063
+# %% ../nbs/06b_long_runs.ipynb #n063
 @patch
 def before_fit(self:Budget):
     form = '{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}'
@@ -453,7 +469,7 @@ def after_loss(self:Budget):
     # Recorded even when this loss stops the run
     self.last = self.learn.loss.detach()
 
-# %% ../nbs/06_ddpm.ipynb #n064
+# %% ../nbs/06b_long_runs.ipynb #n064
 @patch
 def after_batch(self:Budget):
     if not self.training: return
@@ -476,7 +492,7 @@ def show_progress(self:Budget):
 def after_fit(self:Budget):
     self.bar.close()
 
-# %% ../nbs/06_ddpm.ipynb #c064
+# %% ../nbs/06b_long_runs.ipynb #c064
 class Checkpoint(Callback):
     "Writes after each epoch all that a run needs to go on, and goes on from it"
     order = 70
@@ -504,7 +520,7 @@ class Checkpoint(Callback):
         # A budget of minutes ends within an epoch
         if self.learn.budget.used >= 1: self.save()
 
-# %% ../nbs/06_ddpm.ipynb #n066
+# %% ../nbs/06b_long_runs.ipynb #n066
 @patch
 def state(self:Checkpoint):
     "All that changes during training, as tensors and numbers"
@@ -530,7 +546,7 @@ def save(self:Checkpoint):
     torch.save(self.state(), unfinished)
     os.replace(unfinished, self.path)
 
-# %% ../nbs/06_ddpm.ipynb #n068
+# %% ../nbs/06b_long_runs.ipynb #n068
 @patch
 def refuse_other_run(self:Checkpoint, state):
     "Raise a `ValueError` where a setting of the run is not what it was"
@@ -568,7 +584,7 @@ def progress_so_far(self:Checkpoint):
     return (f"{self.path}: {self.done} epochs and {budget.seconds/60:.1f} minutes of "
             f"this run are done, {rest}.")
 
-# %% ../nbs/06_ddpm.ipynb #c065
+# %% ../nbs/06b_long_runs.ipynb #c065
 def fit_for(
     learn:Learner, # From `ddpm_learner`
     minutes:float=None, # Time to train for
@@ -587,7 +603,7 @@ def fit_for(
     cbs = [budget]
     if checkpoint: cbs.append(Checkpoint(checkpoint, run))
     with learn.no_bar(), learn.no_logging():
-        learn.fit(epochs or 1_000_000, lr=lr, cbs=cbs)
+        learn.fit(budget.epochs or 1_000_000, lr=budget.lr, cbs=cbs)
     if not torch.isfinite(budget.last):
         raise FloatingPointError(f"The loss became {budget.last.item()} after "
                                  f"{budget.steps} steps: lower the learning rate "

@@ -126,7 +126,7 @@ def test_length_of_training(monkeypatch):
     dls.train.set_epoch(0)
     by_steps = train_classifier(dls, steps=2*len(dls.train), dim=8)
     assert same(by_epochs, by_steps)
-    with pytest.raises(ValueError, match='at least one step'):
+    with pytest.raises(ValueError, match='steps=0 should'):
         train_classifier(dls, steps=0)
 
 def test_learning_rate_falls_at_the_end_of_the_steps(monkeypatch):

@@ -3,8 +3,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from cell_diffusion.core import decode, default_device, encode, fast_bfloat16
-from cell_diffusion.core import generator, show_cells
+from cell_diffusion.core import check_limits, check_memory, check_number, decode
+from cell_diffusion.core import default_device, encode, fast_bfloat16, generator
+from cell_diffusion.core import limits, show_cells
 
 def test_decode_is_the_inverse_of_encode():
     every = torch.arange(256, dtype=torch.uint8)
@@ -74,3 +75,53 @@ def test_bfloat16_on_processors_that_have_it(fast, monkeypatch):
     monkeypatch.setattr(torch.cpu, question, lambda: fast, raising=False)
     assert fast_bfloat16('cpu') is fast
     assert not fast_bfloat16('mps')
+
+@pytest.mark.parametrize('name', ['gpu', 'meta', 'cuda:99', 'cpu cpu'])
+def test_a_device_that_is_not_there(name, monkeypatch):
+    monkeypatch.setenv('CELL_DIFFUSION_DEVICE', name)
+    with pytest.raises(ValueError, match=f'CELL_DIFFUSION_DEVICE={name!r}.*cpu'):
+        default_device()
+
+no_numbers = None, True, np.True_, 'a', '3', [3], float('nan'), float('inf'), 1j
+whole_numbers = 3, 3., np.int64(3), np.float32(3), np.uint8(3), torch.tensor(3)
+
+@pytest.mark.parametrize('value', no_numbers, ids=repr)
+def test_what_is_no_number(value):
+    with pytest.raises(ValueError, match='x=.*a whole number, at least 1'):
+        check_number('x', value, low=1, whole=True)
+    with pytest.raises(ValueError, match='x=.*a number above 0, at most 9'):
+        check_number('x', value, above=0, high=9)
+
+@pytest.mark.parametrize('value', whole_numbers, ids=repr)
+def test_whole_numbers_of_every_kind(value):
+    found = check_number('x', value, 1, 3, whole=True)
+    assert found == 3 and type(found) is int
+
+@pytest.mark.parametrize('value', [0, 4, 2.5, -1, 10**400, -10**400, 1e300])
+def test_numbers_outside_of_a_range(value):
+    with pytest.raises(ValueError, match='x=.* a whole number from 1 to 3'):
+        check_number('x', value, 1, 3, whole=True)
+
+def test_each_limit_lets_its_own_ends_through():
+    for name, limit in limits.items():
+        ends = [limit[end] for end in ('low', 'high') if end in limit]
+        for value in ends:
+            assert check_limits(**{name: value}) == (value,)
+        for value in (ends[-1]*2 + 1, limit.get('low', 1) - 1, float('nan'), 'many'):
+            with pytest.raises(ValueError, match=f'{name}='):
+                check_limits(**{name: value})
+
+def test_none_stands_for_a_default_where_there_is_one():
+    assert check_limits(n=None, seed=np.int32(2)) == (None, 2)
+    with pytest.raises(ValueError, match='seed=None'):
+        check_limits(n=None, seed=None)
+
+def test_more_memory_than_there_is():
+    check_memory(1e6, 'a cell')
+    with pytest.raises(ValueError, match='n=9 cells would need 1,000,000 GB'):
+        check_memory(1e15, 'n=9 cells')
+
+@pytest.mark.parametrize('seed', [-1, 2**63 - 1, 2**64 - 1, 1_000_003*2**63])
+def test_every_whole_number_is_a_seed(seed):
+    g = generator(seed)
+    assert g.initial_seed() % 2**64 == seed % 2**64

@@ -401,12 +401,16 @@ def test_killed_at_any_moment(tmp_path):
         kill(process)
         for file in tmp_path.glob('*.json'):
             json.loads(file.read_text())
+    process = start(busy)
+    wait_for(records.path(dict(i=4)))
+    kill(process)
     assert len(records) == 5
 
 
-def share(folder, log, n_jobs=40):
-    "Do the grid, and note each job in a file of this process"
+def share(folder, log, everyone, n_jobs=40):
+    "Do the grid together, and note each job in a file of this process"
     records = Records(folder, dict(n=n_jobs))
+    everyone.wait()
     with open(log/str(os.getpid()), 'w') as f:
         for job in records.todo(dict(job=range(n_jobs))):
             time.sleep(.01)
@@ -419,13 +423,14 @@ def share(folder, log, n_jobs=40):
 def test_processes_share_a_grid(tmp_path, n):
     log = tmp_path/'log'
     log.mkdir()
-    processes = [start(share, tmp_path/'study', log) for _ in range(n)]
+    everyone = multiprocessing.get_context('fork').Barrier(n)
+    processes = [start(share, tmp_path/'study', log, everyone) for _ in range(n)]
     for process in processes:
         process.join()
     assert all(process.exitcode == 0 for process in processes)
     done = [[int(line) for line in f.read_text().split()] for f in log.iterdir()]
     assert sorted(sum(done, [])) == list(range(40))
-    assert len(done) == n and all(jobs for jobs in done)
+    assert len(done) == n and sum(len(jobs) > 0 for jobs in done) > 1
     table = Records(tmp_path/'study').table()
     assert table.square.tolist() == [i**2 for i in range(40)]
     assert len(contents(tmp_path/'study')) == 41
