@@ -332,6 +332,7 @@ def find_window(
     h, w = hole.shape
     ys, xs = np.nonzero(hole)
     extent = max(np.ptp(ys), np.ptp(xs)) + 1
+    if side is not None: side = check_number('window', side, whole=True)
     if side is None: side = default_side(h, w, extent)
     if not extent <= side <= 2*max(h, w):
         raise ValueError(f"The hole is {extent} pixels long and the picture "
