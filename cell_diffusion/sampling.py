@@ -446,6 +446,7 @@ def _unit(x):
 
 # %% ../nbs/10_inpainting.ipynb #n013
 from itertools import pairwise
+from cell_diffusion.core import check_number
 
 # %% ../nbs/10_inpainting.ipynb #c043
 def jump_schedule(
@@ -458,9 +459,9 @@ def jump_schedule(
     As its authors walk (Lugmayr et al. 2022): jumps begin where 1, 1 + `jump`,
     1 + 2·`jump`, … steps are left, and never lead from a clean picture.
     """
-    if min(steps, jump, repeats) < 1:
-        raise ValueError("steps, jump and repeats must be 1 or more, got "
-                         f"{steps}, {jump} and {repeats}.")
+    steps = check_number('steps', steps, 1, 100_000, whole=True)
+    jump = check_number('jump', jump, 1, 100_000, whole=True)
+    repeats = check_number('repeats', repeats, 1, 10_000, whole=True)
     jumps = {left: repeats - 1 for left in range(1, steps - jump + 1, jump)}
     walk = [steps]
     while walk[-1]:
