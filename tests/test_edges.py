@@ -110,7 +110,8 @@ def test_a_denoiser_compiles_to_one_graph():
 
 def test_inversion_is_not_random_in_training():
     model = tiny(dropout=.5)
-    for p in model.parameters(): nn.init.normal_(p, std=.1)
+    for p in model.parameters():
+        nn.init.normal_(p, std=.1)
     cells = noise(2, 3, 8, 8).clamp(-1, 1)
     calm = invert(model, cells, steps=4)
     assert torch.equal(invert(model.train(), cells, steps=4), calm) and model.training
