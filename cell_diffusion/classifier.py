@@ -25,9 +25,10 @@ from pathlib import Path
 from torchvision.models.resnet import BasicBlock
 from cell_diffusion.core import check_limits, check_number, encode
 from cell_diffusion.denoiser import Network, load, save, weights_folder
-from cell_diffusion.records import write_json
+from cell_diffusion.records import read_json, write_json
 from cell_diffusion.sources import cache_folder
 from cell_diffusion.splits import fingerprint
+from cell_diffusion.training import Checkpoint, StopAtNaN, plain_errors
 from cell_diffusion.denoiser import choose_precision
 
 # %% ../nbs/07_evaluation.ipynb #c012
@@ -113,6 +114,10 @@ class ForSteps(Callback):
     ):
         store_attr()
 
+    def before_epoch(self):
+        # A run that goes on may have nothing left to do
+        if self.learn.train_iter >= self.steps: raise CancelFitException
+
     def before_validate(self):
         if not self.validate: raise CancelValidException
 
@@ -152,6 +157,7 @@ def train_classifier(
     precision:str='auto', # While training: `float32`, `bfloat16` or `auto`
     network:str=None, # Another network than the reference one, see `build_resnet`
     class_weights=None, # Weight of each class in the loss `(classes,)`, or None
+    checkpoint=None, # File to write once a minute, and to go on from, see `Checkpoint`
 )->nn.Module: # In evaluation mode and float32, on the device of `dls`
     """Train a classifier with fastai's one-cycle schedule
 
@@ -163,7 +169,7 @@ def train_classifier(
     x = dls.one_batch()[0]
     torch.manual_seed(seed)
     model = _new_classifier(network, dls.vocab, x, dim)
-    cbs = [ForSteps(steps, validate=progress)]
+    cbs = [ForSteps(steps, validate=progress), StopAtNaN()]
     if choose_precision(precision, x.device) == 'bfloat16':
         if network is None:
             model.precision = 'bfloat16'
@@ -171,7 +177,12 @@ def train_classifier(
             cbs.append(Autocast())
     loss = nn.CrossEntropyLoss(_as_weights(class_weights))
     learn = Learner(dls, model, loss_func=loss, metrics=accuracy, cbs=cbs)
-    with _shown(learn, progress):
+    if checkpoint:
+        run = dict(classes=list(dls.vocab), batches=len(dls.train), steps=steps, lr=lr,
+                   seed=seed, network=network)
+        if hasattr(dls, 'cells'): run.update(cells_of(dls))
+        learn.add_cb(Checkpoint(checkpoint, run))
+    with _shown(learn, progress), plain_errors():
         learn.fit_one_cycle(math.ceil(steps/len(dls.train)), lr)
     if network is None: model.precision = 'float32'
     return model.eval()
@@ -279,7 +290,7 @@ def is_trained_on(
     "Does the record in a folder name exactly these training cells?"
     file = Path(folder)/'record.json'
     if not file.exists(): return False
-    record = json.loads(file.read_text(encoding='utf-8'))
+    record = read_json(file, 'remove that folder.')
     return all(record.get(key) == value for key, value in cells.items())
 
 def load_classifier(
@@ -367,3 +378,10 @@ def reference_classifier(
     if progress: print(f'No such classifier of these cells yet: {epochs} epochs.')
     model = train_classifier(dls, epochs, progress=progress, **kwargs)
     return keep_classifier(model, dls, **settings) if keep else model.cpu()
+
+# %% ../nbs/12_augmentation.ipynb #n001
+def enough_epochs(
+    dls, # From `cell_dls`
+)->int: # Passes over the training cells
+    "Epochs of a reference classifier: the usual number, or 150 steps if that is more"
+    return max(default_epochs, math.ceil(150/len(dls.train)))

@@ -719,7 +719,7 @@ refused = {
                           'the lowest and'),
     'interval empty': (tiny, dict(label=0, guidance_scale=2., interval=(1., 1.)),
                        'the lowest and'),
-    'interval of nothing': (tiny, dict(label=0, interval=()), 'the lowest and'),
+    'interval of nothing': (tiny, dict(label=0, interval=()), 'the lowest'),
     'interval of text': (tiny, dict(label=0, interval='ab'), 'the lowest and'),
     'interval of one': (tiny, dict(label=0, interval=3), 'the lowest and'),
     'known, no mask': (tiny, dict(known=known), 'both the known pixels and the mask'),
@@ -738,7 +738,7 @@ refused = {
     'sampler unknown': (tiny, dict(sampler='magic'), 'Unknown sampler.*heun'),
     'spacing unknown': (tiny, dict(spacing='odd'), 'Unknown spacing.*karras'),
     'no steps': (tiny, dict(steps=0), 'steps=. should be a whole number from 1 to 6'),
-    'too many steps': (tiny, dict(steps=7), 'steps=. should be a whole number from 1 to 6'),
+    'too many steps': (tiny, dict(steps=7), 'steps=7 should be .* from 1 to 6'),
     'RePaint, no mask': (tiny, dict(sampler='repaint'), 'fills holes'),
     'RePaint, jump 0': (tiny, dict(sampler='repaint', jump=0, **two), 'jump'),
 }

@@ -7,15 +7,13 @@ __all__ = ['race']
 
 # %% ../../nbs/recipes.ipynb #n008
 import pandas as pd
-import torch
 from pathlib import Path
 from cell_diffusion.core import check_limits
 from cell_diffusion.data import load_cells
-from cell_diffusion.denoiser import Denoiser
 from cell_diffusion.metrics import scored_records
 from cell_diffusion.recipes import train_model, with_new_keys
-from cell_diffusion.records import Records
-from cell_diffusion.training import training_configs
+from cell_diffusion.records import Records, check_out
+from cell_diffusion.training import check_unet, training_configs
 
 # %% ../../nbs/recipes.ipynb #c035
 def race(
@@ -35,6 +33,7 @@ def race(
     They are scored beside validation cells: test cells are for the chosen model alone.
     """
     check_limits(seeds=seeds, n=n, minutes=minutes, epochs=epochs, dim=dim)
+    check_out(out, 'study', data)
     check_race(data, size, dim, names)
     if epochs: minutes = None
     settings = dict(data=str(data), minutes=minutes, epochs=epochs, n=n, size=size,
@@ -56,9 +55,8 @@ def check_race(data, size, dim, names):
         if name not in training_configs:
             raise ValueError(f"Unknown training config {name!r}: use some of "
                              f"{', '.join(training_configs)}.")
-    channels, size = load_cells(data, size=size).images.shape[1:3]
-    with torch.device('meta'):
-        Denoiser(dict(channels=channels, dim=dim, patch=max(1, size//32)), size=size)
+    load_cells(data, size=size)
+    check_unet(size, dim)
 
 def race_row(
     record:dict, # From `train_model`, with a score
