@@ -6,7 +6,6 @@
 __all__ = ['wilson', 'class_accuracy', 'balanced_accuracy', 'frechet_distance', 'kernel_distance', 'precision_recall', 'density_coverage', 'nearest_cells', 'memorisation', 'classifier_accuracy_score', 'evaluation_report', 'score_model', 'score_table', 'diversity', 'c2st']
 
 # %% ../nbs/07_evaluation.ipynb #n015
-import json
 import math
 import numpy as np
 import pandas as pd
@@ -28,6 +27,7 @@ from cell_diffusion.core import (
     check_limits, check_number, decode, default_device)
 from cell_diffusion.data import CellLoader, CellLoaders
 from cell_diffusion.denoiser import Denoiser, weights_folder
+from cell_diffusion.records import read_json
 from cell_diffusion.sampling import sample
 from cell_diffusion.transforms import dihedral_views
 
@@ -754,7 +754,7 @@ def scored_records(
     "The records of all runs in a folder that have a score"
     records = {}
     for file in sorted(Path(folder).glob('*/record.json')):
-        record = json.loads(file.read_text(encoding='utf-8'))
+        record = read_json(file, 'train that network again, or remove its folder.')
         if not record.get('score'): continue
         record['score'] = with_new_names(record['score'])
         records[file.parent.name] = record
@@ -796,10 +796,16 @@ def diversity(
 
 # %% ../nbs/12_augmentation.ipynb #n010
 import numpy as np
+import pandas as pd
+import torch
 from sklearn.metrics import balanced_accuracy_score
-from cell_diffusion.classifier import predict_classes, train_classifier
+from cell_diffusion.classifier import (
+    CellClassifier, features_and_predictions, predict_classes, train_classifier,
+)
 from cell_diffusion.core import check_limits, encode, generator
 from cell_diffusion.data import step_dls
+from cell_diffusion.denoiser import Denoiser
+from cell_diffusion.sampling import sample
 
 # %% ../nbs/12_augmentation.ipynb #c014
 def class_scores(
@@ -872,3 +878,71 @@ def c2st(
     kinds = np.repeat([0, 1], [len(real), len(generated)])
     return np.array([two_sample_accuracy(images, kinds, transform, steps, seed)
                      for seed in range(seeds)])
+
+# %% ../nbs/12_augmentation.ipynb #n005
+def class_check(
+    model:Denoiser, # A trained network that knows these classes
+    classifier:CellClassifier, # Trained on real cells
+    real:torch.Tensor, # Other real cells `(m, channel, size, size)` in -1..1
+    labels, # Their classes `(m,)`
+    names, # Names of the classes to check
+    n:int=32, # Cells of each class
+    steps:int=20, # Network calls
+    seed:int=0, # Seed of the noise
+    progress:bool=False, # Show a progress bar
+)->pd.DataFrame: # See `beside_real`
+    "How many generated cells of each class a classifier recognises, beside real cells"
+    asked = np.repeat(list(names), n).tolist()
+    x = sample(model, label=asked, seed=seed, steps=steps, progress=progress)
+    requested = torch.tensor([classifier.classes.index(name) for name in asked])
+    tables = []
+    for images, truth in ((x, requested), (real, torch.as_tensor(labels))):
+        predicted = features_and_predictions(classifier, images)[1]
+        tables.append(class_accuracy(predicted, truth, classifier.classes))
+    return beside_real(*tables)
+
+# %% ../nbs/12_augmentation.ipynb #n012
+def beside_real(
+    generated:pd.DataFrame, # From `class_accuracy`
+    real:pd.DataFrame, # The same for real cells
+)->pd.DataFrame: # `class`, `share`, `low`, `high`, `n`, `real`, `real_low`, `real_n`
+    "One table for both; its last row, `mean`, has every class equally often"
+    rows = []
+    for table in (generated, real):
+        value, low, high = balanced_accuracy(table)
+        mean = {'class': 'mean', 'share': value, 'low': low, 'high': high,
+                'n': int(table.n.iloc[-1])}
+        of_classes = table[table['class'] != 'all']
+        rows.append(pd.concat([of_classes, pd.DataFrame([mean])]))
+    other = rows[1].rename(columns=dict(share='real', low='real_low', n='real_n'))
+    return rows[0].merge(other.drop(columns='high'), 'left', 'class')
+
+# %% ../nbs/12_augmentation.ipynb #n014
+def unclear(table, chance): # A row each, True where real cells are not recognised
+    "Of which classes nothing can be said"
+    return ~(table.real_low > chance)
+
+def disobeyed(table, chance): # A row each
+    "Which classes a network does not obey"
+    line = chance + (table.real - chance)/4
+    return ~unclear(table, chance) & (table.share < line)
+
+def class_warning(
+    table:pd.DataFrame, # From `beside_real`
+    chance:float, # One over the number of classes
+)->str: # A sentence, or None
+    "What to say of a network that does not obey the class"
+    mean = table.iloc[-1]
+    if unclear(table, chance).iloc[-1]:
+        return ("Whether the network obeys the class cannot be said: the reference "
+                f"classifier recognises {mean.real:.0%} of real cells, and chance is "
+                f"{chance:.0%}.")
+    bad = table[disobeyed(table, chance)]
+    if not len(bad): return None
+    if 'mean' in bad['class'].values:
+        return (f"The network does not obey the class: {mean.share:.0%} of its cells "
+                "are recognised as the class that was asked for (chance "
+                f"{chance:.0%}, real cells {mean.real:.0%}); train longer.")
+    worst = ', '.join(f"{row['class']} {row.share:.0%} (real cells {row.real:.0%})"
+                      for _, row in bad.iterrows())
+    return f"The network does not obey every class: {worst}; train longer."

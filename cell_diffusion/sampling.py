@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from cell_diffusion.core import (
     check_limits, check_memory, check_number, generator)
 from cell_diffusion.denoiser import (
-    Condition, Denoiser, class_numbers, denoise, keep_known)
+    Condition, Denoiser, check_known, class_numbers, denoise, keep_known)
 from cell_diffusion.process import Schedule, noise_like, p_sample
 
 # %% ../nbs/06_ddpm.ipynb #c041
@@ -256,6 +256,7 @@ def sample(
     sampler = find_sampler(sampler)
     n, seed, bs = check_limits(n=n, seed=seed, bs=bs)
     check_options(sampler, options)
+    if known is not None and mask is not None: check_known(known, mask)
     label = class_numbers(model, label, n)
     n = _how_many(n, label, known, mask)
     check_room_for(n, model.channels, model.size)
@@ -452,11 +453,15 @@ def jump_schedule(
     jump:int=10, # How many steps a jump goes back
     repeats:int=10, # How often each stretch is walked
 )->list: # Steps that are left, from `steps` to 0; where it rises, noise is added
-    "The walk of RePaint: back towards the noise, again and again (Lugmayr et al. 2022)"
+    """The walk of RePaint: back towards the noise, again and again.
+
+    As its authors walk (Lugmayr et al. 2022): jumps begin where 1, 1 + `jump`,
+    1 + 2·`jump`, … steps are left, and never lead from a clean picture.
+    """
     if min(steps, jump, repeats) < 1:
         raise ValueError("steps, jump and repeats must be 1 or more, got "
                          f"{steps}, {jump} and {repeats}.")
-    jumps = {left: repeats - 1 for left in range(0, steps - jump, jump)}
+    jumps = {left: repeats - 1 for left in range(1, steps - jump + 1, jump)}
     walk = [steps]
     while walk[-1]:
         walk.append(walk[-1] - 1)
