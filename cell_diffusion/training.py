@@ -384,6 +384,7 @@ def diffusion_learner(
     return ddpm_learner(dls, model, **{**training, **kwargs})
 
 # %% ../nbs/06b_long_runs.ipynb #n072
+import glob
 import io
 import math
 import numpy as np
@@ -399,7 +400,8 @@ from fastcore.foundation import L
 from itertools import islice
 from pathlib import Path
 from tqdm.auto import tqdm
-from cell_diffusion.records import write_whole
+from zipfile import ZipFile
+from cell_diffusion.records import remove_parts, write_whole
 
 # %% ../nbs/06b_long_runs.ipynb #c061
 def unwrap(
@@ -528,6 +530,7 @@ class Checkpoint(Callback):
         self.written = time.monotonic()
         self.changed = False # Since it was written
         self.found = None
+        remove_parts(self.path.parent, glob.escape(self.path.name))
         if not self.path.exists(): return
         self.found = read_checkpoint(self.path, self.learn.dls.device)
         self.refuse_other_run(self.found)
@@ -641,8 +644,10 @@ first_keys = 'run', 'model', 'ema', 'opt', 'epochs', 'steps', 'seconds', 'losses
 def read_checkpoint(path, device):
     "What a checkpoint holds. `ValueError` with the file where it is none"
     try:
+        with ZipFile(path) as z:
+            whole = z.testzip() is None # Compares checksums, which PyTorch does not
         state = torch.load(path, device, weights_only=True)
-        whole = isinstance(state['run'], dict) and set(first_keys) <= set(state)
+        whole &= isinstance(state['run'], dict) and set(first_keys) <= set(state)
     except OSError:
         raise
     except Exception as e: # Whatever a damaged file makes PyTorch raise

@@ -3,6 +3,8 @@
 Every training loop of the library is killed several times within its epochs. Its last
 checkpoint must hold the same numbers as that of a run that was never killed.
 """
+import errno
+import os
 import numpy as np
 import pytest
 import torch
@@ -119,3 +121,125 @@ def test_a_killed_run_goes_on_to_the_bit(loop, kill, clock, monkeypatch, tmp_pat
     # Nothing is left to train
     kill(1)
     loop(tmp_path/'killed.pt')
+
+# Files that are damaged, foreign, old, or cannot be written
+
+def sentence(error):
+    "The message of an error, which is one sentence"
+    text = str(error.value)
+    assert '\n' not in text and text.endswith('.') and 'occured' not in text
+    return text
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    "The checkpoint of a whole run, not to be changed"
+    file = tmp_path_factory.mktemp('run')/'checkpoint.pt'
+    classifier(file)
+    return file
+
+def cut(file): file.write_bytes(file.read_bytes()[:-5000])
+
+def empty(file): file.write_bytes(b'')
+
+def text(file): file.write_text('not a checkpoint')
+
+def flip(file):
+    data = bytearray(file.read_bytes())
+    data[len(data)//3] ^= 4
+    file.write_bytes(data)
+
+def weights_alone(file): torch.save(torch.load(file)['model'], file)
+
+def a_list(file): torch.save([1, 2], file)
+
+def a_program(file): torch.save(print, file)
+
+damages = [cut, empty, text, flip, weights_alone, a_list, a_program]
+
+@pytest.mark.parametrize('damage', damages, ids=lambda f: f.__name__)
+def test_a_damaged_checkpoint_is_named(damage, run, tmp_path):
+    file = tmp_path/'checkpoint.pt'
+    file.write_bytes(run.read_bytes())
+    damage(file)
+    damaged = file.read_bytes()
+    with pytest.raises(ValueError, match='is damaged, or no checkpoint') as e:
+        classifier(file)
+    assert str(file) in sentence(e) and file.read_bytes() == damaged
+
+def test_the_checkpoint_of_another_network_is_named(run, tmp_path):
+    file = tmp_path/'checkpoint.pt'
+    file.write_bytes(run.read_bytes())
+    learn = diffusion_learner(cells(), **small)
+    with pytest.raises(ValueError, match='another network') as e:
+        fit_for(learn, epochs=2, checkpoint=file, progress=False)
+    assert str(file) in sentence(e)
+
+@pytest.mark.parametrize('loop', [ddpm, gan, classifier], ids=lambda f: f.__name__)
+def test_checkpoints_of_older_versions(loop, kill, monkeypatch, tmp_path):
+    "They lack what was added, and go on from their last whole epoch"
+    file = tmp_path/'old.pt'
+    kill(5) # In the second epoch
+    with pytest.raises(KeyboardInterrupt):
+        loop(file)
+    state = torch.load(file)
+    assert state['epochs'] == 1 and state['batches'] == 0
+    for key in ('batches', 'ema_steps', 'random', 'recorder'):
+        del state[key]
+    torch.save(state, file)
+    kill(None)
+    loop(file)
+    assert torch.load(file)['steps'] == 8
+
+@pytest.mark.parametrize('loop', [minutes, gan, classifier], ids=lambda f: f.__name__)
+def test_a_full_disk(loop, monkeypatch, tmp_path):
+    "One sentence with the file; the last good checkpoint stays, and nothing else"
+    file = tmp_path/'checkpoint.pt'
+    write_before_each_batch(monkeypatch)
+    good = []
+    fsync = os.fsync
+    def full(handle):
+        if len(good) == 3: raise OSError(errno.ENOSPC, 'No space left on device')
+        fsync(handle)
+        good.append(1)
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match='No room left') as e:
+        loop(file)
+    assert str(file) in sentence(e)
+    assert [f.name for f in tmp_path.iterdir()] == ['checkpoint.pt']
+    assert torch.load(file)['steps'] == 2
+
+def test_what_a_kill_left_half_written_is_removed(run, tmp_path):
+    for name in ('checkpoint.pt.01234567.part', 'notes.part', 'other.pt.01234567.part'):
+        (tmp_path/name).write_text('half')
+    classifier(tmp_path/'checkpoint.pt')
+    left = ['checkpoint.pt', 'notes.part', 'other.pt.01234567.part']
+    assert sorted(f.name for f in tmp_path.iterdir()) == left
+
+# Losses that are no number
+
+def at_once(file, lr):
+    learn = diffusion_learner(cells(), 'edm', **small)
+    fit_for(learn, epochs=2, lr=lr, checkpoint=file, progress=False)
+
+def gan_at_once(file, lr):
+    learn = gan_learner(cells(), dim=4, disc_dim=4, latent=8, precision='float32')
+    fit_for(learn, epochs=2, lr=lr, checkpoint=file, progress=False)
+
+def classifier_at_once(file, lr):
+    train_classifier(cells(), epochs=2, lr=lr, dim=4, precision='float32',
+                     checkpoint=file)
+
+too_fast = [at_once, gan_at_once, classifier_at_once]
+
+@pytest.mark.parametrize('loop', too_fast, ids=lambda f: f.__name__)
+def test_the_first_loss_that_is_no_number_ends_the_run(loop, monkeypatch, tmp_path):
+    "With step and learning rate; the checkpoint holds the last finite weights"
+    file = tmp_path/'checkpoint.pt'
+    write_before_each_batch(monkeypatch)
+    words = r'The loss became .* after \d+ steps: lower the learning rate \(it was'
+    with pytest.raises(FloatingPointError, match=words) as e:
+        loop(file, 1e36)
+    sentence(e)
+    state = torch.load(file)
+    assert state['steps'] < 4
+    assert all(t.isfinite().all() for t in state['model'].values())
