@@ -48,7 +48,7 @@ def write_whole(
 def write_together(
     contents:dict, # Text or bytes for each path
 ):
-    "As `write_whole`, for files that belong together: no new one before all are written"
+    "As `write_whole`, for files that belong together: all are written, then renamed"
     parts = {Path(path): part_name(path) for path in contents}
     try:
         for (path, part), content in zip(parts.items(), contents.values()):
