@@ -18,8 +18,10 @@ from fastcore.basics import patch, store_attr
 from fastai.data.core import DataLoaders
 from fastai.torch_core import num_distrib, rank_distrib, to_detach as _to_detach
 from . import simulation
-from .core import default_device, encode, generator, show_cells
+from .core import (
+    check_limits, default_device, encode, generator, show_cells)
 from .imageio import count_channels, read_planes, reader_version
+from .records import write_whole
 from .simulation import blood_classes, simulate_blood, simulate_jurkat
 from .sources import (
     cache_folder, channel_names, class_names, download, find_bloodmnist, find_data,
@@ -222,17 +224,12 @@ def save_cache(file:Path, cells:CellImages):
         images=cells.images, labels=cells.labels, names=np.array(cells.names),
         files=np.array(cells.files, dtype=str), hashes=cells.hashes,
         skipped=np.array(cells.skipped, dtype=str), enlarged=cells.enlarged)
-    part = file.with_name(f"{file.stem}.{os.getpid()}.part")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, 'wb') as f:
-            np.savez(f, **arrays)
-        os.replace(part, file)
+        write_whole(file, lambda f: np.savez(f, **arrays))
     except OSError as e:
-        if part.parent.is_dir(): part.unlink(missing_ok=True)
         warnings.warn(
-            f"The decoded cells could not be cached in {file.parent} ({e}), so they "
-            "will be decoded again next time. "
+            f"The decoded cells could not be cached in {file.parent} "
+            f"({e.__cause__}), so they will be decoded again next time. "
             "CELL_DIFFUSION_CACHE names another folder.")
 
 def load_cache(file:Path)->CellImages: # Or None where there is none, or it is damaged
@@ -447,9 +444,7 @@ def load_cells(
     to do. Fewer cells than there are come in the proportions of the classes. `center`
     keeps 200 of 360 pixels of a blood cell, and 40 pixels of a Jurkat cell.
     """
-    if size != int(size) or size < 8:
-        raise ValueError(f"size={size} should be a whole number of pixels, at least 8.")
-    if n is not None and n < 1: raise ValueError(f"n={n} should be at least 1.")
+    size, n, seed = check_limits(size=size, n=n, seed=seed)
     source, path = resolve_source(source, path)
 
     if source.startswith('simulated'):
@@ -654,6 +649,7 @@ def cell_dls(
     Split, shuffled and turned reproducibly. Raises as `load_cells` does, and for cells
     that `balance` generated.
     """
+    bs, = check_limits(bs=bs)
     cells = load_cells(source, path, size, crop, channels, n, seed, **kwargs)
     check_real(cells)
     idxs = cells.splits

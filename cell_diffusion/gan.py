@@ -18,7 +18,7 @@ from fastcore.basics import patch, store_attr
 from functools import partial
 from torch.nn.utils.parametrizations import spectral_norm
 from typing import Callable, NamedTuple
-from cell_diffusion.core import default_device, generator
+from cell_diffusion.core import default_device, generator, old_keywords
 from cell_diffusion.denoiser import Network, class_numbers
 from cell_diffusion.training import NoiseCallback, StopAtNaN, check_loss
 from cell_diffusion.transforms import diff_augment, random_dihedral
@@ -445,6 +445,8 @@ def float_tensors(network):
     return [t for t in network.state_dict().values() if t.is_floating_point()]
 
 # %% ../nbs/11_gan.ipynb #c057
+@old_keywords(game='loss', critic='disc_dim', bfloat16=(
+    'precision', {None: 'auto', True: 'bfloat16', False: 'float32'}))
 def gan_learner(
     dls, # fastai `DataLoaders` of images in -1..1 and labels, as from `cell_dls`
     classes:bool=True, # Are the networks conditioned on the class?

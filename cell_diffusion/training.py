@@ -17,7 +17,7 @@ from fastai.torch_core import rank_distrib
 from fastcore.basics import patch, store_attr
 from functools import partial
 from torch.optim.swa_utils import AveragedModel
-from cell_diffusion.core import default_device, encode, generator
+from cell_diffusion.core import check_limits, default_device, encode, generator
 from cell_diffusion.denoiser import Denoiser, warm_start
 from cell_diffusion.process import Schedule, q_sample
 from cell_diffusion.sampling import sample
@@ -294,16 +294,16 @@ def lognormal_timesteps(
 )->torch.Tensor: # Timesteps `(n,)`, int64
     """
     Timesteps whose noise-to-signal ratio σ is log-normal (Karras et al. 2022).
-    The mean of ln σ rises by ln(size/32), because larger images need more noise
+    Each is the nearest to what was drawn, in ln σ. The mean of ln σ rises by ln(size/32), because larger images need more noise
     (Hoogeboom et al. 2023).
     """
     z = torch.randn(n, generator=rng, device=rng.device)
     log_sigma = mean + math.log(size/32) + std*z
 
-    # ln σ of each timestep, which rises with t
-    edges = -.5*schedule.log_snr.to(rng.device)
-    t = torch.searchsorted(edges.contiguous(), log_sigma)
-    return t.clamp(0, schedule.T - 1)
+    # ln σ of each timestep, which rises with t; halfway to the next one t changes
+    levels = -.5*schedule.log_snr.to(rng.device)
+    edges = (levels[1:] + levels[:-1])/2
+    return torch.searchsorted(edges, log_sigma)
 
 # %% ../nbs/06_ddpm.ipynb #c085
 @dataclass(frozen=True)
@@ -365,13 +365,14 @@ def diffusion_learner(
     **kwargs, # More arguments of `ddpm_learner`
 )->Learner: # Ready for `fit_for`
     "A denoiser and its learner, for these cells and this training config"
+    dim, seed = check_limits(dim=dim, seed=seed)
     if config not in training_configs:
         raise ValueError(f"Unknown training config {config!r}: use one of "
                          f"{', '.join(training_configs)}.")
     config = training_configs[config]
     if normalize: config = normalized(config, dls)
     _, channels, size, _ = dls.one_batch()[0].shape
-    patch = patch or max(1, size//32)
+    patch, = check_limits(patch=max(1, size//32) if patch is None else patch)
     unet = {**dict(channels=channels, dim=dim, mults=list(mults), patch=patch),
             **(unet or {})}
 
@@ -382,6 +383,13 @@ def diffusion_learner(
     if start is not None: warm_start(model, start)
     training = dict(noise_levels=config.noise_levels, gamma=config.gamma, seed=seed)
     return ddpm_learner(dls, model, **{**training, **kwargs})
+
+# %% ../nbs/06_ddpm.ipynb #sh01
+def check_unet(size, dim=32, patch=None, mults=(1, 2, 3), **others):
+    "Raise `ValueError` where no network of these settings takes images of this size"
+    unet = dict(dim=dim, patch=patch or max(1, size//32), mults=list(mults))
+    with torch.device('meta'):
+        Denoiser(unet, size=size)
 
 # %% ../nbs/06b_long_runs.ipynb #n072
 import glob
@@ -400,8 +408,13 @@ from fastcore.foundation import L
 from itertools import islice
 from pathlib import Path
 from tqdm.auto import tqdm
+<<<<<<< /tmp/tmpdhcjl5d6.txt
 from zipfile import ZipFile
 from cell_diffusion.records import remove_parts, write_whole
+=======
+from cell_diffusion.core import check_limits
+from cell_diffusion.records import write_whole
+>>>>>>> /tmp/tmporek2ror.txt
 
 # %% ../nbs/06b_long_runs.ipynb #c061
 def unwrap(
@@ -435,8 +448,7 @@ class Budget(Callback):
     ):
         if (minutes is None) == (epochs is None):
             raise ValueError("Give Budget either minutes or epochs.")
-        if (minutes if epochs is None else epochs) <= 0:
-            raise ValueError("minutes (or epochs) must be above 0.")
+        lr, minutes, epochs = check_limits(lr=lr, minutes=minutes, epochs=epochs)
         store_attr()
         self.steps = 0
         self.seconds = 0.
@@ -769,7 +781,7 @@ def fit_for(
     if checkpoint: cbs.append(Checkpoint(checkpoint, run))
     try:
         with learn.no_bar(), learn.no_logging(), plain_errors():
-            learn.fit(epochs or 1_000_000, lr=lr, cbs=cbs)
+            learn.fit(budget.epochs or 1_000_000, lr=budget.lr, cbs=cbs)
     finally:
         budget.close()
     return budget
