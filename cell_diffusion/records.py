@@ -85,11 +85,10 @@ def write_whole(
 
     Raises `OSError` with what to do where the disk is full or the folder forbidden.
     """
-<<<<<<< /tmp/tmprlc4mpc3.txt
     write_together({path: content})
 
 def write_together(
-    contents:dict, # Text or bytes for each path
+    contents:dict, # As of `write_whole`, for each path
 ):
     "As `write_whole`, for files that belong together: all are written, then renamed"
     parts = {Path(path): part_name(path) for path in contents}
@@ -98,19 +97,6 @@ def write_together(
             _write_synced(path, part, content)
         for path, part in parts.items():
             os.replace(part, path)
-=======
-    path = Path(path)
-    if isinstance(content, str): content = content.encode('utf-8')
-    write = content if callable(content) else lambda f: f.write(content)
-    part = part_name(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, 'xb') as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
->>>>>>> /tmp/tmpsby1qf7h.txt
     except OSError as e:
         raise cannot_write(e, path) from e
     finally:
@@ -121,9 +107,10 @@ def write_together(
 def _write_synced(path, part, content):
     "Write to `part`, on its way to `path`, down to the disk"
     if isinstance(content, str): content = content.encode('utf-8')
+    write = content if callable(content) else lambda f: f.write(content)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(part, 'xb') as f:
-        f.write(content)
+        write(f)
         f.flush()
         os.fsync(f.fileno())
 

@@ -408,13 +408,9 @@ from fastcore.foundation import L
 from itertools import islice
 from pathlib import Path
 from tqdm.auto import tqdm
-<<<<<<< /tmp/tmpdhcjl5d6.txt
 from zipfile import ZipFile
-from cell_diffusion.records import remove_parts, write_whole
-=======
 from cell_diffusion.core import check_limits
-from cell_diffusion.records import write_whole
->>>>>>> /tmp/tmporek2ror.txt
+from cell_diffusion.records import remove_parts, write_whole
 
 # %% ../nbs/06b_long_runs.ipynb #c061
 def unwrap(
