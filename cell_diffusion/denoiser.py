@@ -575,6 +575,17 @@ def _tensors_to_save(model, folder):
                              f"precision: nothing was saved in {folder}.")
     return state
 
+def file_bytes(state, metadata):
+    "A safetensors file; the same tensors and metadata always give the same bytes"
+    data = tensor_bytes(state, metadata)
+    end = 8 + int.from_bytes(data[:8], 'little')
+    header = json.loads(data[8:end])
+    # safetensors writes the metadata in any order
+    header['__metadata__'] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(',', ':')).encode()
+    text += b' '*(-len(text) % 8)
+    return len(text).to_bytes(8, 'little') + text + data[end:]
+
 def checksum(state):
     "SHA-256 of tensors with their names, types and shapes, as 64 hexadecimal digits"
     digest = hashlib.sha256()
@@ -627,7 +638,7 @@ def save(
     state = _tensors_to_save(model, folder)
     config = json.dumps(_config_to_save(model, folder), indent=2) + '\n'
     metadata = dict(format='pt', config=config, sha256=checksum(state))
-    weights = tensor_bytes(state, metadata)
+    weights = file_bytes(state, metadata)
     write_together({folder/'model.safetensors': weights, folder/'config.json': config})
 
 # %% ../nbs/weights.ipynb #n027

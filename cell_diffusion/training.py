@@ -535,7 +535,7 @@ class Checkpoint(Callback):
         self.batches = 0 # Of the current epoch
         self.first_epoch = 0
         self.pending = None # State of the noise within an epoch, until it is needed
-        self.written = time.monotonic()
+        self.begun = self.written = time.monotonic()
         self.changed = False # Since it was written
         self.found = None
         remove_parts(self.path.parent, glob.escape(self.path.name))
@@ -588,7 +588,7 @@ def state(self:Checkpoint):
         opt=self.opt.state_dict(),
         epochs=self.done,
         steps=self.learn.train_iter,
-        seconds=budget.seconds if budget else 0.,
+        seconds=budget.seconds if budget else time.monotonic() - self.begun,
         losses=torch.stack(losses).cpu() if losses else torch.zeros(0),
         batches=self.batches if num_distrib() < 2 else 0,
         ema_steps=ema.steps if ema else 0,
@@ -703,6 +703,7 @@ def restore(self:Checkpoint, state):
     # Version 0.2 and older wrote after whole epochs only, and had fewer keys
     self.batches = state.get('batches', 0)
     self.learn.train_iter = state['steps']
+    self.begun -= state['seconds']
     if ema := getattr(self.learn, 'ema', None):
         ema.averaged.load_state_dict(state['ema'])
         ema.steps = state.get('ema_steps', state['steps'])

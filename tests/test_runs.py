@@ -15,6 +15,7 @@ from cell_diffusion.core import decode
 from cell_diffusion.data import cell_dls, step_dls
 from cell_diffusion.gan import gan_learner
 from cell_diffusion.inpainting import inpainting_learner
+from cell_diffusion.recipes import train_and_save_classifier
 from cell_diffusion.training import Checkpoint, diffusion_learner, fit_for
 from cell_diffusion.transforms import affine_jitter
 
@@ -121,6 +122,25 @@ def test_a_killed_run_goes_on_to_the_bit(loop, kill, clock, monkeypatch, tmp_pat
     # Nothing is left to train
     kill(1)
     loop(tmp_path/'killed.pt')
+
+def test_a_killed_classifier_recipe_ends_with_the_same_weights(kill, monkeypatch,
+                                                               tmp_path):
+    def train(folder):
+        train_and_save_classifier(cells(), folder, epochs=2, dim=8)
+    train(tmp_path/'whole')
+    write_before_each_batch(monkeypatch)
+    for batches in (3, 4):
+        kill(batches)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path/'killed')
+    kill(None)
+    train(tmp_path/'killed')
+    names = sorted(file.name for file in (tmp_path/'whole').iterdir())
+    assert names == ['README.md', 'config.json', 'model.safetensors', 'record.json']
+    assert names == sorted(file.name for file in (tmp_path/'killed').iterdir())
+    weights = [(tmp_path/name/'model.safetensors').read_bytes()
+               for name in ('whole', 'killed')]
+    assert weights[0] == weights[1]
 
 # Files that are damaged, foreign, old, or cannot be written
 
