@@ -16,6 +16,7 @@ import warnings
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Optional
 import typer
 from fastcore.docments import docments
@@ -36,7 +37,7 @@ def command(
     parameters are options too, and replace those of the same name.
     """
     def register(f):
-        name = f.__name__.rstrip('_')
+        name = f.__name__.rstrip('_').replace('_', '-')
         commands[name] = dict(run=f, calls=calls, leave_out=leave_out, options=options,
                               kept=kept)
         return f
@@ -474,3 +475,17 @@ def download_(
 ):
     "Fetch a data set into the cache folder."
     typer.echo(download(source))
+
+# %% ../nbs/cli.ipynb #n010
+@command('web.export_page', options=['out'])
+def export_onnx_(
+    export_page, # The function that does the work
+    model:str, # Shipped weights or a folder from `train`
+    out:Path, # New folder for the page; an earlier page in it is replaced
+    **options, # More arguments of `export_page`
+):
+    "Write a network and a page that runs it in a browser."
+    index = export_page(model, out, **options)
+    typer.echo(f"Page: {index}")
+    typer.echo("Serve it to this machine alone, and open http://127.0.0.1:8000:")
+    typer.echo(f"python -m http.server --bind 127.0.0.1 --directory {quote(str(out))}")
