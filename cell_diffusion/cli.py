@@ -122,8 +122,9 @@ def sentence(error):
     "What went wrong, in one line; PyTorch and others write whole paragraphs"
     if isinstance(error, MemoryError):
         return "This needs more memory than there is: ask for fewer or smaller cells."
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f'{error.filename}: {error.strerror}.'
+    if isinstance(error, OSError) and error.strerror:
+        about = f'{error.filename}: ' if error.filename else ''
+        return f'{about}{error.strerror}'
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
