@@ -21,6 +21,7 @@ from . import simulation
 from .core import (
     check_limits, default_device, encode, generator, show_cells)
 from .imageio import count_channels, read_planes, reader_version
+from .records import write_whole
 from .simulation import blood_classes, simulate_blood, simulate_jurkat
 from .sources import (
     cache_folder, channel_names, class_names, download, find_bloodmnist, find_data,
@@ -223,17 +224,12 @@ def save_cache(file:Path, cells:CellImages):
         images=cells.images, labels=cells.labels, names=np.array(cells.names),
         files=np.array(cells.files, dtype=str), hashes=cells.hashes,
         skipped=np.array(cells.skipped, dtype=str), enlarged=cells.enlarged)
-    part = file.with_name(f"{file.stem}.{os.getpid()}.part")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, 'wb') as f:
-            np.savez(f, **arrays)
-        os.replace(part, file)
+        write_whole(file, lambda f: np.savez(f, **arrays))
     except OSError as e:
-        if part.parent.is_dir(): part.unlink(missing_ok=True)
         warnings.warn(
-            f"The decoded cells could not be cached in {file.parent} ({e}), so they "
-            "will be decoded again next time. "
+            f"The decoded cells could not be cached in {file.parent} "
+            f"({e.__cause__}), so they will be decoded again next time. "
             "CELL_DIFFUSION_CACHE names another folder.")
 
 def load_cache(file:Path)->CellImages: # Or None where there is none, or it is damaged

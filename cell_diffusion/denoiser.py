@@ -70,6 +70,13 @@ def check_sizes(model):
     if len(model.data_mean) not in (1, model.channels):
         raise ValueError(f"data_mean has {len(model.data_mean)} numbers for "
                          f"{model.channels} channels.")
+    sizes = model.cell_sizes or ()
+    if sizes and len(sizes) not in (1, len(model.classes)):
+        raise ValueError(f"cell_sizes has {len(sizes)} numbers for "
+                         f"{len(model.classes)} classes.")
+    if not all(0 < size <= 2 for size in sizes):
+        raise ValueError("cell_sizes are diameters in sides of the image, not "
+                         f"{sizes}.")
     outputs = unet.out[-1].out_channels//unet.patch**2
     if model.sees_known and unet.channels != 2*outputs + 1:
         raise ValueError(f"A network that sees known pixels and mask has "
@@ -89,6 +96,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         data_mean:tuple=(0.,), # Mean of each channel, or one for all, in -1..1 units
         size:int=32, # Height and width of the training images, in pixels
         classes:tuple=(), # Names of the classes, in the order of their numbers
+        cell_sizes:tuple=None, # How wide the cells of each class are, or one for all
     ):
         super().__init__()
         if prediction not in predictions:
@@ -101,6 +109,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         self.prediction = prediction
         self.data_std = data_std
         self.data_mean = tuple(data_mean)
+        self.cell_sizes = None if cell_sizes is None else tuple(cell_sizes)
         unet = {**(unet or {}), 'n_classes': len(self.classes)}
         self.unet = UNet(**unet).to(memory_format=torch.channels_last)
         with torch.device('cpu'):
@@ -323,6 +332,44 @@ def check_interval(interval):
         raise ValueError("interval should be two numbers, the lowest and the highest "
                          f"log-SNR, not {interval!r:.80}.")
 
+def check_types(images, masks):
+    "Raise a `TypeError` unless images are floats and masks a tensor"
+    for name, x in dict(images=images, masks=masks).items():
+        if torch.is_tensor(x): continue
+        raise TypeError(f"The {name} should be a tensor, got {type(x).__name__}.")
+    if not images.is_floating_point():
+        raise TypeError(f"The images should be floats in -1..1, got {images.dtype}: "
+                        "`encode` makes them from pixels.")
+
+def check_masks(
+    images:torch.Tensor, # Floats `(n, channel, height, width)`
+    masks:torch.Tensor, # `(n or 1, 1, height, width)`, bool or 0 and 1
+):
+    "Raise `TypeError` or `ValueError` for images and masks that are something else"
+    check_types(images, masks)
+    fit = images.ndim == 4 and masks.shape[1:] == (1, *images.shape[2:])
+    if not fit or 1 not in (len(images), len(masks)) and len(images) != len(masks):
+        raise ValueError("Images (n, channel, height, width) need masks (n, 1, height, "
+                         f"width), or one for all, got {tuple(images.shape)} and "
+                         f"{tuple(masks.shape)}.")
+    wrong = (masks != 0) & (masks != 1)
+    if wrong.any():
+        raise ValueError("A mask holds True or 1 where something is to be filled and 0 "
+                         f"elsewhere, not {masks[wrong][0].item():g}.")
+
+def check_known(
+    images:torch.Tensor, # As in `check_masks`, in -1..1 where they are known
+    masks:torch.Tensor, # As in `check_masks`; what lies under a mask may be anything
+):
+    "`check_masks`, and raise `ValueError` for known pixels that are not in -1..1"
+    check_masks(images, masks)
+    known = torch.where(masks.to(images.device) == 1, 0, images)
+    wrong = ~(known.abs() <= 1.001)      # True for NaN too
+    if wrong.any():
+        raise ValueError("Known pixels should be in -1..1, and one is "
+                         f"{known[wrong][0].item():g}: `encode` makes images from "
+                         "pixels in 0..255.")
+
 def same_noise_levels(model, guide):
     "Whether timestep t means the same to two networks, for images of the same shape"
     shapes = [(net.channels, net.size, net.schedule.T) for net in (model, guide)]
@@ -412,6 +459,7 @@ def check_same_task(model, trained):
                          f"{', '.join(model.classes) or 'none'}.")
 
 # %% ../nbs/weights.ipynb #n003
+import hashlib
 import inspect
 import json
 import math
@@ -525,6 +573,17 @@ def _tensors_to_save(model, folder):
             raise ValueError(f"{name} holds numbers that are not finite in half "
                              f"precision: nothing was saved in {folder}.")
     return state
+
+# %% ../nbs/weights.ipynb #n045
+def weights_hash(
+    model:Network, # A network of the course
+)->str: # 16 hexadecimal digits
+    "A text that two networks share only if they would be saved as the same files"
+    h = hashlib.sha256(json.dumps(model.settings, sort_keys=True).encode())
+    for name, tensor in model.state_dict().items():
+        h.update(name.encode())
+        h.update(_for_file(tensor).numpy().tobytes())
+    return h.hexdigest()[:16]
 
 # %% ../nbs/weights.ipynb #n022
 def _config_to_save(model, folder):

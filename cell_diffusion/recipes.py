@@ -12,7 +12,6 @@ from cell_diffusion.core import old_names
 __getattr__ = old_names('recipes')
 
 # %% ../nbs/recipes.ipynb #n007
-import json
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -31,7 +30,9 @@ from cell_diffusion.inpainting import inpainting_learner
 from cell_diffusion.metrics import (
     balanced_accuracy, class_accuracy, score_model, scored_records, with_new_names,
 )
-from cell_diffusion.records import locked, machine, write_json, write_whole
+from cell_diffusion.records import (
+    locked, machine, read_json, write_json, write_whole,
+)
 from cell_diffusion.sampling import sample
 from cell_diffusion.sources import channel_names
 from cell_diffusion.splits import fingerprint
@@ -481,8 +482,8 @@ def with_new_keys(record):
 
 def read_record(folder):
     "The record of the run in a folder"
-    text = (Path(folder)/'record.json').read_text(encoding='utf-8')
-    return with_new_keys(json.loads(text))
+    advice = 'start the run again, which writes it anew.'
+    return with_new_keys(read_json(Path(folder)/'record.json', advice))
 
 # %% ../nbs/recipes.ipynb #c032
 def result_lines()->str: # Markdown

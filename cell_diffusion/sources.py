@@ -8,11 +8,12 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/sources.html.md"""
 __all__ = ['sources', 'cache_folder', 'find_data', 'download']
 
 # %% ../nbs/sources.ipynb #o004
-import errno, os, re, shutil, zipfile
+import errno, hashlib, os, re, shutil, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pooch
 from tqdm.auto import tqdm
+from .records import full_disk, locked
 from .simulation import blood_classes, jurkat_phases
 
 # %% ../nbs/sources.ipynb #c018
@@ -206,21 +207,64 @@ def list_jurkat(
     return items
 
 # %% ../nbs/sources.ipynb #o025
+def unfinished_file(
+    work:Path,
+    answer, # Of the server, from `requests`
+)->Path: # In `work`; other unfinished files there are removed
+    "Where the rest of an earlier, unfinished download of the same file is"
+    version = answer.headers.get('ETag') or answer.headers.get('Last-Modified')
+    facts = answer.url, version, answer.headers.get('Content-Length')
+    name = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    part = work/f'{name}.part'
+    for other in work.glob('*.part'):
+        # Without a version it may be another file of the same length
+        if other != part or None in facts: other.unlink()
+    work.mkdir(parents=True, exist_ok=True)
+    return part
+
+def receive(
+    answer,        # Of the server, from `requests`
+    part:Path,     # Gets the bytes, after those that it has
+    total:int,     # Bytes of the whole file, or None
+    progress:bool, # Show a progress bar
+):
+    "Write what the server sends to a file"
+    form = dict(unit='B', unit_scale=True, desc='fetching', disable=not progress)
+    with (open(part, 'ab') as f,
+          tqdm(total=total, initial=f.tell(), **form) as bar):
+        for chunk in answer.iter_content(2**13):
+            f.write(chunk)
+            bar.update(len(chunk))
+
+# %% ../nbs/sources.ipynb #n004
 def fetch(
     url:str,
     checksum:str,  # `md5:…` or `sha256:…`, or None
-    file:Path,     # Where it goes
+    work:Path,     # Folder for unfinished files
     progress:bool, # Show a progress bar
-)->Path: # `file`
-    "Fetch one file: complete, or not there at all"
-    bar = pooch.HTTPDownloader(progressbar=progress, timeout=30)
-    target = dict(known_hash=checksum, fname=file.name, path=file.parent)
-    level = pooch.get_logger().level
-    pooch.get_logger().setLevel('WARNING')
-    try:
-        return Path(pooch.retrieve(url, downloader=bar, **target))
-    finally:
-        pooch.get_logger().setLevel(level)
+)->Path: # The complete file, in `work`
+    "Fetch one file, or the rest of it. Raises `ValueError` for a wrong checksum."
+    import requests
+    ask = dict(stream=True, timeout=30)
+    whole = {'Accept-Encoding': 'identity'}
+    with requests.get(url, headers=whole, **ask) as answer:
+        answer.raise_for_status()
+        total = int(answer.headers.get('Content-Length', 0)) or None
+        part = unfinished_file(work, answer)
+        have = part.stat().st_size if part.exists() else 0
+        if not have: receive(answer, part, total, progress)
+    if have and have < total:
+        rest = {**whole, 'Range': f'bytes={have}-'}
+        with requests.get(url, headers=rest, **ask) as answer:
+            answer.raise_for_status()
+            if answer.status_code != 206: part.unlink()
+            receive(answer, part, total, progress)
+
+    have = part.stat().st_size
+    if total and have != total:
+        raise requests.ConnectionError(f"{have:,} of {total:,} bytes came")
+    pooch.hashes.hash_matches(part, checksum, strict=True, source=url)
+    return part
 
 # %% ../nbs/sources.ipynb #o027
 def unpack(
@@ -228,59 +272,65 @@ def unpack(
     folder:Path,   # Gets `<class>/<image>`
     names,         # Names of the classes
     progress:bool, # Show a progress bar
+    room:float,    # Bytes that may be written
 )->int: # How many images
-    "Extract the images of the classes from a zip, or from zips inside it"
+    """Extract the images of the classes from a zip, or from zips inside it.
+
+    Raises `ValueError` for an archive that would fill more than `room`.
+    """
     n = 0
     with zipfile.ZipFile(archive) as z:
-        bar = dict(desc=f'unpacking {Path(archive).name}', unit='file')
-        for member in tqdm(z.infolist(), disable=not progress, **bar):
-            parts = Path(member.filename).parts
-            added = '__MACOSX' in parts or parts[-1].startswith('.')
-            if member.is_dir() or added: continue
+        members = [m for m in z.infolist() if is_wanted(m, names)]
+        room -= sum(m.file_size for m in members)
+        if room < 0: raise ValueError("it unpacks to far more than it should")
+        bar = dict(desc='unpacking', unit='file', disable=not progress)
+        for member in tqdm(members, **bar):
+            *_, name, file = '', *Path(member.filename).parts
             if member.filename.endswith('.zip'):
-                inner = Path(z.extract(member, folder/'inner'))
-                n += unpack(inner, folder, names, progress)
+                inner = extract(z, member, folder/'inner'/file)
+                n += unpack(inner, folder, names, progress, room)
                 inner.unlink()
-            elif len(parts) > 1 and parts[-2] in names:
-                extract(z, member, folder/parts[-2]/parts[-1])
+            else:
+                extract(z, member, folder/name/file)
                 n += 1
     return n
 
-def extract(z, member, to:Path):
+def is_wanted(member, names)->bool:
+    "Whether a member of a zip is an image of a class, or a zip"
+    parts = Path(member.filename).parts
+    if member.is_dir() or '__MACOSX' in parts or parts[-1].startswith('.'): return False
+    return member.filename.endswith('.zip') or len(parts) > 1 and parts[-2] in names
+
+def extract(z, member, to:Path)->Path: # `to`
     "Write one member of a zip to the file `to`"
     to.parent.mkdir(exist_ok=True)
     with z.open(member) as a, open(to, 'wb') as b:
         shutil.copyfileobj(a, b)
+    return to
 
 # %% ../nbs/sources.ipynb #o029
 final_folder = dict(pbc='PBC_dataset_normal_DIB', jurkat='CellCycle')
 
 def install(
-    url:str,
-    checksum:str,  # Or None
+    archive:Path,
     folder:Path,   # Gets the final folder
     source:str,    # `pbc` or `jurkat`
     progress:bool, # Show progress bars
 ):
     "Archive to temporary folder to final folder; `ValueError` if a class is missing"
     names = class_names[source]
+    o = origins[source]
     final = folder/final_folder[source]
-    work = folder/'.unfinished'
-    out = work/'out'
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        archive = fetch(url, checksum, work/f'{source}.zip', progress)
-        out.mkdir()
-        n = unpack(archive, out, names, progress)
-        shutil.rmtree(out/'inner', ignore_errors=True)
-        for name in names:
-            if not (out/name).is_dir():
-                raise ValueError(f"it holds no folder named {name!r}")
-        os.replace(out, final)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    out = archive.parent/'out'
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    n = unpack(archive, out, names, progress, 4e9*o.gigabytes)
+    shutil.rmtree(out/'inner', ignore_errors=True)
+    for name in names:
+        if not (out/name).is_dir():
+            raise ValueError(f"it holds no folder named {name!r}")
+    os.replace(out, final)
     if progress:
-        o = origins[source]
         print(f"{n:,} files in {final}. {o.cite}. Licence: {o.licence}.")
 
 # %% ../nbs/sources.ipynb #o031
@@ -290,6 +340,7 @@ def check_empty(folder:Path, source:str):
     if not there.exists() or there.is_dir() and not any(there.iterdir()): return
     names = class_names[source]
     missing = [name for name in names if not (there/name).is_dir()]
+    if not missing: return
     raise FileExistsError(
         f"{there} is there already, but lacks {len(missing)} of the {len(names)} "
         f"class folders: {', '.join(missing)}. Nothing was fetched. Move that folder "
@@ -311,24 +362,34 @@ def explain(
 )->Exception: # To be raised in its place
     "An exception that says what happened while fetching, and what to do"
     import requests
-    by_hand = (
-        f"Nothing half-finished was kept. Run it again, or fetch {url} in a browser, "
-        "unpack it, and pass path=")
-    came = f"What came from {url}"
+    again = f"Run it again, or fetch {url} in a browser, unpack it, and pass path="
     if isinstance(e, requests.exceptions.RequestException):
-        return ConnectionError(f"Fetching {url} failed: {e}. {by_hand}")
+        return ConnectionError(
+            f"Fetching {url} failed: {what_broke(e)}. What has come is kept. {again}")
+    nothing = 'Nothing half-finished was kept'
+    came = f"What came from {url}"
     if isinstance(e, zipfile.BadZipFile):
-        return ValueError(f"{came} is not a whole zip file: {e}. {by_hand}")
+        return ValueError(f"{came} is not a whole zip file: {e}. {nothing}. {again}")
     if isinstance(e, ValueError):
-        return ValueError(f"{came} is not what was expected: {e}. {by_hand}")
-    if errno.errorcode.get(e.errno) in ('ENOSPC', 'EDQUOT'):
+        return ValueError(f"{came} is not what was expected: {e}. {nothing}. {again}")
+    reason = e.__cause__ or e
+    if e.errno in full_disk:
         return OSError(
             e.errno,
-            f"No room left in {folder} ({e}): free some, or pass path= (a folder on "
-            "another disk). Nothing half-finished was kept")
+            f"No room left in {folder} ({reason}): free some, or pass path= (a folder "
+            f"on another disk). {nothing}")
     return PermissionError(
-        f"Cannot write into {folder} ({e}): pass path= (a folder of yours), "
+        f"Cannot write into {folder} ({reason}): pass path= (a folder of yours), "
         "or set CELL_DIFFUSION_CACHE.")
+
+def what_broke(e)->str:
+    "In words what the network did"
+    from requests import exceptions as kinds
+    if isinstance(e, kinds.Timeout): return 'the server did not answer'
+    if isinstance(e, kinds.ChunkedEncodingError): return 'the connection was cut'
+    if isinstance(e, kinds.ConnectionError) and e.__context__:
+        return 'there is no connection to the server'
+    return str(e)
 
 # %% ../nbs/sources.ipynb #o035
 bloodmnist_sizes = (28, 64, 128, 224)
@@ -397,41 +458,41 @@ def read_bloodmnist(
     return images, labels.reshape(-1).astype(np.int64), part
 
 # %% ../nbs/sources.ipynb #o040
-def download_archive(
-    source:str, # `pbc` or `jurkat`
-    folder:Path,
-    url:str,    # Another address, or None
-    checksum:str,
-    progress:bool,
-):
-    "Fetch and unpack an archive, unless all of its classes are there"
-    if class_root(folder, source, all): return
-    check_empty(folder, source)
-    o = origins[source]
-    address = url or o.url
-    try:
-        if url is None: check_room(folder, o.gigabytes)
-        install(address, checksum or o.checksum, folder, source, progress)
-    except (OSError, ValueError, zipfile.BadZipFile) as e:
-        raise explain(e, address, folder) from e
+def is_there(source:str, folder:Path, size:int)->bool:
+    "Whether a set, or BloodMNIST's file of this size, is there as a whole"
+    if source == 'bloodmnist': return (folder/bloodmnist_file(size)).exists()
+    return class_root(folder, source, all) is not None
 
-def download_bloodmnist(
-    folder:Path,
-    size:int,   # 28, 64, 128 or 224 pixels
-    url:str,    # Another address, or None
-    checksum:str,
-    progress:bool,
+def address_of(source:str, size:int)->tuple: # Address, checksum, gigabytes
+    "Where a set is published, and the room it needs"
+    if source == 'bloodmnist':
+        return *bloodmnist_address(size), 17092*3*size**2/1e9
+    o = origins[source]
+    return o.url, o.checksum, o.gigabytes
+
+def bring(
+    source:str,    # One of `origins`
+    folder:Path,   # Gets the set
+    size:int,      # Of BloodMNIST
+    url:str,
+    checksum:str,  # Or None
+    progress:bool, # Show progress bars
 ):
-    "Fetch BloodMNIST's file of one size, unless it is there"
-    address, published = bloodmnist_address(size)
-    address = url or address
-    file = folder/bloodmnist_file(size)
-    if file.exists(): return
+    "Fetch a set and put it into its place"
+    import requests
+    work = folder/'.unfinished'
     try:
-        if url is None: check_room(folder, 17092*3*size**2/1e9)
-        fetch(address, checksum or published, file, progress)
-    except (OSError, ValueError) as e:
-        raise explain(e, address, folder) from e
+        file = fetch(url, checksum, work, progress)
+        if source == 'bloodmnist':
+            os.replace(file, folder/bloodmnist_file(size))
+        else:
+            install(file, folder, source, progress)
+    except BaseException as e:
+        # After a broken connection or Ctrl-C the next call goes on with what has come
+        keep = isinstance(e, (requests.RequestException, KeyboardInterrupt))
+        if not keep: shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
 
 # %% ../nbs/sources.ipynb #c070
 def download(
@@ -444,15 +505,23 @@ def download(
 )->Path: # The folder, for `path=` of `load_cells`
     """Fetch a published data set once, complete or not at all.
 
+    A killed download goes on where it stopped; a second process waits for the first.
     Raises `ConnectionError`, `ValueError`, `PermissionError`, `FileExistsError` on top
     of other files, or `OSError` when there is no room.
     """
     if source not in origins:
         raise ValueError(
             f"Cannot download {source!r}: choose from {', '.join(origins)}.")
+    published, known, gigabytes = address_of(source, size)
     folder = Path(path).expanduser() if path else cache_folder()/source
-    if source == 'bloodmnist':
-        download_bloodmnist(folder, size, url, checksum, progress)
-    else:
-        download_archive(source, folder, url, checksum, progress)
+    if is_there(source, folder, size): return folder
+    if source != 'bloodmnist': check_empty(folder, source)
+    address = url or published
+    try:
+        with locked(folder, 'fetching cells', wait=True):
+            if is_there(source, folder, size): return folder
+            if url is None: check_room(folder, gigabytes)
+            bring(source, folder, size, address, checksum or known, progress)
+    except (OSError, ValueError, zipfile.BadZipFile) as e:
+        raise explain(e, address, folder) from e
     return folder

@@ -1,5 +1,7 @@
 "The augmentation study: what is added, what is tested, its records, and its tables"
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
@@ -214,6 +216,40 @@ def test_a_killed_study_continues_and_finds_the_same(tmp_path, noise, monkeypatc
     assert all(f.stat().st_mtime_ns == t for f, t in before.items())
     assert same_results(again, whole)
     assert len(noise_cells.seen) - trained <= 3  # the pool in `work/` was not made anew
+
+
+@pytest.mark.parametrize('share', [0, .5, .99])
+def test_damaged_files_of_a_study_are_made_again(tmp_path, noise, share):
+    "The table of the cells, a pool of generated cells, and a record, all cut short"
+    def run(): return a_study(tmp_path, arms=('ddpm',), folds=2, seeds=1).run()
+    whole = run()
+    names = 'cells.json', 'work/ddpm-f1.npz', 'arm=ddpm,fold=1,seed=0.json'
+    before = {name: (tmp_path/name).read_bytes() for name in names}
+    for name, content in before.items():
+        (tmp_path/name).write_bytes(content[:int(share*len(content))])
+    advice = 'cells.json is damaged: run the study again on the same cells'
+    with pytest.raises(ValueError, match=advice):
+        load_records(tmp_path)
+    with pytest.warns(UserWarning) as said:
+        again = run()
+    said = ' '.join(str(w.message) for w in said)
+    assert all(f'{tmp_path/name} is ' in said for name in names), said
+    assert same_results(again, whole)
+    assert (tmp_path/'cells.json').read_bytes() == before['cells.json']
+    assert not [f for f in tmp_path.rglob('*') if f.suffix in ('.part', '.lock')]
+
+
+def test_a_generator_is_trained_once_for_several_processes(tmp_path, monkeypatch):
+    "The second one waits, says so, and uses the cells of the first"
+    def slow(*args, **kwargs):
+        time.sleep(.4)
+        return noise_cells(*args, **kwargs)
+    noise_cells.seen.clear()
+    use_generator(monkeypatch, slow)
+    studies = [a_study(tmp_path, arms=('ddpm',), progress=False) for _ in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(lambda study: study.generated('ddpm', 0), studies)
+    assert len(noise_cells.seen) == 1 and (first.images == second.images).all()
 
 
 def test_a_record_says_what_was_done(tmp_path, noise):

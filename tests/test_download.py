@@ -1,6 +1,8 @@
 "Downloads from a small server of our own: good files, wrong ones, and every failure"
-import errno, hashlib, http.server, io, threading, zipfile
+import errno, hashlib, http.server, io, multiprocessing, os, signal, sys
+import threading, time, zipfile
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 import numpy as np, pytest
 from PIL import Image
@@ -22,13 +24,13 @@ def zipped(files):
             z.writestr(name, content)
     return out.getvalue()
 
-def pbc_zip(classes=blood_classes):
+def pbc_zip(classes=blood_classes, start=0):
     "A zip inside a zip, with what operating systems add"
     root = 'PBC_dataset_normal_DIB'
     inner = {f'{root}/ig/.DS_Store': b'x', f'__MACOSX/{root}/ig/._ig_0.png': b'x'}
     for i, c in enumerate(classes):
         for j in range(2):
-            inner[f'{root}/{c}/{c}_{j}.png'] = png(10*i + j)
+            inner[f'{root}/{c}/{c}_{j}.png'] = png(start + 10*i + j)
     return zipped({f'snkd93bnjr-1/{root}.zip': zipped(inner)})
 
 def jurkat_zip():
@@ -41,26 +43,45 @@ def jurkat_zip():
     return zipped({'CellCycle.zip': zipped(inner)})
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    "Sends parts of a file, as most servers do, and says which version it is"
     def do_GET(self):
         self.server.asked += 1
         if self.path not in self.server.files: return self.send_error(404)
         body, sent = self.server.files[self.path]
-        self.send_response(200)
-        self.send_header('Content-Length', str(len(body)))
+        start = 0
+        if (wanted := self.headers['Range']) and self.server.parts:
+            start = int(wanted.removeprefix('bytes=').rstrip('-'))
+        self.send_response(206 if start else 200)
+        self.send_header('Content-Length', str(len(body) - start))
+        if self.server.versions:
+            self.send_header('ETag', hashlib.md5(body).hexdigest())
         self.end_headers()
-        self.wfile.write(body[:sent])
+        self.server.starts.append(start)
+        self.wfile.write(body[start:sent])
+        self.wfile.flush()
+        if sent < len(body): self.server.stays_open.wait(10)
 
     def log_message(self, *args): pass
 
 @pytest.fixture
 def server():
-    "Its `files` are sent up to a number of bytes; `asked` counts the requests"
+    """Its `files` are sent up to a number of bytes.
+
+    `asked` counts the requests, and `starts` holds the first byte that each one got.
+    While `stays_open` is not set a connection that is cut stays open and silent.
+    """
     s = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    s.files, s.asked = {}, 0
+    s.files = {}
+    s.asked = 0
+    s.starts = []
+    s.parts = s.versions = True
+    s.stays_open = threading.Event()
+    s.stays_open.set()
     s.url = f'http://127.0.0.1:{s.server_port}'
     thread = threading.Thread(target=s.serve_forever, kwargs=dict(poll_interval=.02))
     thread.start()
     yield s
+    s.stays_open.set()
     s.shutdown()
     thread.join()
     s.server_close()
@@ -145,14 +166,50 @@ def test_wrong_checksum(server, tmp_path):
         get(server, tmp_path/'d', pbc_zip(), checksum='md5:' + '0'*32)
     assert left(tmp_path/'d') == []
 
+def in_blocks(sent):
+    "How much of what was sent has been written"
+    return sent//2**13*2**13
+
 @pytest.mark.parametrize('share', [0, .5, .99])
 def test_connection_cut(server, tmp_path, share):
     body = pbc_zip()
-    said = 'Fetching http://127.* failed: .*Nothing half-finished was kept. Run it'
+    sent = int(len(body)*share)
+    said = ('Fetching http://127.* failed: the connection was cut. '
+            'What has come is kept. Run it again, or fetch http://127.* in a browser')
     with pytest.raises(ConnectionError, match=said):
-        get(server, tmp_path/'d', body, int(len(body)*share))
-    assert left(tmp_path/'d') == []
+        get(server, tmp_path/'d', body, sent)
+    assert all(name.endswith('.part') for name in left(tmp_path/'d'))
     assert len(left(get(server, tmp_path/'d', body))) == 16, 'and the next try is clean'
+    assert server.starts[-1] == in_blocks(sent), 'what has come was fetched again'
+
+@pytest.mark.parametrize('change', ['another file', 'no parts', 'no versions'])
+def test_what_cannot_go_on_begins_again(server, tmp_path, change):
+    "Two halves of different files never become one"
+    body = pbc_zip()
+    server.versions = change != 'no versions'
+    with pytest.raises(ConnectionError):
+        get(server, tmp_path/'d', body, len(body)//2)
+    server.parts = change != 'no parts'
+    if change == 'another file': body = pbc_zip(start=100)
+    assert len(left(get(server, tmp_path/'d', body))) == 16
+    assert server.starts[-1] == 0
+
+def test_offline(tmp_path, monkeypatch):
+    said = ('Fetching https://data.broad.* failed: there is no connection to the server'
+            '.*fetch https://data.broad.* in a browser, unpack it, and pass path=')
+    for name in 'HTTPS_PROXY', 'https_proxy':
+        monkeypatch.setenv(name, 'http://127.0.0.1:9')
+    with pytest.raises(ConnectionError, match=said):
+        download('jurkat', tmp_path/'d', progress=False)
+    assert not (tmp_path/'d').exists()
+
+def test_an_archive_that_unpacks_to_too_much(server, tmp_path, monkeypatch):
+    here = replace(sources.origins['pbc'], gigabytes=2e-6)
+    monkeypatch.setitem(sources.origins, 'pbc', here)
+    for body in pbc_zip(), zipped({'PBC/ig/a.png': bytes(9000)}):
+        with pytest.raises(ValueError, match='unpacks to far more than it should'):
+            get(server, tmp_path/'d', body)
+    assert left(tmp_path/'d') == []
 
 def test_not_a_zip(server, tmp_path):
     with pytest.raises(ValueError, match='not a whole zip file'):
@@ -205,18 +262,97 @@ def test_other_files_are_in_the_way(server, tmp_path):
     with pytest.raises(FileExistsError, match=said):
         get(server, tmp_path/'e', jurkat_zip(), source='jurkat')
 
-def test_killed_while_fetching(server, tmp_path, monkeypatch):
+def test_stopped_while_unpacking(server, tmp_path, monkeypatch):
     "As when the user presses Ctrl-C, or a laptop dies and its leftovers stay"
     def killed(*args): raise KeyboardInterrupt
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(sources, 'unpack', killed)
         get(server, tmp_path/'d', pbc_zip())
-    assert left(tmp_path/'d') == []
     half = tmp_path/'d'/'.unfinished'/'out'/'ig'
     half.mkdir(parents=True)
     (half/'half.png').write_text('')
     got = left(get(server, tmp_path/'d', pbc_zip()))
     assert 'half.png' not in got and len(got) == 16
+    assert len(server.starts) == 2, 'what has come was fetched again'
+
+# ---- several processes, and killed ones
+
+needs_fork = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no fork')
+
+def start(f, *args):
+    process = multiprocessing.get_context('fork').Process(target=f, args=args)
+    process.start()
+    return process
+
+def kill(process):
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+
+def wait_until(true):
+    end = time.time() + 20
+    while not true():
+        assert time.time() < end
+        time.sleep(.005)
+
+def size_of(folder):
+    return sum(p.stat().st_size for p in folder.rglob('*.part'))
+
+@needs_fork
+@pytest.mark.parametrize('share', [0, .3, .999])
+def test_killed_while_fetching(server, tmp_path, share):
+    body = pbc_zip()
+    checksum = 'sha256:' + hashlib.sha256(body).hexdigest()
+    sent = int(share*len(body))
+    server.stays_open.clear()
+    server.files['/cells.zip'] = body, sent
+    url = server.url + '/cells.zip'
+    process = start(lambda: download('pbc', tmp_path/'d', url=url, progress=False))
+    wait_until(lambda: server.starts)
+    time.sleep(.05)
+    kill(process)
+    server.stays_open.set()
+    have = size_of(tmp_path/'d')
+    got = get(server, tmp_path/'d', body, checksum=checksum)
+    assert len(left(got)) == 16 and have <= in_blocks(sent)
+    assert [p.name for p in got.iterdir()] == ['PBC_dataset_normal_DIB']
+    assert server.starts[-1] == have
+
+@needs_fork
+def test_killed_while_unpacking(server, tmp_path, monkeypatch):
+    copy = sources.shutil.copyfileobj
+    def slow(a, b):
+        copy(a, b)
+        if 'lymphocyte' in str(b.name): time.sleep(20)
+    def fetch_slowly():
+        sources.shutil.copyfileobj = slow
+        get(server, tmp_path/'d', pbc_zip())
+    server.files['/cells.zip'] = pbc_zip(), 10**6
+    process = start(fetch_slowly)
+    wait_until(lambda: list(tmp_path.glob('d/.unfinished/out/lymphocyte/*')))
+    kill(process)
+    assert not (tmp_path/'d'/'PBC_dataset_normal_DIB').exists()
+    assert len(left(get(server, tmp_path/'d', pbc_zip()))) == 16
+    assert len(server.starts) == 2, 'the archive was fetched again'
+
+@needs_fork
+def test_two_downloads_into_one_folder(server, tmp_path, capsys):
+    "Threads and processes: one fetches, the others wait for it"
+    body = pbc_zip()
+    server.stays_open.clear()
+    server.files['/cells.zip'] = body, 100
+    url = server.url + '/cells.zip'
+    def fetch(i=0): return download('pbc', tmp_path/'d', url=url, progress=False)
+    process = start(fetch)
+    wait_until(lambda: server.starts)
+    with ThreadPoolExecutor(2) as threads:
+        found = threads.map(fetch, range(2))
+        wait_until(lambda: 'is fetching cells in' in capsys.readouterr().out)
+        # The process is killed in the middle: one of those that wait takes over
+        kill(process)
+        server.files['/cells.zip'] = body, len(body)
+        server.stays_open.set()
+        assert [len(left(folder)) for folder in found] == [16, 16]
+    assert len(server.starts) <= 3, 'fetched once more than needed'
 
 def test_unknown_source():
     said = "Cannot download 'retina': choose from pbc, bloodmnist, jurkat"
@@ -235,10 +371,11 @@ def test_forbidden_folder(server, tmp_path, monkeypatch):
     "By a patch, because root may write anywhere"
     def forbidden(*args, **kwargs):
         raise PermissionError(errno.EACCES, 'Permission denied')
-    monkeypatch.setattr('pooch.core.make_local_storage', forbidden)
+    monkeypatch.setattr(sources.Path, 'mkdir', forbidden)
     said = 'Cannot write into .*Permission denied.*CELL_DIFFUSION_CACHE'
     with pytest.raises(PermissionError, match=said):
         get(server, tmp_path/'d', pbc_zip())
+    assert left(tmp_path/'d') == []
 
 def no_space(): return OSError(errno.ENOSPC, 'No space left on device')
 
@@ -251,8 +388,8 @@ class Full(io.FileIO):
         raise no_space()
 
 def test_disk_full_while_fetching(server, tmp_path, monkeypatch):
-    def open_full(path, mode): return Full(path, 'w')
-    monkeypatch.setattr('pooch.downloaders.open', open_full, raising=False)
+    def open_full(path, mode): return Full(path, 'a')
+    monkeypatch.setattr(sources, 'open', open_full, raising=False)
     said = 'No room left in .*free some, or pass path='
     with pytest.raises(OSError, match=said) as e:
         get(server, tmp_path/'d', pbc_zip())

@@ -7,7 +7,6 @@ __all__ = ['arms', 'generators', 'Arm', 'ddpm_cells', 'gan_cells', 'GeneratorKin
 
 # %% ../../nbs/12b_augmentation_study.ipynb #n012
 import hashlib
-import io
 import json
 import string
 import time
@@ -32,7 +31,8 @@ from cell_diffusion.gan import gan_learner, gan_sample, halvings
 from cell_diffusion.metrics import class_scores, nearest_cells, thumbnails, wilson
 from cell_diffusion.plots import plot_confusion, plot_scores
 from cell_diffusion.records import (
-    Records, check_out, write_json, write_whole, _read as read_json)
+    Records, check_out, locked, read_json, write_json, write_whole,
+)
 from cell_diffusion.sampling import check_room_for, sample
 from cell_diffusion.splits import assert_disjoint, kfold_cells, split_cells
 from cell_diffusion.training import check_unet, diffusion_learner, fit_for
@@ -310,25 +310,26 @@ def kept_arrays(
     *args,         # Arguments of `make`
 )->dict:
     "The arrays in `file` if it carries this mark, else new ones, which are then kept"
-    arrays = read_arrays(file)
-    if str(arrays.pop('mark', '')) == mark: return arrays
+    if (arrays := read_arrays(file, mark)) is not None: return arrays
 
-    arrays = make(*args)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()
-    np.savez_compressed(content, mark=mark, **arrays)
-    write_whole(file, content.getvalue())
+    with locked(file.parent, f'making {file.name}', file.stem, wait=True):
+        # Another process may have made them in the meantime
+        if (arrays := read_arrays(file, mark)) is not None: return arrays
+        arrays = make(*args)
+        write_whole(file, lambda f: np.savez_compressed(f, mark=mark, **arrays))
     return arrays
 
-def read_arrays(file:Path)->dict: # Empty if there is no file, or it is damaged
-    "The arrays in a `.npz` file"
-    if not file.exists(): return {}
+def read_arrays(file:Path, mark:str):
+    "The arrays in `file` if it is whole and carries this mark, or None"
     try:
         with np.load(file) as kept:
-            return dict(kept)
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
-        warnings.warn(f"{file} is damaged and is made anew.")
-        return {}
+            arrays = dict(kept)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        warnings.warn(f"{file} is damaged and made again ({e}).")
+        return None
+    return arrays if str(arrays.pop('mark', '')) == mark else None
 
 # %% ../../nbs/12b_augmentation_study.ipynb #c049
 @dataclass
@@ -526,16 +527,32 @@ def cell_table(self:AugmentationStudy)->dict: # What `cells.json` holds
         cells=digest(''.join(str(h) for h in self.cells.hashes)),
     )
 
-def check_same_cells(folder:Path, cells:dict):
-    "Raise `ValueError` if a folder holds another study, or one of the first edition"
+def check_same_cells(folder:Path, cells:dict)->bool:
+    """Whether `cells.json` is there and has these cells.
+
+    Raises `ValueError` if a folder holds another study, or one of the first edition.
+    """
     own = "give this study a folder of its own."
     if first_edition_files(folder):
         raise ValueError(f"{folder} holds records of the first edition, which can be "
                          f"read but not continued: {own}")
-    old = read_json(folder/'cells.json') or {}
+    old = read_cell_table(folder) or {}
     if any(old.get(name, value) != value for name, value in cells.items()):
         raise ValueError(f"{folder} holds a study of other cells, of the same in "
                          f"another order, or of other folds: {own}")
+    return old == cells
+
+def read_cell_table(folder:Path)->dict:
+    "What `cells.json` holds; None if there is none or, with a warning, a damaged one"
+    file = folder/'cells.json'
+    try:
+        table = read_json(file, 'it is written again.')
+    except FileNotFoundError:
+        return None
+    except ValueError as e:
+        warnings.warn(str(e))
+        return None
+    return table
 
 def first_edition_files(folder:Path)->list:
     "Records such as `ddpm-f0-s1.json`, each with all settings"
@@ -546,10 +563,9 @@ def first_edition_files(folder:Path)->list:
 def open_records(self:AugmentationStudy)->Records:
     "The records of this study. Raises `ValueError` if the folder holds another one."
     cells = self.cell_table()
-    check_same_cells(self.out, cells)
+    is_there = check_same_cells(self.out, cells)
     records = Records(self.out, self.settings())
-    file = self.out/'cells.json'
-    if read_json(file) is None: write_json(file, cells)
+    if not is_there: write_json(self.out/'cells.json', cells)
     return records
 
 @patch
@@ -664,7 +680,7 @@ def read_first_edition(folder:Path)->tuple: # Settings, records
     settings = {}
     records = []
     for file in first_edition_files(folder):
-        record = json.loads(file.read_text(encoding='utf-8'))
+        record = read_json(file, 'take it out of the folder.')
         settings.update(record['settings'])
         if 'generator' in record: record['generator'] = renamed(record['generator'])
         records.append(record)
@@ -691,12 +707,13 @@ def load_records(
         raise FileNotFoundError(
             f"{folder} holds no study (no cells.json): name the folder that "
             "`cell-diffusion study` wrote.")
-    cells = read_json(folder/'cells.json')
-    if cells is None or not {'classes', 'truth', 'fold'} <= set(cells):
-        raise ValueError(f"{folder/'cells.json'} is damaged: run the study again, and "
-                         "it is written anew. Finished records are kept.")
-    truth = decode_labels(cells['truth'])
-    fold = decode_labels(cells['fold'])
+    advice = 'run the study again on the same cells, which writes it anew.'
+    cells = read_json(folder/'cells.json', advice)
+    try:
+        truth = decode_labels(cells['truth'])
+        fold = decode_labels(cells['fold'])
+    except (KeyError, ValueError, TypeError) as e:
+        raise ValueError(f"{folder/'cells.json'} is damaged: {advice}") from e
     settings, records = read_records(folder)
     predicted = predictions_by_arm(records, fold)
     return StudyResults(cells['classes'], truth, fold, predicted, records, settings)
@@ -1060,5 +1077,5 @@ def load_copies(
 )->pd.DataFrame: # As `AugmentationStudy.copy_table` gives it
     "The table of copies that a study of either edition wrote"
     file = Path(folder)/f'copies-{kind}.json'
-    rows = json.loads(file.read_text(encoding='utf-8'))
+    rows = read_json(file, '`copy_table` of the study writes it.', list)
     return pd.DataFrame([renamed(row) for row in rows])

@@ -6,16 +6,14 @@
 __all__ = ['bench', 'bench_summary', 'bench_line']
 
 # %% ../../nbs/recipes.ipynb #n009
-import json
 import pandas as pd
 import statistics
 import time
 import torch
 import torch.nn as nn
 from dataclasses import dataclass
-from pathlib import Path
 from cell_diffusion.core import check_limits, default_device, fast_bfloat16
-from cell_diffusion.records import machine, results_folder
+from cell_diffusion.records import machine, read_json, results_folder
 from cell_diffusion.unet import UNet, gflops, n_params
 
 # %% ../../nbs/recipes.ipynb #n048
@@ -197,7 +195,7 @@ def bench_line(
     file=results_folder/'bench.json', # What `cell-diffusion bench --out` wrote
 )->str: # Markdown
     "The result of a benchmark in words"
-    found = json.loads(Path(file).read_text(encoding='utf-8'))
+    found = read_json(file, '`cell-diffusion bench --out` writes it.')
     m = found['machine']
     threads = f"{m['threads']} thread{'s'*(m['threads'] > 1)}"
     return (

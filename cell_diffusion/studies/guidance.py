@@ -19,7 +19,7 @@ from cell_diffusion.core import encode
 from cell_diffusion.data import cell_dls
 from cell_diffusion.denoiser import Denoiser, load
 from cell_diffusion.metrics import class_accuracy, compare_features, diversity
-from cell_diffusion.records import Records, results_folder
+from cell_diffusion.records import Records, network_settings, results_folder
 from cell_diffusion.sampling import sample
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.studies.morphology import morphology_study
@@ -171,9 +171,10 @@ def write_studies(
     dls = cell_dls(data, size=model.size, device='cpu')
     cells = encode(dls.test.arrays[0]), torch.as_tensor(dls.test.arrays[1])
     run = ArmCells(model, arms, n, steps, seed, progress)
-    settings = dict(network=str(name), precision=model.precision, n=n, steps=steps,
-                    seed=seed, measured=measured, arms=arms, **about_cells(dls))
     classifier = reference_classifier(dls)
+    settings = dict(networks=[network_settings(net) for net in (model, classifier)],
+                    n=n, steps=steps, seed=seed, measured=measured, arms=arms,
+                    **about_cells(dls))
 
     def score(requested, generated):
         return guidance_study(generated, requested, classifier, *cells, n=3*n//4)

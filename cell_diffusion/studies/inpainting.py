@@ -6,7 +6,6 @@
 __all__ = ['fill_spread', 'hole_scores', 'Baseline', 'NetworkArm', 'score_arm', 'compare_arms', 'study_table', 'study_arms', 'study_holes', 'inpainting_study', 'shipped_study', 'hole_means', 'ablation_study']
 
 # %% ../../nbs/10b_inpainting_study.ipynb #n014
-import hashlib
 import numpy as np
 import pandas as pd
 import time
@@ -23,7 +22,7 @@ from cell_diffusion.inpainting import (
     random_masks, seam_energy, stained_masks,
 )
 from cell_diffusion.metrics import diversity
-from cell_diffusion.records import Records, results_folder
+from cell_diffusion.records import Records, network_settings, results_folder
 from cell_diffusion.sampling import nfe
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import fit_for
@@ -262,13 +261,6 @@ def draw_of_each(labels, n, classes, seed):
         rng = np.random.default_rng(seed)
         picks.append(rng.permutation(np.flatnonzero(labels == k))[:n])
     return np.concatenate(picks)
-
-def network_settings(model):
-    "What the results of a network depend on: its weights, as a hash, and its precision"
-    weights = hashlib.sha256()
-    for p in model.parameters():
-        weights.update(p.detach().float().cpu().numpy().tobytes())
-    return dict(weights=weights.hexdigest()[:16], precision=model.precision)
 
 # %% ../../nbs/10b_inpainting_study.ipynb #n048
 # Columns and arms of the tables that come with the package, and their names here

@@ -6,7 +6,6 @@
 __all__ = ['contestants', 'quality_against_cost']
 
 # %% ../../nbs/08_samplers.ipynb #n004
-import hashlib
 import numpy as np
 import pandas as pd
 import torch
@@ -14,7 +13,7 @@ from fastcore.basics import patch, store_attr
 from cell_diffusion.classifier import CellClassifier, features_and_predictions
 from cell_diffusion.denoiser import Denoiser
 from cell_diffusion.metrics import distance_draws
-from cell_diffusion.records import Records
+from cell_diffusion.records import Records, hash_weights
 from cell_diffusion.sampling import nfe, sample, steps_for, timesteps
 from cell_diffusion.splits import pixel_hash
 
@@ -27,13 +26,6 @@ contestants = {
 }
 
 # %% ../../nbs/08_samplers.ipynb #c067
-def hash_weights(network):
-    "Sixteen hex digits that change with any weight of a network"
-    weights = hashlib.sha256()
-    for p in network.parameters():
-        weights.update(p.detach().float().cpu().numpy().tobytes())
-    return weights.hexdigest()[:16]
-
 class SamplerStudy:
     "Everything that the results of `quality_against_cost` depend on"
     def __init__(self, model, classifier, x, y, samplers, n, draws, seed):
