@@ -11,6 +11,9 @@ __all__ = ['app']
 import inspect
 import os
 import re
+import sys
+import warnings
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Optional
@@ -25,6 +28,7 @@ def command(
     calls, # The function that does the work, as `module.name` of this package
     leave_out=(), # Its parameters that are no options
     options=(), # Required parameters that are options and not arguments
+    kept='Nothing was written.', # What is left of a command that was interrupted
 ):
     """Make a command of a function.
 
@@ -33,7 +37,8 @@ def command(
     """
     def register(f):
         name = f.__name__.rstrip('_')
-        commands[name] = dict(run=f, calls=calls, leave_out=leave_out, options=options)
+        commands[name] = dict(run=f, calls=calls, leave_out=leave_out, options=options,
+                              kept=kept)
         return f
     return register
 
@@ -53,12 +58,19 @@ def shell_type(parameter):
         kind = str if default in (None, parameter.empty) else type(default)
     return Optional[kind] if default is None else kind
 
+def not_empty(text):
+    "Refuse what an unset variable of the shell leaves: `--out \"$FOLDER\"`"
+    if isinstance(text, str) and not text.strip():
+        raise typer.BadParameter("it is empty.")
+    return text
+
 def shell_parameter(parameter, help, is_option):
     "A parameter as Typer wants it"
+    checked = dict(help=help, callback=not_empty)
     if parameter.default is parameter.empty and not is_option:
-        kind = typer.Argument(help=help)
+        kind = typer.Argument(**checked)
     else:
-        kind = typer.Option(*flags(parameter.name), help=help)
+        kind = typer.Option(*flags(parameter.name), **checked)
     return parameter.replace(
         kind=parameter.KEYWORD_ONLY, annotation=Annotated[shell_type(parameter), kind])
 
@@ -79,21 +91,21 @@ def find_function(path):
 
 # %% ../nbs/cli.ipynb #n004
 expected = (ValueError, OSError, ImportError, FloatingPointError, TypeError,
-            RuntimeError, OverflowError)
+            RuntimeError, OverflowError, MemoryError)
 
 def build(name):
     "The command of that name; what it needs is imported here and not before"
-    run, calls, leave_out, options = commands[name].values()
+    run, calls, leave_out, options, kept = commands[name].values()
     work = find_function(calls)
     own = dict(list(described(run).items())[1:])
     parameters = {**described(work, ('progress', *leave_out)), **own}
+    has_bar = 'progress' in inspect.signature(work).parameters
 
     def answer(**given):
-        try:
+        if has_bar: given['progress'] = sys.stderr.isatty()
+        with in_sentences(kept.format(**given)):
+            announce(given)
             run(work, **given)
-        except expected as e:
-            typer.echo(f"cell-diffusion: {e}", err=True)
-            raise typer.Exit(1)
 
     answer.__doc__ = run.__doc__
     answer.__signature__ = inspect.Signature([
@@ -105,13 +117,84 @@ def build(name):
     shell.command(name)(answer)
     return typer.main.get_command(shell)
 
+# %% ../nbs/cli.ipynb #n014
+def sentence(error):
+    "What went wrong, in one line; PyTorch and others write whole paragraphs"
+    if isinstance(error, MemoryError):
+        return "This needs more memory than there is: ask for fewer or smaller cells."
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f'{error.filename}: {error.strerror}.'
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+def say(text):
+    "A line for the person at the terminal, above a progress bar if there is one"
+    from tqdm import tqdm
+    tqdm.write(f'cell-diffusion: {text}', file=sys.stderr)
+
+def say_at_the_end(text):
+    "A line for the person at the terminal, below what is left of a progress bar"
+    from tqdm import tqdm
+    for bar in list(tqdm._instances):
+        bar.close()
+    if sys.stderr.isatty(): typer.echo('\r\x1b[K', nl=False, err=True)
+    typer.echo(f'cell-diffusion: {text}', err=True)
+
+@contextmanager
+def in_sentences(kept):
+    "Errors, warnings and Ctrl-C as sentences"
+    def show(warning, *where): say(f'warning: {sentence(warning)}')
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except expected as e:
+            say_at_the_end(sentence(e))
+            raise typer.Exit(1) from e
+        except KeyboardInterrupt as e:
+            say_at_the_end(f'stopped. {kept}')
+            raise typer.Exit(130) from e
+
+# %% ../nbs/cli.ipynb #n016
+def announce(given):
+    "Say that cells are being read, which may take a while"
+    source = given.get('data') or given.get('folder')
+    if source and sys.stderr.isatty(): say(f'reading cells of {source} …')
+
+def prepare_streams():
+    "A terminal or file of another code page gets `?` for what it cannot write"
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
+
+def close_stdout():
+    "Write what is left; if nobody reads it any more, Python should not complain"
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
 # %% ../nbs/cli.ipynb #n006
 class Commands(TyperGroup):
     "Lists all commands without building any of them"
     def list_commands(self, ctx): return list(commands)
 
     def get_command(self, ctx, name):
-        return build(name) if name in commands else None
+        if name not in commands: return None
+        if sys.stderr.isatty() and '--help' not in sys.argv:
+            typer.echo(f'cell-diffusion {name}: starting …', err=True)
+        with in_sentences('Nothing was written.'):
+            return build(name)
+
+    def main(self, *args, **options):
+        prepare_streams()
+        try:
+            return super().main(*args, **options)
+        finally:
+            close_stdout()
 
     def format_commands(self, ctx, formatter):
         rows = [(name, entry['run'].__doc__) for name, entry in commands.items()]
@@ -140,10 +223,14 @@ def sample_(
     **options, # More arguments of `sample`
 ):
     "Generate cells into a picture."
+    from cell_diffusion.core import check_limits
     from cell_diffusion.denoiser import Denoiser, load
-    if n < 1 or zoom < 1: raise ValueError("-n and --zoom must be 1 or more.")
-    check_suffix(out, '.png', '.jpg', '.jpeg', '.webp')
+    from cell_diffusion.records import check_out
+    check_limits(n=n, zoom=zoom)
+    check_picture(out, '.png', '.jpg', '.jpeg', '.webp')
+    if each: check_out(each, 'cells')
     network = load(model or ('blood32' if label else 'blood64'), kind=Denoiser)
+    check_sheet(out, n, network.size, zoom)
     x = sample(network, n, label, **options)
     save_sheet(x, out, zoom)
     typer.echo(f"{n} cells of {network.size} × {network.size} pixels: {out}")
@@ -152,11 +239,32 @@ def sample_(
         typer.echo(f"one by one: {each}")
 
 # %% ../nbs/cli.ipynb #n008
-def check_suffix(path, *suffixes):
-    "Raise a `ValueError` for a picture of a kind that is not written"
-    if path.suffix.lower() in suffixes: return
-    raise ValueError(f"--out {path}: name a picture that ends in "
-                     f"{', '.join(suffixes[:-1])} or {suffixes[-1]}.")
+def check_picture(path, *suffixes):
+    "Raise `ValueError` or `OSError` for a picture that cannot be written"
+    from cell_diffusion.records import _check_writable
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"--out {path}: name a picture that ends in "
+                         f"{', '.join(suffixes[:-1])} or {suffixes[-1]}.")
+    if path.is_dir(): raise ValueError(f"--out {path} is a folder: name a picture.")
+    _check_writable(path.parent)
+
+# Pixels that the sides of a picture may have
+largest_side = {'.webp': 16_383, '.jpg': 65_500, '.jpeg': 65_500, '.png': 1_000_000}
+
+def sheet_columns(n): return max(1, round(n**.5))
+
+def check_sheet(path, n, size, zoom):
+    "Raise `ValueError` where all cells make a picture that is too large"
+    from cell_diffusion.core import check_memory
+    columns = sheet_columns(n)
+    rows = -(-n//columns)
+    side = rows*(zoom*size + 2) + 2
+    limit = largest_side[path.suffix.lower()]
+    if side > limit:
+        raise ValueError(f"--out {path}: n={n:,} at zoom={zoom} make a picture of "
+                         f"{side:,} pixels a side, and {path.suffix} holds {limit:,}: "
+                         "ask for less.")
+    check_memory(2*3*4*side**2, f"A picture of {side:,} × {side:,} pixels")
 
 def shown_channels(x):
     "Three channels as colours, of others the first: pixels in 0..1"
@@ -166,11 +274,21 @@ def shown_channels(x):
 def save_sheet(x, path, zoom):
     "Cells as one picture, in about as many rows as columns"
     from torch.nn.functional import interpolate
-    from torchvision.utils import save_image
-    path.parent.mkdir(parents=True, exist_ok=True)
-    columns = max(1, round(len(x)**.5))
-    save_image(interpolate(shown_channels(x), scale_factor=zoom), path, nrow=columns,
-               padding=2, pad_value=1.)
+    from torchvision.utils import make_grid
+    large = interpolate(shown_channels(x), scale_factor=zoom)
+    grid = make_grid(large, nrow=sheet_columns(len(x)), padding=2, pad_value=1.)
+    pixels = (grid*255 + .5).clamp(0, 255).byte().permute(1, 2, 0)
+    write_picture(path, pixels.numpy())
+
+def write_picture(path, pixels):
+    "Write a picture whole or not at all, in the format of its name"
+    import io
+    from PIL import Image
+    from cell_diffusion.records import write_whole
+    content = io.BytesIO()
+    form = Image.registered_extensions()[path.suffix.lower()]
+    Image.fromarray(pixels).save(content, form)
+    write_whole(path, content.getvalue())
 
 def file_text(name):
     "The name of a class without what a file name cannot hold, and not too long"
@@ -196,9 +314,10 @@ def inpaint_(
     **options, # More arguments of `inpaint`
 ):
     "Fill what a mask hides in a picture."
-    from PIL import Image
+    from cell_diffusion.core import check_limits
+    check_limits(n=n)
     out = out or Path(f'{image.stem}_filled.png')
-    check_suffix(out, '.png', '.tif', '.tiff')
+    check_picture(out, '.png', '.tif', '.tiff')
     paths = [out]
     if n > 1: paths = [out.with_stem(f'{out.stem}_{i + 1}') for i in range(n)]
     for name, taken in dict(picture=image, mask=mask).items():
@@ -206,19 +325,23 @@ def inpaint_(
             raise ValueError(f"--out {out} would replace the {name} itself: "
                              "name another file.")
     fills = inpaint(image, mask, model=model, n=n, **options)
-    out.parent.mkdir(parents=True, exist_ok=True)
     for path, pixels in zip(paths, fills):
         one_channel = pixels.shape[-1] == 1
-        Image.fromarray(pixels[..., 0] if one_channel else pixels).save(path)
+        write_picture(path, pixels[..., 0] if one_channel else pixels)
         typer.echo(path)
 
 # %% ../nbs/cli.ipynb #c015
+goes_on = 'What {out} holds of it is kept; the same command goes on from there.'
+
 def channel_list(text):
     "Channels as the shell has them: None, a number, or names with commas between them"
     if text is None: return None
-    return int(text) if text.isdigit() else tuple(text.replace(',', ' ').split())
+    if re.fullmatch('[0-9]{1,9}', text): return int(text)
+    names = tuple(text.replace(',', ' ').split())
+    if not names: raise ValueError(f"--channels {text!r} names no channel.")
+    return names
 
-@command('recipes.train_model', leave_out=['steps', 'judged'])
+@command('recipes.train_model', leave_out=['steps', 'judged'], kept=goes_on)
 def train_(
     train_model, # The function that does the work
     out:Path=Path('runs/cells'), # Folder for the results; a killed run goes on there
@@ -241,7 +364,7 @@ def show_card(folder):
     typer.echo(f"Weights, record and card: {folder}")
 
 # %% ../nbs/cli.ipynb #c017
-@command('recipes.train_reference_classifier')
+@command('recipes.train_reference_classifier', kept=goes_on)
 def classifier_(
     train_reference_classifier, # The function that does the work
     out:Path=Path('runs/classifier'), # Folder for weights, record and card
@@ -253,7 +376,7 @@ def classifier_(
     show_card(out)
 
 # %% ../nbs/cli.ipynb #c019
-@command('studies.race.race', leave_out=['names', 'size', 'dim'])
+@command('studies.race.race', leave_out=['names', 'size', 'dim'], kept=goes_on)
 def race_(
     race, # The function that does the work
     out:Path=Path('runs/race'), # Folder for the records; a killed race goes on there
@@ -274,8 +397,10 @@ def bench_(
     out:Path=None, # JSON file to write as well
 ):
     "Time a training step and a short sample beside diffusers (to be installed)."
-    from cell_diffusion.records import write_json
+    from cell_diffusion.records import _check_writable, write_json
     from cell_diffusion.studies.bench import bench_summary
+    if out and out.is_dir(): raise ValueError(f"--out {out} is a folder: name a file.")
+    if out: _check_writable(out.parent)
     table = bench(size, bs, rounds)
     summary = bench_summary(table)
     typer.echo(table.round(3).to_string(index=False))
@@ -288,7 +413,7 @@ def bench_(
 
 # %% ../nbs/cli.ipynb #c022
 @command('studies.augmentation.AugmentationStudy', leave_out=(
-    'cells', 'bs', 'lr', 'ddpm', 'gan', 'pool'))
+    'cells', 'bs', 'lr', 'ddpm', 'gan', 'pool'), kept=goes_on)
 def study_(
     AugmentationStudy, # The class that does the work
     data:str, # A folder of class folders, or a source: jurkat, pbc, …
@@ -307,7 +432,9 @@ def study_(
     "Compare classifiers with and without generated cells, fold by fold."
     from cell_diffusion.data import load_cells
     from cell_diffusion.studies.augmentation import write_results
-    if arms: options['arms'] = arms
+    from cell_diffusion.records import check_out
+    if arms is not None: options['arms'] = arms
+    check_out(out, 'study', data)
     kept = dict(kept_cells(words) for words in keep)
     cells = load_cells(data, size=size, channels=channel_list(channels), n=n)
     study = AugmentationStudy(
@@ -319,12 +446,12 @@ def study_(
 def kept_cells(words):
     "A class and how many of its cells are kept, from text such as `monocyte=50`"
     name, _, number = words.rpartition('=')
-    if not number.isdigit():
+    if not name or not re.fullmatch('[0-9]{1,9}', number):
         raise ValueError(f"--keep {words} should look like monocyte=50.")
     return name, int(number)
 
 # %% ../nbs/cli.ipynb #c023
-@command('augmentation.balance', options=['out'])
+@command('augmentation.balance', options=['out'], kept=goes_on)
 def balance_(
     balance, # The function that does the work
     folder:str, # A folder of class folders, with your training cells only
@@ -339,7 +466,8 @@ def balance_(
     typer.echo(f"Manifest: {out/'manifest.csv'}")
 
 # %% ../nbs/cli.ipynb #c025
-@command('sources.download', leave_out=['path', 'size', 'url', 'checksum'])
+@command('sources.download', leave_out=['path', 'size', 'url', 'checksum'],
+         kept='Nothing half-finished was kept.')
 def download_(
     download, # The function that does the work
     source:str, # pbc, bloodmnist or jurkat

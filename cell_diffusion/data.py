@@ -18,7 +18,8 @@ from fastcore.basics import patch, store_attr
 from fastai.data.core import DataLoaders
 from fastai.torch_core import num_distrib, rank_distrib, to_detach as _to_detach
 from . import simulation
-from .core import default_device, encode, generator, show_cells
+from .core import (
+    check_limits, default_device, encode, generator, show_cells)
 from .imageio import count_channels, read_planes, reader_version
 from .records import write_whole
 from .simulation import blood_classes, simulate_blood, simulate_jurkat
@@ -443,9 +444,7 @@ def load_cells(
     to do. Fewer cells than there are come in the proportions of the classes. `center`
     keeps 200 of 360 pixels of a blood cell, and 40 pixels of a Jurkat cell.
     """
-    if size != int(size) or size < 8:
-        raise ValueError(f"size={size} should be a whole number of pixels, at least 8.")
-    if n is not None and n < 1: raise ValueError(f"n={n} should be at least 1.")
+    size, n, seed = check_limits(size=size, n=n, seed=seed)
     source, path = resolve_source(source, path)
 
     if source.startswith('simulated'):
@@ -650,6 +649,7 @@ def cell_dls(
     Split, shuffled and turned reproducibly. Raises as `load_cells` does, and for cells
     that `balance` generated.
     """
+    bs, = check_limits(bs=bs)
     cells = load_cells(source, path, size, crop, channels, n, seed, **kwargs)
     check_real(cells)
     idxs = cells.splits

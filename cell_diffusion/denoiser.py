@@ -18,7 +18,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from cell_diffusion.process import Schedule, prediction_target, predictions, to_x0
 from cell_diffusion.schedules import get_schedule
 from cell_diffusion.unet import UNet
-from cell_diffusion.core import fast_bfloat16
+from cell_diffusion.core import check_limits, fast_bfloat16
 
 # %% ../nbs/06_ddpm.ipynb #c017
 class Network(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion'):
@@ -70,6 +70,13 @@ def check_sizes(model):
     if len(model.data_mean) not in (1, model.channels):
         raise ValueError(f"data_mean has {len(model.data_mean)} numbers for "
                          f"{model.channels} channels.")
+    sizes = model.cell_sizes or ()
+    if sizes and len(sizes) not in (1, len(model.classes)):
+        raise ValueError(f"cell_sizes has {len(sizes)} numbers for "
+                         f"{len(model.classes)} classes.")
+    if not all(0 < size <= 2 for size in sizes):
+        raise ValueError("cell_sizes are diameters in sides of the image, not "
+                         f"{sizes}.")
     outputs = unet.out[-1].out_channels//unet.patch**2
     if model.sees_known and unet.channels != 2*outputs + 1:
         raise ValueError(f"A network that sees known pixels and mask has "
@@ -89,6 +96,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         data_mean:tuple=(0.,), # Mean of each channel, or one for all, in -1..1 units
         size:int=32, # Height and width of the training images, in pixels
         classes:tuple=(), # Names of the classes, in the order of their numbers
+        cell_sizes:tuple=None, # How wide the cells of each class are, or one for all
     ):
         super().__init__()
         if prediction not in predictions:
@@ -101,6 +109,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         self.prediction = prediction
         self.data_std = data_std
         self.data_mean = tuple(data_mean)
+        self.cell_sizes = None if cell_sizes is None else tuple(cell_sizes)
         unet = {**(unet or {}), 'n_classes': len(self.classes)}
         self.unet = UNet(**unet).to(memory_format=torch.channels_last)
         with torch.device('cpu'):
@@ -191,15 +200,11 @@ class Condition:
     show_known:bool=True # Show the known pixels to a network that can see them?
 
     def __post_init__(self):
-        scale = self.guidance_scale
-        if not math.isfinite(scale):
-            raise ValueError(f"guidance_scale must be a finite number, got {scale}.")
+        scale, = check_limits(guidance_scale=self.guidance_scale)
         if scale != 1 and self.label is None and self.guide is None:
             raise ValueError(f"guidance_scale={scale} is guidance towards a class: "
                              "name one with label.")
-        if self.interval and not self.interval[0] < self.interval[1]:
-            raise ValueError("interval is (lowest, highest log-SNR), "
-                             f"got {self.interval}.")
+        if self.interval is not None: check_interval(self.interval)
         if (self.known is None) != (self.mask is None):
             raise ValueError("Pass both the known pixels and the mask, or neither.")
 
@@ -275,7 +280,7 @@ def scale_at(self:Condition,
 )->torch.Tensor: # `(batch,)`
     "The scale at timesteps: 1 outside of the interval (Kynkäänniemi et al. 2024)"
     scale = torch.full(t.shape, float(self.guidance_scale), device=t.device)
-    if not self.interval: return scale
+    if self.interval is None: return scale
     low, high = self.interval
     log_snr = schedule.log_snr.to(t.device)[t]
     return torch.where((log_snr >= low) & (log_snr <= high), scale, 1.)
@@ -315,6 +320,55 @@ def check(self:Condition,
         raise ValueError(f"This network fills images {shape} with masks "
                          f"{mask_shape}, got {tuple(self.known.shape)} and "
                          f"{tuple(self.mask.shape)}.")
+
+def check_interval(interval):
+    "Raise a `ValueError` unless an interval has a lower and a higher end"
+    try:
+        low, high = interval
+        good = bool(low - high < 0)
+    except (TypeError, ValueError, RuntimeError):
+        good = False
+    if not good:
+        raise ValueError("interval should be two numbers, the lowest and the highest "
+                         f"log-SNR, not {interval!r:.80}.")
+
+def check_types(images, masks):
+    "Raise a `TypeError` unless images are floats and masks a tensor"
+    for name, x in dict(images=images, masks=masks).items():
+        if torch.is_tensor(x): continue
+        raise TypeError(f"The {name} should be a tensor, got {type(x).__name__}.")
+    if not images.is_floating_point():
+        raise TypeError(f"The images should be floats in -1..1, got {images.dtype}: "
+                        "`encode` makes them from pixels.")
+
+def check_masks(
+    images:torch.Tensor, # Floats `(n, channel, height, width)`
+    masks:torch.Tensor, # `(n or 1, 1, height, width)`, bool or 0 and 1
+):
+    "Raise `TypeError` or `ValueError` for images and masks that are something else"
+    check_types(images, masks)
+    fit = images.ndim == 4 and masks.shape[1:] == (1, *images.shape[2:])
+    if not fit or 1 not in (len(images), len(masks)) and len(images) != len(masks):
+        raise ValueError("Images (n, channel, height, width) need masks (n, 1, height, "
+                         f"width), or one for all, got {tuple(images.shape)} and "
+                         f"{tuple(masks.shape)}.")
+    wrong = (masks != 0) & (masks != 1)
+    if wrong.any():
+        raise ValueError("A mask holds True or 1 where something is to be filled and 0 "
+                         f"elsewhere, not {masks[wrong][0].item():g}.")
+
+def check_known(
+    images:torch.Tensor, # As in `check_masks`, in -1..1 where they are known
+    masks:torch.Tensor, # As in `check_masks`; what lies under a mask may be anything
+):
+    "`check_masks`, and raise `ValueError` for known pixels that are not in -1..1"
+    check_masks(images, masks)
+    known = torch.where(masks.to(images.device) == 1, 0, images)
+    wrong = ~(known.abs() <= 1.001)      # True for NaN too
+    if wrong.any():
+        raise ValueError("Known pixels should be in -1..1, and one is "
+                         f"{known[wrong][0].item():g}: `encode` makes images from "
+                         "pixels in 0..255.")
 
 def same_noise_levels(model, guide):
     "Whether timestep t means the same to two networks, for images of the same shape"
@@ -405,6 +459,7 @@ def check_same_task(model, trained):
                          f"{', '.join(model.classes) or 'none'}.")
 
 # %% ../nbs/weights.ipynb #n003
+import hashlib
 import inspect
 import json
 import math
@@ -518,6 +573,17 @@ def _tensors_to_save(model, folder):
             raise ValueError(f"{name} holds numbers that are not finite in half "
                              f"precision: nothing was saved in {folder}.")
     return state
+
+# %% ../nbs/weights.ipynb #n045
+def weights_hash(
+    model:Network, # A network of the course
+)->str: # 16 hexadecimal digits
+    "A text that two networks share only if they would be saved as the same files"
+    h = hashlib.sha256(json.dumps(model.settings, sort_keys=True).encode())
+    for name, tensor in model.state_dict().items():
+        h.update(name.encode())
+        h.update(_for_file(tensor).numpy().tobytes())
+    return h.hexdigest()[:16]
 
 # %% ../nbs/weights.ipynb #n022
 def _config_to_save(model, folder):

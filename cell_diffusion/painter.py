@@ -8,7 +8,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/painter.html.md"""
 __all__ = ['MaskPainter']
 
 # %% ../nbs/painter.ipynb #c009
-import base64, html, io
+import base64, html, io, warnings
 from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ from .imageio import read_image, read_mask
 from .denoiser import load
 from .sampling import nfe
 from .inpainting import find_window, inpaint, masked_view, methods
-from .inpainting import white_level
+from .inpainting import is_grey, white_level
 
 # %% ../nbs/painter.ipynb #c011
 def colour_channels(pixels):
@@ -31,8 +31,8 @@ def colour_channels(pixels):
     return pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., :1]
 
 def screen_picture(pixels, top):
-    "Pixels of any kind, from 0 to `top`, as an RGB picture for the screen"
-    colours = (colour_channels(pixels)/top*255).round().astype(np.uint8)
+    "Pixels of any kind as an RGB picture for the screen; `top` and above is white"
+    colours = (colour_channels(pixels)/top*255).round().clip(0, 255).astype(np.uint8)
     if colours.shape[2] == 1: colours = colours.repeat(3, axis=2)
     return Image.fromarray(colours)
 
@@ -265,11 +265,11 @@ class MaskPainter:
         steps:int=20, # Steps of the sampler
         seed:int=0, # The same seed gives the same fills
         model='blood64-inpaint', # A network, the name of shipped weights, or a folder
-        **kwargs, # More arguments of `inpaint`, such as `window` and `method`
+        **kwargs, # More arguments of `inpaint`, such as `window`, `white` and `method`
     ):
         store_attr('label,n,steps,seed,model,kwargs')
         self.pixels = read_image(image)
-        self.top = white_level(colour_channels(self.pixels))
+        self.top = white_level(colour_channels(self.pixels), kwargs.get('white'))
         self.picture = screen_picture(self.pixels, self.top)
         self.canvas = MaskCanvas(self.picture, mask)
         self.fills = None
@@ -333,7 +333,7 @@ def in_hole(self:MaskPainter,
     x:torch.Tensor, # A picture as the network sees it, `(3, size, size)` in -1..1
 )->Image.Image: # The size of the picture that is filled
     "Paste what the network sees into the hole of the picture"
-    if colour_channels(self.pixels).shape[2] == 1: x = x.mean(0, keepdim=True)
+    if is_grey(self.pixels, self.mask): x = x.mean(0, keepdim=True)
     top, left, side = find_window(self.mask, self.kwargs.get('window'))
     seen = grid_frame(x[None], zoom=1).convert('RGB')
     layer = Image.new('RGB', self.picture.size)
@@ -488,16 +488,18 @@ def press_fill(p):
     p.on_step = partial(show_progress, p)
     try:
         ui.bar.max = network_calls_of(p)
-        p.fill()
-        show_fills(p)
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter('always', UserWarning)
+            p.fill()
+        show_fills(p, notes)
     except Exception as e:
         ui.message.value = alert(e)
     finally:
         ui.fill.disabled = False
         p.on_step = None
 
-def show_fills(p):
-    "All fills, and the first of them large"
+def show_fills(p, notes=()):
+    "All fills, the first of them large, and what `inpaint` warned of"
     ui = p.ui
     n = len(p.fills)
     small = [screen_picture(f, p.top) for f in p.fills]
@@ -508,7 +510,9 @@ def show_fills(p):
     ui.choose.options = [str(i + 1) for i in range(n)]
     ui.choose.index = 0
     show_chosen(p)
-    ui.message.value = f"{count_fills(n)} of {p.mask.sum():,} pixels."
+    said = [f"{count_fills(n)} of {p.mask.sum():,} pixels."]
+    said += [html.escape(str(note.message)) for note in notes]
+    ui.message.value = '<br>'.join(said)
 
 # %% ../nbs/painter.ipynb #c044
 def show_chosen(p):

@@ -23,7 +23,7 @@ from string import Template
 from cell_diffusion.classifier import (
     CellClassifier, features_and_predictions, reference_classifier, train_classifier,
 )
-from cell_diffusion.core import encode, show_cells
+from cell_diffusion.core import check_limits, check_number, encode, show_cells
 from cell_diffusion.data import cell_dls
 from cell_diffusion.denoiser import Denoiser, load, save, weights_folder
 from cell_diffusion.inpainting import inpainting_learner
@@ -120,6 +120,7 @@ def train_reference_classifier(
     progress:bool=True, # Show fastai's progress
 )->CellClassifier: # Trained
     "Load cells, and train and save a classifier of them"
+    check_limits(size=size, epochs=epochs, dim=dim, bs=bs, lr=lr, n=n, seed=seed)
     with locked(out, 'training'):
         dls = cell_dls(data, size=size, bs=bs, crop=crop, channels=channels, n=n,
                        balanced=balanced)
@@ -153,6 +154,8 @@ def train_model(
     **kwargs, # More arguments of `diffusion_learner` or `inpainting_learner`
 )->dict: # The record, as it is written to `record.json`
     "Train on a folder of cells; leaves weights, record, picture, score and model card"
+    check_limits(size=size, minutes=minutes, epochs=epochs, bs=bs, lr=lr, dim=dim, n=n,
+                 seed=seed, steps=steps, scored=scored, patch=patch)
     if patch: kwargs['patch'] = patch
     settings = dict(config=config, lr=lr, seed=seed, balanced=balanced, inpaint=inpaint,
                     start=start and Path(start).name, **to_record(kwargs))
@@ -160,6 +163,7 @@ def train_model(
         dls = cell_dls(data, size=size, bs=bs, crop=crop, channels=channels, n=n,
                        balanced=balanced)
         learn = learner_for(dls, config, classes, inpaint, start, dim, seed, kwargs)
+        check_number('steps', steps, 1, learn.model.schedule.T, whole=True)
         budget = fit_run(learn, out, settings, minutes, epochs, classes, dim, progress)
         record = run_record(learn, budget, channels)
         record.update(settings, conditional=classes)

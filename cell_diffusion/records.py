@@ -23,6 +23,48 @@ from tempfile import TemporaryFile
 
 results_folder = Path(str(files('cell_diffusion')))/'results'
 
+# %% ../nbs/records.ipynb #c008
+def write_json(
+    path, # File to write; missing folders are made
+    obj,  # Dicts, lists, numbers, text; also arrays, tensors and paths
+):
+    "Write JSON whole or not at all. Raises `TypeError` for what JSON cannot hold."
+    write_whole(path, json.dumps(obj, indent=1, default=_as_json) + '\n')
+
+# %% ../nbs/records.ipynb #c010
+def _as_json(obj):
+    "An array, tensor or NumPy number as lists and numbers, a path as text"
+    if isinstance(obj, PurePath): return str(obj)
+    if hasattr(obj, 'tolist'): return obj.tolist()
+    if obj is pd.NA: return None
+    raise TypeError(f"JSON cannot hold a {type(obj).__name__}: {obj!r:.80}")
+
+def _normal(obj):
+    "What comes back when `obj` is written as JSON and read again"
+    return json.loads(json.dumps(obj, default=_as_json))
+
+def _read(file):
+    "What a JSON file holds, or None if it is missing or damaged"
+    try:
+        return json.loads(Path(file).read_text(encoding='utf-8'))
+    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+        return None
+
+def read_json(
+    file,       # A file of ours
+    advice:str, # What to do if it is damaged
+    kind=dict,  # What it holds
+):
+    """What a JSON file holds.
+
+    Raises `ValueError` with the file and the advice if it is damaged, and
+    `FileNotFoundError` if there is none.
+    """
+    found = _read(file)
+    if isinstance(found, kind): return found
+    if not Path(file).exists(): raise FileNotFoundError(f"There is no {file}: {advice}")
+    raise ValueError(f"{file} is damaged: {advice}")
+
 # %% ../nbs/records.ipynb #n002
 def part_name(path)->Path: # In the same folder, another one at each call
     "The name under which a file is written until it is whole"
@@ -80,47 +122,54 @@ def cannot_write(
     known.errno = e.errno
     return known
 
-# %% ../nbs/records.ipynb #c008
-def write_json(
-    path, # File to write; missing folders are made
-    obj,  # Dicts, lists, numbers, text; also arrays, tensors and paths
+# %% ../nbs/records.ipynb #n007
+@contextmanager
+def locked(
+    folder,          # Made if missing
+    what:str,        # What goes on there, for the message: `training`
+    name:str='',     # A piece of work, if several go on side by side in the folder
+    wait:bool=False, # Wait for the other process, and say so
 ):
-    "Write JSON whole or not at all. Raises `TypeError` for what JSON cannot hold."
-    write_whole(path, json.dumps(obj, indent=1, default=_as_json) + '\n')
+    """Hold a folder for one run. A killed process never blocks the next one.
 
-# %% ../nbs/records.ipynb #c010
-def _as_json(obj):
-    "An array, tensor or NumPy number as lists and numbers, a path as text"
-    if isinstance(obj, PurePath): return str(obj)
-    if hasattr(obj, 'tolist'): return obj.tolist()
-    if obj is pd.NA: return None
-    raise TypeError(f"JSON cannot hold a {type(obj).__name__}: {obj!r:.80}")
-
-def _normal(obj):
-    "What comes back when `obj` is written as JSON and read again"
-    return json.loads(json.dumps(obj, default=_as_json))
-
-def _read(file):
-    "What a JSON file holds, or None if it is missing or damaged"
-    try:
-        return json.loads(Path(file).read_text(encoding='utf-8'))
-    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
-        return None
-
-def read_json(
-    file,       # A file of ours
-    advice:str, # What to do if it is damaged
-    kind=dict,  # What it holds
-):
-    """What a JSON file holds.
-
-    Raises `ValueError` with the file and the advice if it is damaged, and
-    `FileNotFoundError` if there is none.
+    Raises `BlockingIOError` if another process or thread holds it, and `OSError` for a
+    folder that cannot be written; both say what to do.
     """
-    found = _read(file)
-    if isinstance(found, kind): return found
-    if not Path(file).exists(): raise FileNotFoundError(f"There is no {file}: {advice}")
-    raise ValueError(f"{file} is damaged: {advice}")
+    folder = Path(folder)
+    made = not folder.exists()
+    lock = _take(folder, f'.{name}.lock' if name else '.lock', what, wait)
+    outermost = lock.lock_counter == 1
+    try:
+        if outermost: remove_parts(folder, f'{glob.escape(name)}.*' if name else '*')
+        yield
+    finally:
+        if outermost:
+            with suppress(OSError):
+                os.remove(lock.lock_file)
+        lock.release()
+        if made:
+            with suppress(OSError):
+                folder.rmdir() # Only if nothing was written
+
+# %% ../nbs/records.ipynb #n008
+def _take(folder, name, what, wait)->FileLock:
+    "A lock in `folder`, taken by this thread"
+    other = f"Another run is {what} in {folder}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.resolve()/name, is_singleton=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait: raise
+            tqdm.write(f"{other}: waiting for it.")
+            lock.acquire()
+    except Timeout as e:
+        message = f"{other}: wait until it has ended, or name another folder."
+        raise BlockingIOError(message) from e
+    except OSError as e:
+        raise cannot_write(e, folder) from e
+    return lock
 
 # %% ../nbs/records.ipynb #c013
 def jobs_of(
@@ -381,7 +430,7 @@ def kind_of_folder(
     "What an earlier call has left in a folder"
     folder = Path(folder)
     if (folder/'settings.json').exists(): return 'study'
-    if (folder/'_work').is_dir() or _lists_cells(folder/'manifest.csv'): return 'cells'
+    if (folder/'.work').is_dir() or _lists_cells(folder/'manifest.csv'): return 'cells'
     record = _read(folder/'record.json')
     if isinstance(record, dict) and record.get('kind') in kinds: return record['kind']
     return _kind_of_network(folder)
@@ -444,55 +493,6 @@ def _check_writable(out):
         for folder in new:
             with suppress(OSError):
                 folder.rmdir()
-
-# %% ../nbs/records.ipynb #n007
-@contextmanager
-def locked(
-    folder,          # Made if missing
-    what:str,        # What goes on there, for the message: `training`
-    name:str='',     # A piece of work, if several go on side by side in the folder
-    wait:bool=False, # Wait for the other process, and say so
-):
-    """Hold a folder for one run. A killed process never blocks the next one.
-
-    Raises `BlockingIOError` if another process or thread holds it, and `OSError` for a
-    folder that cannot be written; both say what to do.
-    """
-    folder = Path(folder)
-    made = not folder.exists()
-    lock = _take(folder, f'.{name}.lock' if name else '.lock', what, wait)
-    outermost = lock.lock_counter == 1
-    try:
-        if outermost: remove_parts(folder, f'{glob.escape(name)}.*' if name else '*')
-        yield
-    finally:
-        if outermost:
-            with suppress(OSError):
-                os.remove(lock.lock_file)
-        lock.release()
-        if made:
-            with suppress(OSError):
-                folder.rmdir() # Only if nothing was written
-
-# %% ../nbs/records.ipynb #n008
-def _take(folder, name, what, wait)->FileLock:
-    "A lock in `folder`, taken by this thread"
-    other = f"Another run is {what} in {folder}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.resolve()/name, is_singleton=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if not wait: raise
-            tqdm.write(f"{other}: waiting for it.")
-            lock.acquire()
-    except Timeout as e:
-        message = f"{other}: wait until it has ended, or name another folder."
-        raise BlockingIOError(message) from e
-    except OSError as e:
-        raise cannot_write(e, folder) from e
-    return lock
 
 # %% ../nbs/records.ipynb #c040
 def machine()->dict: # Device, processor threads, versions

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from tqdm.auto import tqdm
+from .core import check_limits, check_memory
 
 # %% ../nbs/01_simulation.ipynb #c011
 def absorb(
@@ -577,11 +578,11 @@ def number_labels(n, labels, names):
 # %% ../nbs/01_simulation.ipynb #c049
 def check_request(n, size):
     "Raises `ValueError` for no cells, or for a size at which none can be drawn"
-    if n < 1:
-        raise ValueError(f"Cannot simulate {n} cells: ask for at least one.")
+    n, size = check_limits(n=n, size=size)
     if not 28 <= size <= 128:
         raise ValueError(f"size must be between 28 and 128 pixels, got {size}: "
             "draw at one of these and resize.")
+    check_memory(8*n*size**2, f"n={n:,} simulated cells of {size} × {size} pixels")
 
 def draw_in_chunks(draw, labels, size, progress=False, pixels=2**17):
     "All that `draw(ids, labels)` returns for about `pixels` pixels at a time, joined"

@@ -3,6 +3,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,7 +19,8 @@ from cell_diffusion.splits import dihedral_hash
 from cell_diffusion.studies import augmentation
 from cell_diffusion.studies.augmentation import (
     AugmentationStudy, GeneratorKind, StudyResults, arm_scores, arms, bootstrap,
-    decode_labels, encode_labels, keep_recognised, load_copies, load_records,
+    contrast_pairs, contrasts, holm, decode_labels, encode_labels,
+    keep_recognised, load_copies, load_records,
     pivot_scores, verdict, with_verdicts, write_results)
 from sklearn.metrics import confusion_matrix
 
@@ -323,9 +325,16 @@ mistakes = [
     (dict(arms=('real', 'magic')), "Unknown arm 'magic'.*oversample"),
     (dict(keep={'z': 3}), "Unknown class 'z'.*a, b"),
     (dict(folds=5), 'smallest class has 4.*k=5'),
-    (dict(keep={'a': 0}), "keep.'a'. must be 1 or more, got 0"),
-    (dict(goal=0), 'goal must be 1'),
-    (dict(steps=0), 'steps must be 1'),
+    (dict(keep={'a': 0}), "keep.'a'.=0 should be"),
+    (dict(goal=0), 'goal=0 should'),
+    (dict(steps=0), 'steps=0 should'),
+    (dict(steps=2.5), 'steps=2.5 should'),
+    (dict(seeds=True), 'seeds=True should'),
+    (dict(lr=float('nan')), 'lr=nan should'),
+    (dict(arms=''), 'Name some arms'),
+    (dict(ddpm=dict(epochs=0)), 'ddpm epochs=0 should'),
+    (dict(gan=dict(lr='a')), "gan lr='a' should"),
+    (dict(goal=10**7), 'GB of memory'),
     (dict(network='vgg11'), 'vgg11 is not a ResNet'),
     (dict(network='magic'), 'magic is not a ResNet'),
 ]
@@ -503,12 +512,76 @@ def test_a_null_result_is_not_significant():
 def test_tables_and_figures(tmp_path, noise):
     a_study(tmp_path, arms=('real', 'gan')).run()
     text = write_results(tmp_path)
-    assert 'macro F1' in text and 'gan' in text
+    assert text.startswith('Differences between arms')
+    assert text.index('gan against real: ') < text.index('macro F1 of the arms')
+    written = text[text.index('Written:'):].split()[1:]
+    assert len(written) == 5 and all(Path(file).is_file() for file in written)
     words = {'higher', 'lower', 'not significant', 'undefined'}
     assert set(pd.read_csv(tmp_path/'differences.csv').says) <= words
     assert len(pd.read_csv(tmp_path/'scores.csv')) == 2*(3*4 + 3)
     for name in ('scores', 'confusion'):
         assert (tmp_path/f'{name}.png').stat().st_size > 5000
+
+
+def test_contrasts_find_what_was_put_in():
+    truth = np.repeat([0, 1], 200)
+    wrong = np.random.default_rng(0).random((2, 400)) < .3
+    poor = np.where(wrong, 1 - truth, truth)
+    predicted = {'real': poor, 'gan': poor, 'ddpm': np.array([truth, truth])}
+    fold = np.zeros(400, int)
+    table = contrasts(StudyResults(['a', 'b'], truth, fold, predicted, [], {}))
+    table = table[table.measure == 'macro F1'].set_index(['arm', 'against'])
+    assert list(table.index) == [('ddpm', 'real'), ('gan', 'real'), ('ddpm', 'gan')]
+    assert table.planned.all()
+    assert list(table.says) == ['higher', 'not significant', 'higher']
+    assert (table.p.round(3) == [.002, 1, .002]).all()
+    assert (table.p_holm.round(3) == [.006, 1, .006]).all()
+    assert table.value['ddpm', 'real'] == pytest.approx(.3, abs=.05)
+
+
+def test_holm_is_that_of_its_paper():
+    corrected = holm(np.array([.01, .04, .03, .005]))
+    assert corrected.round(3).tolist() == [.03, .06, .06, .02]
+
+
+@pytest.mark.parametrize('names, pairs', [
+    (['classical', 'weights'], [('weights', 'classical')]),
+    (['real', 'weights', 'ddpm'],
+     [('ddpm', 'real'), ('ddpm', 'weights'), ('weights', 'real')]),
+    (['real'], []),
+])
+def test_planned_contrasts_come_first(names, pairs):
+    assert contrast_pairs(names) == pairs
+
+
+# Caches and files of a study
+
+
+def damage(file, how):
+    content = file.read_bytes()
+    file.write_bytes(content[:len(content)//2] if how == 'cut' else b'')
+
+
+@pytest.mark.parametrize('how', ['cut', 'empty'])
+def test_a_damaged_cache_is_made_anew(tmp_path, noise, how):
+    first = a_study(tmp_path).generated('gan', 0)
+    damage(tmp_path/'work'/'gan-f0.npz', how)
+    with pytest.warns(UserWarning, match='gan-f0.npz is damaged'):
+        again = a_study(tmp_path).generated('gan', 0)
+    assert (again.images == first.images).all()
+    assert not list(tmp_path.rglob('*.part'))
+
+
+@pytest.mark.parametrize('how', ['cut', 'empty'])
+def test_a_damaged_table_of_cells_is_written_anew(tmp_path, noise, how):
+    study = a_study(tmp_path, arms=('real',))
+    study.run()
+    whole = (tmp_path/'cells.json').read_bytes()
+    damage(tmp_path/'cells.json', how)
+    with pytest.raises(ValueError, match='cells.json is damaged: run the study again'):
+        load_records(tmp_path)
+    study.run()
+    assert (tmp_path/'cells.json').read_bytes() == whole
 
 
 # Real generators, small
@@ -547,7 +620,8 @@ def test_command(tmp_path):
     for more, words in [
         (('--arms', 'real,magic'), "Unknown arm 'magic'"),
         (('--keep', 'a:5'), '--keep a:5 should look like'),
-        (('--steps', 3), 'other settings (steps'),
+        (('--steps', 3, '--arms', 'real'), 'other settings (steps'),
+            ((), 'ddpm generator cannot be built'),
     ]:
         r = run(*more)
         assert r.exit_code == 1 and words in r.output, r.output

@@ -127,7 +127,7 @@ def test_every_sampler_takes_it(sampler):
 
 @pytest.mark.parametrize('classes, kwargs, message', [
     ((), dict(label=0), 'without classes'),
-    (classes, dict(label='a', guidance_scale=math.nan), 'finite'),
+    (classes, dict(label='a', guidance_scale=math.nan), 'scale=nan'),
     (classes, dict(label='a', guidance_scale=2, interval=(3, -1)), 'interval'),
     (classes, dict(label='z', guidance_scale=2), 'Unknown class'),
     (classes, dict(guidance_scale=2), 'name one with label'),

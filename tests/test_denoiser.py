@@ -713,12 +713,15 @@ refused = {
     'guided, classless': (networks['plain without classes'],
                           dict(label='round', guidance_scale=2.),
                           'trained without classes'),
-    'scale NaN': (tiny, dict(label=0, guidance_scale=float('nan')), 'finite'),
-    'scale infinite': (tiny, dict(label=0, guidance_scale=float('inf')), 'finite'),
+    'scale NaN': (tiny, dict(label=0, guidance_scale=float('nan')), 'scale=nan'),
+    'scale infinite': (tiny, dict(label=0, guidance_scale=float('inf')), 'scale=inf'),
     'interval reversed': (tiny, dict(label=0, guidance_scale=2., interval=(3., -1.)),
-                          'lowest, highest'),
+                          'the lowest and'),
     'interval empty': (tiny, dict(label=0, guidance_scale=2., interval=(1., 1.)),
-                       'lowest, highest'),
+                       'the lowest and'),
+    'interval of nothing': (tiny, dict(label=0, interval=()), 'the lowest'),
+    'interval of text': (tiny, dict(label=0, interval='ab'), 'the lowest and'),
+    'interval of one': (tiny, dict(label=0, interval=3), 'the lowest and'),
     'known, no mask': (tiny, dict(known=known), 'both the known pixels and the mask'),
     'mask, no known': (tiny, dict(mask=mask), 'both the known pixels and the mask'),
     'mask too small': (tiny, dict(known=known, mask=mask[..., :4]), 'fills images'),
@@ -734,8 +737,8 @@ refused = {
     'guide, other T': (tiny, dict(guide=tiny(T=7)), 'guide must have'),
     'sampler unknown': (tiny, dict(sampler='magic'), 'Unknown sampler.*heun'),
     'spacing unknown': (tiny, dict(spacing='odd'), 'Unknown spacing.*karras'),
-    'no steps': (tiny, dict(steps=0), 'steps must be in 1..6'),
-    'too many steps': (tiny, dict(steps=7), 'steps must be in 1..6'),
+    'no steps': (tiny, dict(steps=0), 'steps=. should be a whole number from 1 to 6'),
+    'too many steps': (tiny, dict(steps=7), 'steps=7 should be .* from 1 to 6'),
     'RePaint, no mask': (tiny, dict(sampler='repaint'), 'fills holes'),
     'RePaint, jump 0': (tiny, dict(sampler='repaint', jump=0, **two), 'jump'),
 }
@@ -839,7 +842,7 @@ def test_settings_without_sense_are_refused(settings, says):
 def test_requests_without_sense_are_refused():
     model = tiny_denoiser(classes=('a', 'b'))
     quick = dict(steps=1, progress=False)
-    with pytest.raises(ValueError, match='1 or more'):
+    with pytest.raises(ValueError, match='n=0 should be'):
         sample(model, 0, **quick)
     with pytest.raises(ValueError, match="no option 'eta'"):
         sample(model, 1, eta=1., **quick)

@@ -251,8 +251,8 @@ def test_manifolds_against_scikit_learn(k, n, m):
 
 def test_density_coverage_limits():
     a = gaussian(80, 3)
-    # Each cell is in its own ball, and in those of five others
-    assert density_coverage(a, a) == pytest.approx((6/5, 1))
+    # Each cell is in its own ball and in those of four others; a fifth touches it
+    assert density_coverage(a, a) == pytest.approx((1, 1))
     assert density_coverage(a, a + 100) == (0, 0)
     with pytest.raises(ValueError, match='more than 5'):
         density_coverage(a[:5], a)

@@ -135,7 +135,7 @@ def test_from_folder_to_card_and_back(folder, tmp_path):
     record = json.loads((out/'record.json').read_text(encoding='utf-8'))
     assert set(record['classes']) == set(names)
 
-    table = balance(folder, tmp_path/'added', goal=17, weights=out, steps=2,
+    table = balance(folder, tmp_path/'added', goal=17, weights=out, steps=2, force=True,
                     progress=False)
     assert set(table['class']) == set(names)
     written = pd.read_csv(tmp_path/'added'/'manifest.csv', keep_default_na=False)

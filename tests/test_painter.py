@@ -184,7 +184,7 @@ def test_errors_are_sentences(net):
     assert '&lt;z&gt;' in said and '<z>' not in said
     painter.label = None
     painter.n = 0
-    assert 'n must be 1 or more' in press()
+    assert 'n=0 should be' in press()
     painter.n = 1
     painter.kwargs = dict(nonsense=1)
     assert 'nonsense' in press()

@@ -265,7 +265,7 @@ def test_a_wrong_spacing_is_refused():
         timesteps(schedule, 5, 'simga')
     for name in spacings:
         for steps in (0, 1001):
-            with pytest.raises(ValueError, match='1..1000'):
+            with pytest.raises(ValueError, match='from 1 to 1,000'):
                 timesteps(schedule, steps, name)
 
 

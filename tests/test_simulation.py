@@ -111,7 +111,8 @@ def test_channels_are_the_same_whatever_is_asked_for():
 @pytest.mark.parametrize('simulate, request_, words', [
     (simulate_blood, dict(n=2, size=27), '28 and 128'),
     (simulate_jurkat, dict(n=2, size=129), '28 and 128'),
-    (simulate_blood, dict(n=0), 'at least'),
+    (simulate_blood, dict(n=0), 'n=0 should be'),
+    (simulate_blood, dict(n=10_000_000, size=128), 'GB of memory'),
     (simulate_blood, dict(n=2, labels='red'), 'basophil'),
     (simulate_blood, dict(n=2, labels=[0, 8]), '0..7'),
     (simulate_blood, dict(n=2, labels=[0]), '1 labels for 2'),

@@ -12,7 +12,7 @@ import time
 import torch
 import torch.nn as nn
 from dataclasses import dataclass
-from cell_diffusion.core import default_device, fast_bfloat16
+from cell_diffusion.core import check_limits, default_device, fast_bfloat16
 from cell_diffusion.records import machine, read_json, results_folder
 from cell_diffusion.unet import UNet, gflops, n_params
 
@@ -153,6 +153,7 @@ def bench(
     `sample img/s`, `train GFLOP/s`, `ceiling` of the machine's convolutions in GFLOP/s,
     `share` of the ceiling. Raises `ImportError` without diffusers.
     """
+    size, bs, rounds, calls = check_limits(size=size, bs=bs, rounds=rounds, calls=calls)
     device = default_device()
     rows = []
     train_steps = {}

@@ -8,10 +8,12 @@ __all__ = ['race']
 # %% ../../nbs/recipes.ipynb #n008
 import pandas as pd
 from pathlib import Path
+from cell_diffusion.core import check_limits
+from cell_diffusion.data import load_cells
 from cell_diffusion.metrics import scored_records
 from cell_diffusion.recipes import train_model, with_new_keys
-from cell_diffusion.records import Records
-from cell_diffusion.training import training_configs
+from cell_diffusion.records import Records, check_out
+from cell_diffusion.training import check_unet, training_configs
 
 # %% ../../nbs/recipes.ipynb #c035
 def race(
@@ -30,6 +32,9 @@ def race(
 
     They are scored beside validation cells: test cells are for the chosen model alone.
     """
+    check_limits(seeds=seeds, n=n, minutes=minutes, epochs=epochs, dim=dim)
+    check_out(out, 'study', data)
+    check_race(data, size, dim, names)
     if epochs: minutes = None
     settings = dict(data=str(data), minutes=minutes, epochs=epochs, n=n, size=size,
                     dim=dim)
@@ -44,6 +49,15 @@ def race(
     return Records(out, settings).run(run, grid)
 
 # %% ../../nbs/recipes.ipynb #n046
+def check_race(data, size, dim, names):
+    "Raise `ValueError` for configs or cells that no network can be trained on"
+    for name in names:
+        if name not in training_configs:
+            raise ValueError(f"Unknown training config {name!r}: use some of "
+                             f"{', '.join(training_configs)}.")
+    load_cells(data, size=size)
+    check_unet(size, dim)
+
 def race_row(
     record:dict, # From `train_model`, with a score
 )->dict: # One row of the table
