@@ -85,22 +85,34 @@ def write_whole(
 
     Raises `OSError` with what to do where the disk is full or the folder forbidden.
     """
-    path = Path(path)
-    if isinstance(content, str): content = content.encode('utf-8')
-    write = content if callable(content) else lambda f: f.write(content)
-    part = part_name(path)
+    write_together({path: content})
+
+def write_together(
+    contents:dict, # As of `write_whole`, for each path
+):
+    "As `write_whole`, for files that belong together: all are written, then renamed"
+    parts = {Path(path): part_name(path) for path in contents}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, 'xb') as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
+        for (path, part), content in zip(parts.items(), contents.values()):
+            _write_synced(path, part, content)
+        for path, part in parts.items():
+            os.replace(part, path)
     except OSError as e:
         raise cannot_write(e, path) from e
     finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        for part in parts.values():
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+def _write_synced(path, part, content):
+    "Write to `part`, on its way to `path`, down to the disk"
+    if isinstance(content, str): content = content.encode('utf-8')
+    write = content if callable(content) else lambda f: f.write(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(part, 'xb') as f:
+        write(f)
+        f.flush()
+        os.fsync(f.fileno())
 
 # %% ../nbs/records.ipynb #n005
 full_disk = {errno.ENOSPC, errno.EFBIG, getattr(errno, 'EDQUOT', errno.ENOSPC)}
