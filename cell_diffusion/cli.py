@@ -123,8 +123,9 @@ def sentence(error):
     "What went wrong, in one line; PyTorch and others write whole paragraphs"
     if isinstance(error, MemoryError):
         return "This needs more memory than there is: ask for fewer or smaller cells."
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f'{error.filename}: {error.strerror}.'
+    if isinstance(error, OSError) and error.strerror:
+        about = f'{error.filename}: ' if error.filename else ''
+        return f'{about}{error.strerror}'
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -291,6 +292,23 @@ def write_picture(path, pixels):
     Image.fromarray(pixels).save(content, form)
     write_whole(path, content.getvalue())
 
+def write_pictures(paths, pictures):
+    "Write pictures of any depth, all of them or none"
+    from cell_diffusion.imageio import picture_bytes
+    from cell_diffusion.records import cannot_write, part_name
+    parts = [part_name(path) for path in paths]
+    try:
+        for path, part, pixels in zip(paths, parts, pictures):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(picture_bytes(pixels, path.suffix.lower()))
+        for path, part in zip(paths, parts):
+            os.replace(part, path)
+    except OSError as e:
+        raise cannot_write(e, path) from e
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+
 def file_text(name):
     "The name of a class without what a file name cannot hold, and not too long"
     return re.sub(r'[<>:"/\\|?*\x00-\x1f]', '_', name).strip(' .')[:50]
@@ -318,17 +336,17 @@ def inpaint_(
     from cell_diffusion.core import check_limits
     check_limits(n=n)
     out = out or Path(f'{image.stem}_filled.png')
-    check_picture(out, '.png', '.tif', '.tiff')
     paths = [out]
     if n > 1: paths = [out.with_stem(f'{out.stem}_{i + 1}') for i in range(n)]
+    for path in paths:
+        check_picture(path, '.png', '.tif', '.tiff')
     for name, taken in dict(picture=image, mask=mask).items():
         if taken.resolve() in [p.resolve() for p in paths]:
             raise ValueError(f"--out {out} would replace the {name} itself: "
                              "name another file.")
     fills = inpaint(image, mask, model=model, n=n, **options)
-    for path, pixels in zip(paths, fills):
-        one_channel = pixels.shape[-1] == 1
-        write_picture(path, pixels[..., 0] if one_channel else pixels)
+    write_pictures(paths, fills)
+    for path in paths:
         typer.echo(path)
 
 # %% ../nbs/cli.ipynb #c015

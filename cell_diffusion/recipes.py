@@ -16,7 +16,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import re
-import time
 import torch
 import warnings
 from pathlib import Path
@@ -44,7 +43,8 @@ from cell_diffusion.sampling import sample
 from cell_diffusion.sources import channel_names
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import (
-    diffusion_learner, fit_for, loss_by_timestep, training_configs,
+    diffusion_learner, fit_for, loss_by_timestep, read_checkpoint,
+    training_configs,
 )
 from cell_diffusion.unet import gflops, n_params
 
@@ -104,14 +104,17 @@ def train_and_save_classifier(
     seed:int=0, # Seed of the first weights
     **kwargs, # More arguments of `train_classifier`
 )->CellClassifier: # Trained
-    "Train a classifier on the training cells and save it with the record of its run"
+    """Train a classifier on the training cells and save it with the record of its run
+
+    Killed and called again it goes on where it was."""
     folder = Path(folder)
     check_out(folder, 'classifier')
     check_split(dls, 'test')
     with locked(folder, 'training'):
-        started = time.perf_counter()
-        model = train_classifier(dls, epochs, progress=progress, seed=seed, **kwargs)
-        seconds = time.perf_counter() - started
+        checkpoint = folder/'checkpoint.pt'
+        model = train_classifier(dls, epochs, progress=progress, seed=seed,
+                                 checkpoint=checkpoint, **kwargs)
+        seconds = read_checkpoint(checkpoint, 'cpu')['seconds']
 
         record = dict(
             kind='classifier', **describe_data(dls, channels), seconds=seconds,
@@ -121,6 +124,8 @@ def train_and_save_classifier(
         save(model, folder)
         write_json(folder/'record.json', record)
         write_card(folder, classifier_card(record, folder.name))
+        # The training has ended: the same call later begins a new one
+        checkpoint.unlink()
     return model
 
 # %% ../nbs/recipes.ipynb #n030
