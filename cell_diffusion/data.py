@@ -17,25 +17,19 @@ from PIL import Image
 from fastcore.basics import patch, store_attr
 from fastai.data.core import DataLoaders
 from fastai.torch_core import num_distrib, rank_distrib, to_detach as _to_detach
-from cell_diffusion import simulation
-from cell_diffusion.core import (
-<<<<<<< /tmp/tmpiax625ui.txt
+from . import simulation
+from .core import (
     check_limits, check_number, default_device, encode, generator, show_cells)
-from cell_diffusion.imageio import count_channels, read_planes, reader_version
-from cell_diffusion.records import write_whole
-=======
-    check_limits, default_device, encode, generator, show_cells)
-from cell_diffusion.imageio import (
+from .imageio import (
     channels_and_bits, read_planes, reader_version, to_8_bits)
-from cell_diffusion.records import locked, write_whole
->>>>>>> /tmp/tmp5xjdyi9k.txt
-from cell_diffusion.simulation import blood_classes, simulate_blood, simulate_jurkat
+from .records import locked, write_whole
+from .simulation import blood_classes, simulate_blood, simulate_jurkat
 from cell_diffusion.sources import (
     cache_folder, channel_names, check_folder, class_folders, class_names, download,
     find_bloodmnist, find_data, list_images, list_jurkat, read_bloodmnist,
     resolve_source)
-from cell_diffusion.splits import pixel_hash, split_cells
-from cell_diffusion.transforms import random_dihedral
+from .splits import pixel_hash, split_cells
+from .transforms import random_dihedral
 
 # %% ../nbs/02_data.ipynb #c020
 def center_side(
@@ -384,29 +378,12 @@ def list_folder(
     if source == 'jurkat':
         items, odd = list_jurkat(folder, channels)
     else:
-<<<<<<< /tmp/tmp28hp1k9k.txt
-        items = list_images(folder, names)
-        keep = 200/360
-        if source == 'pbc':
-            channels = 3
-        elif channels is None:
-            channels = folder_channels(items)
-        else:
-            check_number('channels', channels, 1, whole=True)
-
-    labels = np.array([label for label, _ in items])
-    items = [items[i] for i in choose_cells(labels, n, seed)]
-    how = dict(size=size, crop=crop, channels=channels)
-    file = cache_file(folder, items, reader=reader_version, **how)
-    def make(): return decode_cells(folder, items, names, keep=keep, **how)
-    return cached(file, make, cache)
-=======
         items, odd = list_images(folder, names)
     first_channels, bits = folder_form(items)
     if source == 'jurkat': return Listing(names, items, odd, 1, bits, keep=40)
+    if channels is not None: check_number('channels', channels, 1, whole=True)
     channels = 3 if source == 'pbc' else channels or first_channels
     return Listing(names, items, odd, channels, bits, keep=200/360)
->>>>>>> /tmp/tmpayyhvmbw.txt
 
 # %% ../nbs/02_data.ipynb #n006
 def load_folder(
