@@ -11,6 +11,7 @@ __all__ = ['read_image', 'read_mask', 'save_image']
 import io, json, re, struct, sys, warnings, zlib
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 import numpy as np, torch
 from PIL import Image, ImageOps, PngImagePlugin
 
@@ -407,18 +408,21 @@ def read_mask(
 # %% ../nbs/imageio.ipynb #i044
 def save_deep_colours(
     path,              # File name, `.png`, `.tif` or `.tiff`
-    pixels:np.ndarray, # uint16 `(height, width, 3 or 4)`
+    pixels:np.ndarray, # uint16 `(height, width, 2 to 4)`
     chunks=(),         # More parts of a PNG: `(name, bytes)` of each
 ):
     "Write colours of 16 bits"
     if Path(path).suffix.lower() != '.png':
         from tifffile import imwrite
-        alpha = dict(extrasamples=['unassalpha']) if pixels.shape[2] == 4 else {}
-        imwrite(path, pixels, photometric='rgb', metadata=None, **alpha)
+        c = pixels.shape[2]
+        alpha = dict(extrasamples=['unassalpha']) if c in (2, 4) else {}
+        colours = 'rgb' if c > 2 else 'minisblack'
+        imwrite(path, pixels, photometric=colours, planarconfig='contig', metadata=None,
+                **alpha)
         return
 
     h, w, c = pixels.shape
-    header = struct.pack('>IIBBBBB', w, h, 16, {3: 2, 4: 6}[c], 0, 0, 0)
+    header = struct.pack('>IIBBBBB', w, h, 16, {2: 4, 3: 2, 4: 6}[c], 0, 0, 0)
     rows = np.zeros((h, 1 + 2*w*c), np.uint8)
     rows[:, 1:] = pixels.astype('>u2').reshape(h, -1).view(np.uint8)
     parts = [(b'IHDR', header), *chunks]
@@ -439,6 +443,16 @@ def save_pixels(
         save_deep_colours(path, pixels)
     else:
         Image.fromarray(pixels).save(path, **options)
+
+def picture_bytes(
+    pixels:np.ndarray, # As from `read_image`
+    suffix:str,        # `.png`, `.tif` or `.tiff`
+)->bytes:
+    "What `save_pixels` would write into a file"
+    with TemporaryDirectory() as folder:
+        file = Path(folder)/f'picture{suffix}'
+        save_pixels(file, pixels)
+        return file.read_bytes()
 
 # %% ../nbs/imageio.ipynb #n010
 def save_image(
