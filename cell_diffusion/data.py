@@ -306,7 +306,7 @@ def load_folder(
         keep = 200/360
         if source == 'pbc':
             channels = 3
-        elif not channels:
+        elif channels is None:
             channels = folder_channels(items)
 
     labels = np.array([label for label, _ in items])

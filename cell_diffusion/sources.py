@@ -118,7 +118,7 @@ def resolve_source(
         return source, path
 
     folder = Path(source).expanduser()
-    if not folder.is_dir():
+    if source == '' or not folder.is_dir():
         if isinstance(source, Path) or os.sep in source:
             raise FileNotFoundError(f"{source} is not a folder.")
         raise ValueError(
