@@ -85,22 +85,34 @@ def write_whole(
 
     Raises `OSError` with what to do where the disk is full or the folder forbidden.
     """
-    path = Path(path)
-    if isinstance(content, str): content = content.encode('utf-8')
-    write = content if callable(content) else lambda f: f.write(content)
-    part = part_name(path)
+    write_together({path: content})
+
+def write_together(
+    contents:dict, # As of `write_whole`, for each path
+):
+    "As `write_whole`, for files that belong together: all are written, then renamed"
+    parts = {Path(path): part_name(path) for path in contents}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, 'xb') as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
+        for (path, part), content in zip(parts.items(), contents.values()):
+            _write_synced(path, part, content)
+        for path, part in parts.items():
+            os.replace(part, path)
     except OSError as e:
         raise cannot_write(e, path) from e
     finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        for part in parts.values():
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+def _write_synced(path, part, content):
+    "Write to `part`, on its way to `path`, down to the disk"
+    if isinstance(content, str): content = content.encode('utf-8')
+    write = content if callable(content) else lambda f: f.write(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(part, 'xb') as f:
+        write(f)
+        f.flush()
+        os.fsync(f.fileno())
 
 # %% ../nbs/records.ipynb #n005
 full_disk = {errno.ENOSPC, errno.EFBIG, getattr(errno, 'EDQUOT', errno.ENOSPC)}
@@ -449,7 +461,17 @@ def _kind_of_network(folder):
         if 'unet' in config: return 'denoiser'
         if 'latent' in config: return 'gan'
         if 'classes' in config: return 'classifier'
-    return 'denoiser' if (folder/'checkpoint.pt').exists() else None
+    return _kind_of_checkpoint(folder/'checkpoint.pt')
+
+def _kind_of_checkpoint(file):
+    "Whose unfinished training a file holds, or None"
+    if not file.is_file(): return None
+    import torch
+    try:
+        run = torch.load(file, 'cpu', weights_only=True, mmap=True)['run']
+    except Exception: # Damaged: the training itself says so
+        return None
+    return 'classifier' if isinstance(run.get('classes'), list) else 'denoiser'
 
 # %% ../nbs/records.ipynb #x005
 def check_out(
@@ -465,12 +487,12 @@ def check_out(
     out = Path(out).expanduser()
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file: name a folder.")
+    _check_outside(out, data)
+    _check_writable(out)
     there = kind_of_folder(out)
     if there not in (None, kind):
         raise FileExistsError(f"{out} holds {kinds[there]}: give {kinds[kind]} a "
                               "folder of its own.")
-    _check_outside(out, data)
-    _check_writable(out)
 
 def _check_outside(out, data):
     if data is None or not Path(data).expanduser().is_dir(): return
@@ -488,8 +510,7 @@ def _check_writable(out):
         with TemporaryFile(dir=out):
             pass
     except OSError as e:
-        raise type(e)(f"{out} cannot be written ({e.strerror}): name another "
-                      "folder.") from e
+        raise cannot_write(e, out) from e
     finally:
         for folder in new:
             with suppress(OSError):
