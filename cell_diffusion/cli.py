@@ -59,16 +59,25 @@ def shell_type(parameter):
         kind = str if default in (None, parameter.empty) else type(default)
     return Optional[kind] if default is None else kind
 
-def not_empty(text):
+def not_empty(value):
     "Refuse what an unset variable of the shell leaves: `--out \"$FOLDER\"`"
-    if isinstance(text, str) and not text.strip():
+    texts = value if isinstance(value, list) else [value]
+    if any(isinstance(text, str) and not text.strip() for text in texts):
         raise typer.BadParameter("it is empty.")
-    return text
+    return value
+
+def a_path(text):
+    "A path from the text of the shell"
+    return Path(not_empty(text))
 
 def shell_parameter(parameter, help, is_option):
     "A parameter as Typer wants it"
+    is_argument = parameter.default is parameter.empty and not is_option
     checked = dict(help=help, callback=not_empty)
-    if parameter.default is parameter.empty and not is_option:
+    if shell_type(parameter) in (Path, Optional[Path]):
+        checked = dict(help=help, parser=a_path)
+        if not is_argument: checked['metavar'] = '<Path>'
+    if is_argument:
         kind = typer.Argument(**checked)
     else:
         kind = typer.Option(*flags(parameter.name), **checked)
@@ -266,7 +275,7 @@ def check_sheet(path, n, size, zoom):
         raise ValueError(f"--out {path}: n={n:,} at zoom={zoom} make a picture of "
                          f"{side:,} pixels a side, and {path.suffix} holds {limit:,}: "
                          "ask for less.")
-    check_memory(2*3*4*side**2, f"A picture of {side:,} × {side:,} pixels")
+    check_memory(2*3*4*side**2, f"n={n:,} cells in one picture")
 
 def shown_channels(x):
     "Three channels as colours, of others the first: pixels in 0..1"
@@ -501,9 +510,10 @@ def balance_(
 def download_(
     download, # The function that does the work
     source:str, # pbc, bloodmnist or jurkat
+    **options, # More arguments of `download`
 ):
     "Fetch a data set into the cache folder."
-    typer.echo(download(source))
+    typer.echo(download(source, **options))
 
 # %% ../nbs/cli.ipynb #x002
 @command('web.export_page', options=['out'])

@@ -1,4 +1,4 @@
-"""Every command with bad input: a sentence that names the value or the file, no traceback.
+"""Every command with bad input: a sentence with the value or the file, no traceback.
 
 The table has a row for each command, option and kind of mistake. Each runs in a folder
 of its own, where nothing may be written, and the shared files must stay as they are.
@@ -6,8 +6,10 @@ of its own, where nothing may be written, and the shared files must stay as they
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -183,8 +185,8 @@ whole = dict(
     balance='--goal --size --seed --steps',
 )
 fractions = dict(
-    sample='--guidance-scale', inpaint='--guidance-scale', train='--minutes --lr',
-    classifier='--lr', race='--minutes', balance='--minutes',
+    sample='--guidance-scale', inpaint='--guidance-scale --white',
+    train='--minutes --lr', classifier='--lr', race='--minutes', balance='--minutes',
 )
 
 # Zero is fine for these, and these are told otherwise
@@ -303,8 +305,8 @@ def trainings():
     for command in ('train --epochs 1', 'classifier --epochs 1'):
         yield from rows(f'{command} --bs 8', cells)
         yield from rows(f'{command} --data @cells --bs 8', """
-            --channels 2 | channels
-            --channels 0 | channels
+            --channels 2 | 2 are expected
+            --channels 0 | 0 are expected
             --channels green | green
             --channels , | ','
             --crop magic | magic
@@ -358,7 +360,7 @@ def studies():
         --network magic | magic
         --size 36 --arms real,ddpm | 36
         --size 30 --arms real,gan | 30
-        --channels 2 | channels
+        --channels 2 | 2 are expected
         --out @text.txt | text.txt is a file
         --out /proc/nowhere | /proc/nowhere
         --out @trained | trained holds a trained generator
@@ -433,15 +435,96 @@ def test_a_bad_input_is_answered_with_a_sentence(bad, line, says, status):
     assert code == status and says in answer, answer
 
 
+environments = [
+    ('CELL_DIFFUSION_DEVICE', 'gpu', 'sample --model @net', "CELL_DIFFUSION_DEVICE='gpu'"),
+    ('CELL_DIFFUSION_DEVICE', 'cuda:99', 'train --data @cells --bs 8', "'cuda:99'"),
+    ('CELL_DIFFUSION_DATA', 'nowhere', 'classifier --data pbc', "'nowhere'"),
+    ('WORLD_SIZE', '2', 'train --data @cells', 'several GPUs'),
+]
+
+
+@pytest.mark.parametrize('name, value, line, says', environments)
+def test_the_environment_can_be_wrong_too(bad, monkeypatch, name, value, line, says):
+    monkeypatch.setenv(name, value)
+    answer, code = bad(line)
+    assert code == 1 and says in answer, answer
+
+
 def test_the_table_is_whole():
     "Each command is there, and each of its options of numbers, text and paths"
     lines = ' '.join(line for line, *_ in table)
     assert len(table) > 300 and len({line for line, *_ in table}) == len(table)
     for name in commands:
         answer = CliRunner().invoke(app, [name, '--help']).output
-        options = [l.split()[0].rstrip(',') for l in answer.splitlines()
-                   if l.startswith('  -')]
-        kinds = [l for l in answer.splitlines() if l.startswith('  -')]
-        for option, line in zip(options, kinds):
-            is_switch = '--no-' in line or option == '--help'
-            assert is_switch or option in lines, f'{name} {option}'
+        for line in answer.splitlines():
+            takes_a_value = line.startswith('  -') and ('<' in line or '[' in line)
+            if not takes_a_value or '--no-' in line: continue
+            option = line.split()[0].rstrip(',')
+            assert f' {option} ' in lines, f'{name} {option}'
+
+
+# As it is in a real shell: one process for each kind
+
+main = 'from cell_diffusion.cli import app; app()'
+
+
+def shell(words, folder, **environment):
+    "A command in a process of its own"
+    code = [sys.executable, '-c', main, *shlex.split(words.replace('@', f'{folder}/'))]
+    env = dict(os.environ, **environment)
+    return subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
+
+
+def test_a_mistake_is_one_line_of_the_error_stream(shared, tmp_path):
+    out = tmp_path/'a.png'
+    process = shell(f'sample --model @net --label z --out {out}', shared)
+    said, errors = process.communicate()
+    assert process.returncode == 1 and said == b'' and errors.count(b'\n') == 1
+
+
+@pytest.mark.parametrize('page', ['cp1251', 'ascii'])
+def test_another_code_page(shared, tmp_path, page):
+    out = tmp_path/'a.png'
+    words = f'sample --model @net --label round -n 1 --steps 1 --out {out}'
+    process = shell(words, shared, PYTHONIOENCODING=page)
+    said, errors = process.communicate()
+    assert process.returncode == 0 and errors == b'' and out.exists()
+    assert b'1 cells of 32 ? 32 pixels' in said
+
+
+@pytest.mark.parametrize('words', ['--help', 'sample --model @net -n 1 --steps 1'])
+def test_a_reader_that_goes_away(shared, tmp_path, words):
+    process = shell(f'{words} --out {tmp_path}/a.png' if '@' in words else words, shared)
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.wait()
+    assert errors == b'' and process.returncode in (0, 1)
+
+
+def test_a_command_that_is_interrupted(shared, tmp_path):
+    words = f'train --data @cells --bs 8 --dim 8 --minutes 5 --out {tmp_path}/run'
+    process = shell(words, shared, CELL_DIFFUSION_CACHE=str(tmp_path/'cache'))
+    deadline = time.monotonic() + 60
+    while not (tmp_path/'run').exists() and time.monotonic() < deadline:
+        time.sleep(.1)
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and said == b''
+    lines = errors.decode().splitlines()
+    assert len(lines) == 1 and 'stopped' in lines[0] and 'run' in lines[0], lines
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='there are no such terminals')
+def test_the_first_line_comes_before_the_imports(shared, tmp_path):
+    import pty
+    ours, theirs = pty.openpty()
+    words = ['train', '--data', str(shared/'cells'), '--out', str(tmp_path/'run')]
+    process = subprocess.Popen([sys.executable, '-c', main, *words], stdout=theirs,
+                               stderr=theirs)
+    try:
+        first = os.read(ours, 1000).decode()
+        assert first.startswith('cell-diffusion train: starting')
+        assert not (tmp_path/'run').exists()
+    finally:
+        process.kill()
+        process.wait()
