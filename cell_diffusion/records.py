@@ -231,7 +231,7 @@ def locked(
     folder that cannot be written; both say what to do.
     """
     folder = Path(folder)
-    made = not folder.exists()
+    made = [f for f in (folder, *folder.parents) if not f.exists()]
     lock = _take(folder, f'.{name}.lock' if name else '.lock', what, wait)
     outermost = lock.lock_counter == 1
     try:
@@ -242,9 +242,10 @@ def locked(
             with suppress(OSError):
                 os.remove(lock.lock_file)
         lock.release()
-        if made:
-            with suppress(OSError):
-                folder.rmdir() # Only if nothing was written
+        with suppress(OSError):
+            # Only if nothing was written
+            for empty in made:
+                empty.rmdir()
 
 # %% ../nbs/records.ipynb #n008
 def _take(folder, name, what, wait)->FileLock:

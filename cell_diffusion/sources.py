@@ -223,7 +223,7 @@ def resolve_source(
         return source, path
 
     folder = Path(source).expanduser()
-    if not folder.is_dir():
+    if source == '' or not folder.is_dir():
         if isinstance(source, Path) or os.sep in source: check_folder(folder)
         raise ValueError(
             f"Unknown source {source!r}: use one of {', '.join(sources)}, "
