@@ -16,6 +16,7 @@ from cell_diffusion.denoiser import Denoiser, load
 from cell_diffusion.imageio import save_image
 from cell_diffusion.records import locked, write_whole
 from cell_diffusion.sampling import check_room_for, sample
+from cell_diffusion.sources import named_source
 from cell_diffusion.splits import assert_disjoint
 from cell_diffusion.training import diffusion_learner, fit_for
 
@@ -110,21 +111,32 @@ def write_synthetic(
     images:np.ndarray, # uint8 `(n, channel, size, size)`
     names,             # Class name of each image
     notes:dict,        # `generator`, `seed` and more, written into every file
+    bits:int=8,        # Depth of the files, 8 or 16, as that of the real cells
+    white:float=255,   # What 255 becomes in the files, as `CellImages.white`
 )->pd.DataFrame: # The manifest
     "Write generated cells, each marked as synthetic, and then their manifest"
+    notes = dict(notes, bits=bits, white=white)
     suffix = 'png' if images.shape[1] in (1, 3) else 'tif'
     rows = []
     for i, (image, name) in enumerate(zip(images, names)):
         file = Path(name)/f'synthetic-{notes["seed"]}-{i:05d}.{suffix}'
         (out/file).parent.mkdir(parents=True, exist_ok=True)
         marked = dict(synthetic='True', software='cell_diffusion', **notes)
-        save_image(out/file, image, marked)
+        save_image(out/file, image, marked, bits, white)
         row = {'file': file.as_posix(), 'class': name, 'synthetic': True}
         rows.append({**row, **notes, 'number': i})
 
     table = pd.DataFrame(rows)
     write_whole(out/'manifest.csv', table.to_csv(index=False))
     return table
+
+# %% ../nbs/12_augmentation.ipynb #n005
+def check_same_bits(cells:CellImages, test:CellImages):
+    "Raise `ValueError` unless training and test cells come from files of the same bits"
+    if cells.bits != test.bits:
+        raise ValueError(
+            f"The test cells come from files of {test.bits} bits and the training "
+            f"cells from files of {cells.bits}: save both in the same way.")
 
 # %% ../nbs/12_augmentation.ipynb #c139
 def balance(
@@ -137,6 +149,8 @@ def balance(
     seed:int=0,         # Seed of weights and noise
     steps:int=20,       # Network calls for each cell
     test=None,          # Folder of test cells, refused if one is among `folder`'s
+    white:float=None,   # Grey level of 16-bit files that is white, see `load_cells`
+    source:str=None,    # How to read `folder`; `folder` for one of your own
     progress:bool=True, # Show progress bars
     **kwargs,           # More arguments of `load_cells`
 )->pd.DataFrame: # The manifest: `file`, `class`, `synthetic`, `generator`, `seed`, …
@@ -144,7 +158,9 @@ def balance(
 
     `weights` names shipped weights or a folder that `cell-diffusion train --classes`
     wrote. Every file is marked as synthetic, in its name, inside and in the manifest.
-    Never test on cells of `folder` afterwards: the generator has seen them.
+    Files have the depth and the range of those in `folder`, and test cells are read by
+    the same white. Never test on cells of `folder` afterwards: the generator has seen
+    them.
     """
     goal, minutes, seed, steps = check_limits(
         goal=goal, minutes=minutes, seed=seed, steps=steps)
@@ -152,10 +168,13 @@ def balance(
     with locked(out, 'generating cells'):
         check_output_folder(folder, out)
         model = load(weights, kind=Denoiser) if weights else None
-        cells = load_cells(folder, size=size or (model.size if model else 32), **kwargs)
-        size = cells.images.shape[-1]
+        size = size or (model.size if model else 32)
+        where = named_source(folder, source)
+        cells = load_cells(*where, size=size, white=white, **kwargs)
         if test is not None:
-            test_cells = load_cells(test, size=size, **kwargs)
+            where = named_source(test, source)
+            test_cells = load_cells(*where, size=size, white=cells.white, **kwargs)
+            check_same_bits(cells, test_cells)
             assert_disjoint(cells.images, test_cells.images,
                             f'the generator for {folder}')
 
@@ -169,7 +188,8 @@ def balance(
                    progress=progress)
         made_by = weights or f'trained on {cells.source} for {minutes} minutes'
         notes = dict(generator=str(made_by), seed=seed, size=size)
-        return write_synthetic(out, decode(x).numpy(), names, notes)
+        images = decode(x).numpy()
+        return write_synthetic(out, images, names, notes, cells.bits, cells.white)
 
 # %% ../nbs/moved.ipynb #n096
 from cell_diffusion.core import old_names

@@ -34,7 +34,7 @@ from cell_diffusion.records import (
     locked, machine, read_json, write_json, write_whole,
 )
 from cell_diffusion.sampling import sample
-from cell_diffusion.sources import channel_names
+from cell_diffusion.sources import channel_names, named_source
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import diffusion_learner, fit_for, loss_by_timestep
 from cell_diffusion.unet import gflops, n_params
@@ -60,6 +60,7 @@ def describe_data(
         names['channel_names'] = list(channel_names(channels))
     return dict(classes=list(dls.vocab), channels=n_channels, **names, size=size,
                 bs=dls.train.bs, source=cells.source, crop=cells.crop,
+                white=cells.white, bits=cells.bits,
                 cells={side: len(idxs) for side, idxs in dls.idxs.items()},
                 fingerprint=fingerprint(dls))
 
@@ -117,13 +118,16 @@ def train_reference_classifier(
     crop:str=None, # center or field; by default what fits the source
     n:int=None, # Number of cells; all by default
     seed:int=0, # Seed of the first weights; the split of the data stays the same
+    source:str=None, # How to read data; folder for class folders of your own
+    white:float=None, # Grey level of 16-bit files that is white; by default measured
     progress:bool=True, # Show fastai's progress
 )->CellClassifier: # Trained
     "Load cells, and train and save a classifier of them"
     check_limits(size=size, epochs=epochs, dim=dim, bs=bs, lr=lr, n=n, seed=seed)
     with locked(out, 'training'):
-        dls = cell_dls(data, size=size, bs=bs, crop=crop, channels=channels, n=n,
-                       balanced=balanced)
+        where = named_source(data, source)
+        dls = cell_dls(*where, size=size, bs=bs, crop=crop, channels=channels, n=n,
+                       balanced=balanced, white=white)
         return train_and_save_classifier(dls, out, epochs, progress, channels, seed,
                                          dim=dim, lr=lr)
 
@@ -150,6 +154,8 @@ def train_model(
     start:str=None, # Shipped weights or a folder to start from
     channels=None, # Of Jurkat cells names, of a folder 1, 3, or the pages of a stack
     patch:int=None, # Fold patch × patch pixels into channels; by default size//32
+    source:str=None, # How to read data; folder for class folders of your own
+    white:float=None, # Grey level of 16-bit files that is white; by default measured
     progress:bool=True, # Show progress bars
     **kwargs, # More arguments of `diffusion_learner` or `inpainting_learner`
 )->dict: # The record, as it is written to `record.json`
@@ -160,8 +166,9 @@ def train_model(
     settings = dict(config=config, lr=lr, seed=seed, balanced=balanced, inpaint=inpaint,
                     start=start and Path(start).name, **to_record(kwargs))
     with locked(out, 'training'):
-        dls = cell_dls(data, size=size, bs=bs, crop=crop, channels=channels, n=n,
-                       balanced=balanced)
+        where = named_source(data, source)
+        dls = cell_dls(*where, size=size, bs=bs, crop=crop, channels=channels, n=n,
+                       balanced=balanced, white=white)
         learn = learner_for(dls, config, classes, inpaint, start, dim, seed, kwargs)
         check_number('steps', steps, 1, learn.model.schedule.T, whole=True)
         budget = fit_run(learn, out, settings, minutes, epochs, classes, dim, progress)
@@ -306,7 +313,7 @@ def model_card(
         **record['cells'],
         name=as_markdown(name),
         task=task_of(record),
-        crop=f"crop `{record['crop']}`" if record['crop'] else 'no crop',
+        crop=pixels_of(record),
         parameters=f"{record['parameters']/1e6:.2f}",
         gflops=f"{record['gflops']:.2f}",
         choices=choices_of(record),
@@ -343,6 +350,14 @@ def images_of(record):
     text = f"{record['size']} × {record['size']} cells with {n} channel{'s'*(n > 1)}"
     names = record.get('channel_names')
     return f"{text} ({', '.join(map(as_markdown, names))})" if names else text
+
+def pixels_of(record):
+    "How pictures were cropped, and scaled where that is not as usual"
+    text = f"crop `{record['crop']}`" if record['crop'] else 'no crop'
+    bits = record.get('bits', 8)
+    white = record.get('white', 255)
+    if (bits, white) == (8, 255): return text
+    return f"{text}, files of {bits} bits with grey level {white:g} as white"
 
 def choices_of(record):
     "Settings that are named only where they are used"
@@ -399,7 +414,7 @@ classifier_text = Template("""\
 Predicts the class of $images: $classes.
 Its features are the space in which generated cells are compared with real ones.
 
-- Trained on $train cells (fingerprint $fingerprint)$choices.
+- Trained on $train cells (fingerprint $fingerprint)$pixels$choices.
   $valid cells for validation and $test test cells were kept out.
 - $epochs epochs$seed, $parameters M parameters, $minutes minutes on $machine;
   weights in half precision.
@@ -435,6 +450,7 @@ def classifier_card(
         images=images_of(record),
         classes=', '.join(map(as_markdown, record['classes'])),
         choices=choices_of(record),
+        pixels='' if record.get('white', 255) == 255 else f", {pixels_of(record)}",
         seed=f", seed {record['seed']}" if 'seed' in record else '',
         parameters=f"{record['parameters']/1e6:.2f}",
         minutes=f"{record['seconds']/60:.1f}",
