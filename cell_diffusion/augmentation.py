@@ -6,18 +6,31 @@
 __all__ = ['deficit', 'balance']
 
 # %% ../nbs/12_augmentation.ipynb #n011
+import json
+import math
+import os
 import warnings
+from functools import cache
 from pathlib import Path
 import numpy as np
 import pandas as pd
-from cell_diffusion.core import check_limits, decode, default_device
-from cell_diffusion.data import CellImages, CellLoader, CellLoaders, load_cells
-from cell_diffusion.denoiser import Denoiser, load
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from cell_diffusion.classifier import enough_epochs, reference_classifier
+from cell_diffusion.core import check_limits, decode, default_device, encode
+from cell_diffusion.data import (
+    CellImages, CellLoader, CellLoaders, cell_dls, crop_box, default_crop,
+    folder_classes, load_cells,
+)
+from cell_diffusion.denoiser import Denoiser, load, weights_hash
 from cell_diffusion.imageio import save_image
-from cell_diffusion.records import locked, write_whole
+from cell_diffusion.metrics import class_check, disobeyed, unclear
+from cell_diffusion.records import Records, check_out, locked, write_json, write_whole
 from cell_diffusion.sampling import check_room_for, sample
-from cell_diffusion.sources import named_source
-from cell_diffusion.splits import assert_disjoint
+from cell_diffusion.sources import (
+    find_data, list_images, list_jurkat, named_source, resolve_source)
+from cell_diffusion.splits import assert_disjoint, fingerprint
 from cell_diffusion.training import diffusion_learner, fit_for
 
 # %% ../nbs/12_augmentation.ipynb #c018
@@ -58,23 +71,72 @@ def train_generator(
     minutes:float,    # Time to train
     seed:int,         # Seed of weights, order and noise
     progress:bool,    # Show progress bars
+    checkpoint=None,  # File to go on from, if it exists
+    run:dict=None,    # What the checkpoint depends on
 )->Denoiser:
     "A class-conditional DDPM, trained on these cells"
     bs = min(16, len(cells))
     dls = generator_dls(cells.images, cells.labels, cells.names, bs, seed)
     learn = diffusion_learner(dls, classes=True, seed=seed, normalize=True)
-    fit_for(learn, minutes, progress=progress)
+    fit_for(learn, minutes, checkpoint=checkpoint, run=run, progress=progress)
     return learn.ema.averaged
+
+# %% ../nbs/12_augmentation.ipynb #n016
+def own_size(source, path=None, crop=None, channels=None, **_)->int:
+    "Height and width of the cells of a folder: the median; 32 where there are no files"
+    source, path = resolve_source(source, path)
+    if source == 'bloodmnist' or source.startswith('simulated'): return 32
+    root = Path(path) if source == 'folder' else find_data(source, path)
+    if root is None: return 32
+    if source == 'jurkat':
+        items, _ = list_jurkat(root, channels)
+    else:
+        items, _ = list_images(root, folder_classes(root, source))
+    keep = 40 if source == 'jurkat' else 200/360
+    sides = []
+    for _, (file, *_) in items[::1 + len(items)//200]:
+        try:
+            with Image.open(file) as im:
+                left, _, right, _ = crop_box(*im.size, crop or default_crop(source),
+                                             keep)
+        except OSError:
+            continue
+        sides.append(right - left)
+    return round(float(np.median(sides))) if sides else 32
+
+def network_size(size:int)->int:
+    "The largest size of images up to `size` that a new network can make"
+    step = 4*max(1, size//32)
+    return max(8, size//step*step)
+
+def resized(
+    x:torch.Tensor, # `(n, channel, height, width)` in -1..1
+    size:int,       # Height and width wanted
+)->torch.Tensor:
+    "Images at another size"
+    if x.shape[-1] == size: return x
+    return F.interpolate(x, (size, size), mode='bicubic', antialias=True).clamp(-1, 1)
 
 # %% ../nbs/12_augmentation.ipynb #n028
 def check_output_folder(folder, out:Path):
-    "Raise an error unless `out` is new or empty, and outside of `folder`"
-    if out.exists() and any(file.name != '.lock' for file in out.iterdir()):
+    "Raise an error unless `out` is new or empty, or an earlier call can go on there"
+    check_out(out, 'cells', folder)
+    there = [f for f in out.iterdir() if f.name != '.lock'] if out.exists() else []
+    if there and not (out/'.work').is_dir():
         raise FileExistsError(
             f"{out} is not empty: name a new folder for the generated cells.")
-    if Path(folder).resolve() in out.resolve().parents:
-        raise ValueError(f"{out} lies inside {folder} and would be read as one of its "
-                         "classes: name a folder elsewhere.")
+
+def training_cells(folder, size:int, test, source=None, **kwargs)->CellLoaders:
+    "Cells of a folder, split for a classifier; raises for test cells among them"
+    dls = cell_dls(*named_source(folder, source), size=size, bs=1, **kwargs)
+    for loader in dls.loaders:
+        loader.bs = min(64, len(dls.train.idxs))
+    if test is not None:
+        kwargs['white'] = dls.cells.white
+        cells = load_cells(*named_source(test, source), size=size, **kwargs)
+        check_same_bits(dls.cells, cells)
+        assert_disjoint(dls.cells.images, cells.images, f'the generator for {folder}')
+    return dls
 
 # %% ../nbs/12_augmentation.ipynb #n029
 def missing_cells(cells:CellImages, goal)->np.ndarray: # int `(classes,)`
@@ -107,28 +169,143 @@ def check_network(model:Denoiser, cells:CellImages, missing, weights):
 
 # %% ../nbs/12_augmentation.ipynb #c140
 def write_synthetic(
-    out:Path,          # Gets `<class>/synthetic-….png` (or `.tif`) and `manifest.csv`
+    out:Path,          # Gets `<class>/synthetic-….png` (or `.tif`)
     images:np.ndarray, # uint8 `(n, channel, size, size)`
     names,             # Class name of each image
-    notes:dict,        # `generator`, `seed` and more, written into every file
-    bits:int=8,        # Depth of the files, 8 or 16, as that of the real cells
-    white:float=255,   # What 255 becomes in the files, as `CellImages.white`
-)->pd.DataFrame: # The manifest
-    "Write generated cells, each marked as synthetic, and then their manifest"
-    notes = dict(notes, bits=bits, white=white)
+    notes:dict,        # `generator`, `seed`, `bits`, `white` and more, for every file
+    first:int=0,       # Number of the first image
+)->list: # A dict for each file: its row in the manifest
+    "Write generated cells, each marked as synthetic"
     suffix = 'png' if images.shape[1] in (1, 3) else 'tif'
     rows = []
-    for i, (image, name) in enumerate(zip(images, names)):
+    for i, (image, name) in enumerate(zip(images, names), first):
         file = Path(name)/f'synthetic-{notes["seed"]}-{i:05d}.{suffix}'
         (out/file).parent.mkdir(parents=True, exist_ok=True)
         marked = dict(synthetic='True', software='cell_diffusion', **notes)
-        save_image(out/file, image, marked, bits, white)
-        row = {'file': file.as_posix(), 'class': name, 'synthetic': True}
+        unfinished = (out/file).with_name(f'.unfinished-{file.name}')
+        depth = notes.get('bits', 8), notes.get('white', 255)
+        save_image(unfinished, image, marked, *depth)
+        os.replace(unfinished, out/file)
+        row = {'file': file.as_posix(), 'class': str(name), 'synthetic': True}
         rows.append({**row, **notes, 'number': i})
+    return rows
 
-    table = pd.DataFrame(rows)
+# %% ../nbs/12_augmentation.ipynb #n042
+group_size = 64
+
+def noise_seed(seed:int, group:int)->int:
+    "A seed for each group of cells, such that two calls share none"
+    return int(np.random.SeedSequence([seed, group]).generate_state(1)[0])
+
+def write_manifest(out:Path, rows, check:pd.DataFrame)->pd.DataFrame:
+    "Write the table of all files, with what is known of their classes"
+    known = check.set_index('class')[['share', 'real', 'obeyed']]
+    known = known.rename(columns=dict(share='class_accuracy', real='real_accuracy'))
+    table = pd.DataFrame(rows).drop(columns='group', errors='ignore')
+    table = table.join(known, on='class')
     write_whole(out/'manifest.csv', table.to_csv(index=False))
     return table
+
+def begun(out:Path, settings:dict)->Records:
+    "What an earlier call with the same settings wrote; groups without files are undone"
+    records = Records(out/'.work', settings)
+    for job in records.jobs():
+        if not all((out/row['file']).exists() for row in records.read(job)):
+            records.path(job).unlink()
+    return records
+
+# %% ../nbs/12_augmentation.ipynb #n043
+def write_groups(
+    out:Path,           # Folder for the files
+    settings:dict,      # Of the call
+    network,            # Called without arguments, returns the network
+    names:np.ndarray,   # Class name of each cell
+    check:pd.DataFrame, # From `checked_classes`
+    notes:dict,         # For every file
+    progress:bool,      # Show a progress bar
+)->pd.DataFrame: # The manifest
+    "Generate and write what is left, group by group"
+    records = begun(out, settings)
+
+    def write(group):
+        first = group*group_size
+        some = names[first:first + group_size]
+        x = sample(network(), label=some.tolist(), steps=settings['steps'],
+                   seed=noise_seed(settings['seed'], group), progress=False)
+        pixels = decode(resized(x, settings['size'])).numpy()
+        rows = write_synthetic(out, pixels, some, notes, first)
+        earlier = records.table().to_dict('records')
+        write_manifest(out, [*earlier, *rows], check)
+        return rows
+
+    grid = dict(group=range(math.ceil(len(names)/group_size)))
+    table = records.run(write, grid, progress)
+    return write_manifest(out, table, check)
+
+# %% ../nbs/12_augmentation.ipynb #n045
+def check_classes(
+    model:Denoiser, # The network
+    dls,            # Real cells, split for a classifier
+    names,          # Names of the classes to check
+    force:bool,     # Only warn of classes that are not obeyed?
+    keep:bool,      # Keep the classifier in the cache folder?
+    steps:int,      # Network calls for each cell
+    progress:bool,  # Show progress bars
+)->pd.DataFrame: # As `class_check`, and whether each class is `obeyed`
+    "Check that the network obeys the classes; `ValueError` if not, unless forced"
+    classifier = reference_classifier(dls, enough_epochs(dls), keep, progress)
+    sides = [side.arrays for side in (dls.valid, dls.test)]
+    real = encode(np.concatenate([images for images, _ in sides]))
+    labels = np.concatenate([y for _, y in sides])
+    table = class_check(model, classifier, real, labels, names, steps=steps,
+                        progress=progress)
+    table = table[table['class'] != 'mean']
+    chance = 1/len(dls.vocab)
+    bad = disobeyed(table, chance)
+    unknown = unclear(table, chance)
+    refuse_disobedience(table[bad], force)
+    warn_of_unclear(table[unknown])
+    return table.assign(obeyed=np.select([unknown, bad], ['unknown', 'no'], 'yes'))
+
+def refuse_disobedience(bad, force):
+    "Raise `ValueError` or warn if there are classes that the network does not obey"
+    if not len(bad): return
+    shares = ', '.join(f"{row.share:.0%} of {row['class']} (real cells {row.real:.0%})"
+                       for _, row in bad.iterrows())
+    said = f"The network does not obey the class: recognised are {shares}"
+    if not force:
+        raise ValueError(f"{said}. Nothing was written: train longer (the training "
+                         "goes on), or write them all the same with force.")
+    warnings.warn(f"{said}; train longer. The manifest says so.")
+
+def warn_of_unclear(rows):
+    "Warn of classes of which the classifier recognises too few real cells"
+    if not len(rows): return
+    warnings.warn("Too few real cells are recognised to say whether the network obeys "
+                  f"the class: {', '.join(rows['class'])}.")
+
+# %% ../nbs/12_augmentation.ipynb #n047
+def checked_classes(out:Path, settings:dict, check)->pd.DataFrame:
+    "The result of `check()`, which is kept; `ValueError` for files of other settings"
+    file = out/'.work'/'classes.json'
+    if (out/'.work'/'settings.json').exists():
+        Records(out/'.work', settings)
+        if file.exists():
+            return pd.DataFrame(json.loads(file.read_text(encoding='utf-8')))
+    table = check()
+    Records(out/'.work', settings)
+    write_json(file, table.to_dict('records'))
+    return table
+
+def sizes(folder, size, model, source=None, **kwargs)->tuple:
+    "The size of the files, and the size that the network makes; warns if they differ"
+    written = size or own_size(*named_source(folder, source), **kwargs)
+    made = model.size if model else network_size(size or min(written, 64))
+    if made != written:
+        warnings.warn(f"The network makes {made} × {made} pixels and the files get "
+                      f"{written} × {written}: they are resized, which adds no detail. "
+                      f"size={made} leaves them as they are.")
+    return written, made
 
 # %% ../nbs/12_augmentation.ipynb #n005
 def check_same_bits(cells:CellImages, test:CellImages):
@@ -141,55 +318,69 @@ def check_same_bits(cells:CellImages, test:CellImages):
 # %% ../nbs/12_augmentation.ipynb #c139
 def balance(
     folder,             # A folder of class folders with *training* cells, or a source
-    out,                # New or empty folder for the cells, not inside `folder`
+    out,                # Folder for the cells; a killed call goes on there
     goal:int=None,      # Size to which small classes are brought, see `deficit`
     weights=None,       # A class-conditional network; by default one is trained now
     minutes:float=10.,  # Time to train it
-    size:int=None,      # In pixels; by default as the network, or 32
+    size:int=None,      # Of the files, in pixels; by default that of the cells
     seed:int=0,         # Seed of weights and noise
     steps:int=20,       # Network calls for each cell
     test=None,          # Folder of test cells, refused if one is among `folder`'s
     white:float=None,   # Grey level of 16-bit files that is white, see `load_cells`
     source:str=None,    # How to read `folder`; `folder` for one of your own
+    force:bool=False,   # Write cells of a class that the network does not obey
     progress:bool=True, # Show progress bars
     **kwargs,           # More arguments of `load_cells`
-)->pd.DataFrame: # The manifest: `file`, `class`, `synthetic`, `generator`, `seed`, …
+)->pd.DataFrame: # The manifest: a row a file
     """Write generated cells for the rare classes of a folder, which stays as it is.
 
     `weights` names shipped weights or a folder that `cell-diffusion train --classes`
-    wrote. Every file is marked as synthetic, in its name, inside and in the manifest.
-    Files have the depth and the range of those in `folder`, and test cells are read by
-    the same white. Never test on cells of `folder` afterwards: the generator has seen
-    them.
+    wrote. Every file is marked as synthetic, in its name, inside and in the manifest,
+    which has the `size` of the file and the size that was `made`, and how many cells of
+    its class are recognised: `class_accuracy`, `real_accuracy`, `obeyed`.
+    Files have the `bits` and the `white` of those in `folder`, and test cells are read
+    by the same white. Never test on cells of `folder` afterwards: the generator has
+    seen them.
     """
     goal, minutes, seed, steps = check_limits(
         goal=goal, minutes=minutes, seed=seed, steps=steps)
     out = Path(out)
+    check_output_folder(folder, out)
+    model = load(weights, kind=Denoiser) if weights else None
+    kwargs.update(source=source, white=white)
+    size, made = sizes(folder, size, model, **kwargs)
+    dls = training_cells(folder, made, test, **kwargs)
+    missing = missing_cells(dls.cells, goal)
+    check_room_for(missing.sum(), *dls.cells.images.shape[1:3])
+    if model: check_network(model, dls.cells, missing, weights)
+    made_by = weights or f'trained on {dls.cells.source} for {minutes} minutes'
+    notes = dict(generator=str(made_by), seed=seed, size=size, made=made,
+                 bits=dls.cells.bits, white=dls.cells.white)
+    settings = dict(notes, kind='cells', cells=fingerprint(dls), missing=missing,
+                    steps=steps, weights=model and weights_hash(model))
+    return fill_folder(out, model, dls, settings, notes, minutes, force, progress,
+                       kwargs.get('cache', True))
+
+# %% ../nbs/12_augmentation.ipynb #n049
+def fill_folder(out, model, dls, settings, notes, minutes, force, progress, keep):
+    "Train if there is no network, check it, and generate what is missing"
+    seed = settings['seed']
+    steps = settings['steps']
+    run = {key: settings[key] for key in ('cells', 'seed', 'made')}
+    checkpoint = out/'.work'/'network'/'checkpoint.pt'
+
+    @cache
+    def network():
+        if model is not None: return model
+        return train_generator(dls.cells, minutes, seed, progress, checkpoint, run)
+
+    names = np.repeat(dls.vocab, settings['missing'])
+    def check():
+        return check_classes(network(), dls, dict.fromkeys(names.tolist()), force, keep,
+                             steps, progress)
     with locked(out, 'generating cells'):
-        check_output_folder(folder, out)
-        model = load(weights, kind=Denoiser) if weights else None
-        size = size or (model.size if model else 32)
-        where = named_source(folder, source)
-        cells = load_cells(*where, size=size, white=white, **kwargs)
-        if test is not None:
-            where = named_source(test, source)
-            test_cells = load_cells(*where, size=size, white=cells.white, **kwargs)
-            check_same_bits(cells, test_cells)
-            assert_disjoint(cells.images, test_cells.images,
-                            f'the generator for {folder}')
-
-        missing = missing_cells(cells, goal)
-        check_room_for(missing.sum(), *cells.images.shape[1:3])
-        if model is None: model = train_generator(cells, minutes, seed, progress)
-        check_network(model, cells, missing, weights)
-
-        names = np.repeat(cells.names, missing)
-        x = sample(model, label=names.tolist(), seed=seed, steps=steps,
-                   progress=progress)
-        made_by = weights or f'trained on {cells.source} for {minutes} minutes'
-        notes = dict(generator=str(made_by), seed=seed, size=size)
-        images = decode(x).numpy()
-        return write_synthetic(out, images, names, notes, cells.bits, cells.white)
+        table = checked_classes(out, settings, check)
+        return write_groups(out, settings, network, names, table, notes, progress)
 
 # %% ../nbs/moved.ipynb #n096
 from cell_diffusion.core import old_names

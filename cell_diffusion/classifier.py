@@ -6,6 +6,9 @@
 __all__ = ['CellClassifier', 'train_classifier', 'features_and_predictions', 'reference_classifier']
 
 # %% ../nbs/07_evaluation.ipynb #n013
+import hashlib
+import inspect
+import json
 import math
 import shutil
 import torch
@@ -20,11 +23,12 @@ from fastai.metrics import accuracy
 from fastcore.basics import store_attr
 from pathlib import Path
 from torchvision.models.resnet import BasicBlock
-from cell_diffusion.core import check_limits, encode
+from cell_diffusion.core import check_limits, check_number, encode
 from cell_diffusion.denoiser import Network, load, save, weights_folder
 from cell_diffusion.records import read_json, write_json
 from cell_diffusion.sources import cache_folder
 from cell_diffusion.splits import fingerprint
+from cell_diffusion.training import Checkpoint, StopAtNaN, plain_errors
 from cell_diffusion.denoiser import choose_precision
 
 # %% ../nbs/07_evaluation.ipynb #c012
@@ -44,10 +48,13 @@ class CellClassifier(Network, tags=['image-classification', 'cells']):
         classes:tuple, # Names of the classes
         channels:int=3, # Channels of the images
         size:int=32, # Height and width of the training images, in pixels
-        dim:int=32, # Channels of the first level; there are `4*dim` features
+        dim:int=32, # Channels of the first level, at least 8; `4*dim` features
         stride:int=None, # Of the first convolution; by default 2 from 40 pixels on
     ):
         super().__init__()
+        # Convolutions of fewer channels crash some processors
+        check_number('dim', dim, 8, 1024, whole=True)
+        check_number('the number of classes', len(classes), 1)
         self.classes = tuple(classes)
         self.channels = channels
         self.size = size
@@ -97,7 +104,9 @@ default_epochs = 12
 
 # %% ../nbs/07_evaluation.ipynb #c014
 class ForSteps(Callback):
-    "Ends training after some steps, and fits the learning rate's schedule to them"
+    """Ends training after some steps, and fits the learning rate's schedule to them
+
+    Raises `FloatingPointError` at the first loss that is not finite."""
     order = 55 # After fastai has counted, before the schedule asks for `pct_train`
     def __init__(self,
         steps, # Optimiser steps
@@ -105,11 +114,21 @@ class ForSteps(Callback):
     ):
         store_attr()
 
+    def before_epoch(self):
+        # A run that goes on may have nothing left to do
+        if self.learn.train_iter >= self.steps: raise CancelFitException
+
     def before_validate(self):
         if not self.validate: raise CancelValidException
 
     def before_batch(self):
         if self.training: self.learn.pct_train = self.learn.train_iter/self.steps
+
+    def after_loss(self):
+        if not self.training or torch.isfinite(self.learn.loss): return
+        raise FloatingPointError(
+            f"The loss became {self.learn.loss.item()} after {self.learn.train_iter} "
+            "steps: lower the learning rate. Nothing was kept.")
 
     def after_batch(self):
         done = self.learn.train_iter >= self.steps
@@ -138,15 +157,19 @@ def train_classifier(
     precision:str='auto', # While training: `float32`, `bfloat16` or `auto`
     network:str=None, # Another network than the reference one, see `build_resnet`
     class_weights=None, # Weight of each class in the loss `(classes,)`, or None
+    checkpoint=None, # File to write once a minute, and to go on from, see `Checkpoint`
 )->nn.Module: # In evaluation mode and float32, on the device of `dls`
-    "Train a classifier with fastai's one-cycle schedule. `ValueError` below one step."
+    """Train a classifier with fastai's one-cycle schedule
+
+    Raises `ValueError` for numbers out of range, and `FloatingPointError` at the first
+    loss that is not finite."""
     epochs, lr, seed, dim = check_limits(epochs=epochs, lr=lr, seed=seed, dim=dim)
     if steps is None: steps = epochs*len(dls.train)
     steps, = check_limits(steps=steps)
     x = dls.one_batch()[0]
     torch.manual_seed(seed)
     model = _new_classifier(network, dls.vocab, x, dim)
-    cbs = [ForSteps(steps, validate=progress)]
+    cbs = [ForSteps(steps, validate=progress), StopAtNaN()]
     if choose_precision(precision, x.device) == 'bfloat16':
         if network is None:
             model.precision = 'bfloat16'
@@ -154,7 +177,12 @@ def train_classifier(
             cbs.append(Autocast())
     loss = nn.CrossEntropyLoss(_as_weights(class_weights))
     learn = Learner(dls, model, loss_func=loss, metrics=accuracy, cbs=cbs)
-    with _shown(learn, progress):
+    if checkpoint:
+        run = dict(classes=list(dls.vocab), batches=len(dls.train), steps=steps, lr=lr,
+                   seed=seed, network=network)
+        if hasattr(dls, 'cells'): run.update(cells_of(dls))
+        learn.add_cb(Checkpoint(checkpoint, run))
+    with _shown(learn, progress), plain_errors():
         learn.fit_one_cycle(math.ceil(steps/len(dls.train)), lr)
     if network is None: model.precision = 'float32'
     return model.eval()
@@ -187,24 +215,43 @@ def features_and_predictions(
     x:torch.Tensor, # Images `(n, channel, height, width)` in -1..1
     bs:int=256, # Images at a time
 ): # Features `(n, n_features)` and predicted class numbers `(n,)`, on the CPU
-    "The features of many images, and the classes that a classifier predicts"
+    """The features of many images, and the classes that a classifier predicts
+
+    Raises `ValueError` for images unlike those of its training: of another shape, not
+    in -1..1, or with pixels that are not numbers."""
+    check_images(classifier, x)
     classifier.eval()
     batches = [classifier.features(b.to(classifier.device)) for b in x.split(bs)]
     features = torch.cat(batches)
+    if not features.isfinite().all():
+        raise ValueError("The classifier finds no finite features in these images: "
+                         "do all their pixels lie in -1..1?")
     predicted = classifier.head(features.to(classifier.dtype)).argmax(1)
     return features.cpu(), predicted.cpu()
+
+# %% ../nbs/07_evaluation.ipynb #chkimg
+def check_images(classifier, x):
+    "Raise a `ValueError` unless a classifier was trained on images like these"
+    shape = classifier.channels, classifier.size, classifier.size
+    if x.ndim != 4 or tuple(x.shape[1:]) != shape or not x.is_floating_point():
+        raise ValueError(f"This classifier was trained on images (n, {shape[0]}, "
+                         f"{shape[1]}, {shape[2]}) of floats in -1..1, got "
+                         f"{tuple(x.shape)} of {x.dtype}.")
 
 # %% ../nbs/07_evaluation.ipynb #c017x
 @torch.no_grad()
 def predict_classes(
     model:nn.Module, # A trained classifier
     x:torch.Tensor, # Images `(n, channel, size, size)` in -1..1
-    weights=1., # Factor on the odds of each class `(classes,)`
+    weights=1., # Factor on the odds of each class `(classes,)`, above 0
     bs:int=256, # Images at a time
 ): # int NumPy array `(n,)`
     "The class of each cell; with `weights` after logit adjustment (Menon et al. 2021)"
     device = next(model.parameters()).device
-    shift = torch.as_tensor(weights, dtype=torch.float32).log()
+    weights = torch.as_tensor(weights, dtype=torch.float32)
+    if not ((weights > 0) & weights.isfinite()).all():
+        raise ValueError(f"weights should be above 0, one for each class: {weights}.")
+    shift = weights.log()
     predicted = [(model(b.to(device)).cpu() + shift).argmax(1) for b in x.split(bs)]
     return torch.cat(predicted).numpy()
 
@@ -216,12 +263,24 @@ def cells_of(
     _, channels, size, _ = dls.one_batch()[0].shape
     return dict(fingerprint=fingerprint(dls), channels=channels, size=size)
 
+trainer_arguments = inspect.signature(train_classifier).parameters
+
+def trained_how(
+    **settings, # Arguments of `train_classifier`
+)->dict: # Those that are not its defaults, as text
+    "What sets a training apart from that of a reference classifier"
+    return {name: str(value) for name, value in sorted(settings.items())
+            if str(value) != str(trainer_arguments[name].default)}
+
 def classifier_folder(
     dls, # From `cell_dls`
+    **settings, # Arguments of `train_classifier`
 )->Path: # In `cache_folder()`; it need not be there yet
-    "Where a classifier of these training cells, at this size, is kept"
+    "Where a classifier of these cells, at this size and so trained, is kept"
     cells = cells_of(dls)
     name = f"{cells['fingerprint']}-{cells['channels']}x{cells['size']}"
+    how = trained_how(**settings)
+    if how: name += '-' + hashlib.sha256(str(how).encode()).hexdigest()[:8]
     return cache_folder()/'classifiers'/name
 
 def is_trained_on(
@@ -248,14 +307,30 @@ def load_classifier(
     return model
 
 # %% ../nbs/07_evaluation.ipynb #n033
+def was_trained_as(
+    folder, # Holds a `record.json`
+    model:CellClassifier, # The network in it
+    settings:dict, # Arguments of `train_classifier`
+)->bool:
+    "Was the classifier in a folder trained in this way?"
+    record = json.loads((folder/'record.json').read_text(encoding='utf-8'))
+
+    # The first releases recorded the epochs alone
+    epochs = record.get('epochs', default_epochs)
+    before = trained_how(epochs=epochs, dim=model.n_features//4)
+    return record.get('trained', before) == trained_how(**settings)
+
 def cached_classifier(
     dls, # From `cell_dls`
+    **settings, # Arguments of `train_classifier`
 )->CellClassifier: # On the CPU, or None
     "The classifier in the cache folder; a damaged one is removed with a warning"
-    folder = classifier_folder(dls)
+    folder = classifier_folder(dls, **settings)
     if not (folder/'record.json').exists(): return None # It may be being written
     try:
-        if is_trained_on(folder, cells_of(dls)): return load_classifier(folder, dls)
+        if is_trained_on(folder, cells_of(dls)):
+            model = load_classifier(folder, dls)
+            return model if was_trained_as(folder, model, settings) else None
         reason = 'its record does not name these cells'
     except (ValueError, OSError) as e:
         reason = str(e)
@@ -265,7 +340,7 @@ def cached_classifier(
 def keep_classifier(
     model:CellClassifier, # Trained on the training cells of `dls`
     dls, # From `cell_dls`
-    epochs:int, # For the record
+    **settings, # Arguments of `train_classifier`, for the record
 )->CellClassifier: # As it comes back from the cache folder, on the CPU
     """Save a classifier in the cache folder, with a record of its cells and accuracy.
 
@@ -274,8 +349,9 @@ def keep_classifier(
     images, labels = dls.test.arrays
     predicted = features_and_predictions(model, encode(images))[1]
     right = (predicted == torch.as_tensor(labels)).float().mean().item()
-    folder = classifier_folder(dls)
-    record = dict(kind='classifier', **cells_of(dls), epochs=epochs, accuracy=right)
+    folder = classifier_folder(dls, **settings)
+    record = dict(kind='classifier', **cells_of(dls), epochs=settings['epochs'],
+                  trained=trained_how(**settings), accuracy=right)
     try:
         save(model, folder)
         write_json(folder/'record.json', record)
@@ -289,18 +365,32 @@ def keep_classifier(
 # %% ../nbs/07_evaluation.ipynb #n020
 def reference_classifier(
     dls, # From `cell_dls`
-    epochs:int=default_epochs, # Passes over the training cells, if one must be trained
+    epochs:int=default_epochs, # Passes over the training cells, unless it is shipped
     keep:bool=False, # Keep a newly trained one in the cache folder
     progress:bool=False, # Show fastai's progress while one is trained
     **kwargs, # More arguments of `train_classifier`
 )->CellClassifier: # On the CPU, in float32
-    "The classifier trained on exactly these cells: shipped, else cached, else new"
+    """The classifier trained on exactly these cells: shipped, else cached, else new
+
+    A shipped one is taken however it was trained. A cached one is taken only if it was
+    trained with the same arguments. `ValueError` where another network is to be kept.
+    """
+    if keep and kwargs.get('network'):
+        raise ValueError("Only a CellClassifier can be kept: leave network out.")
+    settings = dict(epochs=epochs, **kwargs)
     cells = cells_of(dls)
     for file in sorted(weights_folder.glob('*classifier*/record.json')):
         if is_trained_on(file.parent, cells): return load_classifier(file.parent, dls)
-    cached = cached_classifier(dls)
+    cached = cached_classifier(dls, **settings)
     if cached is not None: return cached
 
-    if progress: print(f'No classifier of these cells exists yet: {epochs} epochs.')
+    if progress: print(f'No such classifier of these cells yet: {epochs} epochs.')
     model = train_classifier(dls, epochs, progress=progress, **kwargs)
-    return keep_classifier(model, dls, epochs) if keep else model.cpu()
+    return keep_classifier(model, dls, **settings) if keep else model.cpu()
+
+# %% ../nbs/12_augmentation.ipynb #n001
+def enough_epochs(
+    dls, # From `cell_dls`
+)->int: # Passes over the training cells
+    "Epochs of a reference classifier: the usual number, or 150 steps if that is more"
+    return max(default_epochs, math.ceil(150/len(dls.train)))

@@ -14,6 +14,7 @@ import unicodedata
 import warnings
 from numbers import Integral, Real
 from dataclasses import dataclass, replace
+from functools import wraps
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def get_scale(
     has_real_cells = bool(os.environ.get('CELL_DIFFUSION_DATA'))
     return replace(scale, source='pbc') if has_real_cells else scale
 
-# %% ../nbs/00_core.ipynb #n001
+# %% ../nbs/00_core.ipynb #x005
 def plain_number(value):
     "A finite number as Python's `int` or `float`, and None for anything else"
     if getattr(value, 'ndim', None) == 0: value = value.item()
@@ -280,7 +281,46 @@ def generator(
     device='cpu', # Numbers drawn on the CPU are the same on every machine
 )->torch.Generator: # A freshly seeded generator
     "A random number generator from a seed"
-    return torch.Generator(device).manual_seed(int(seed) % 2**64)
+    seed = int(seed) % 2**64
+    # On the CPU, torch reads no more than the last 32 bits
+    if seed >= 2**32: seed = mix_seed(seed)
+    return torch.Generator(device).manual_seed(seed)
+
+# %% ../nbs/00_core.ipynb #n000
+def mix_seed(
+    *numbers:int, # 0 or more each, such as a seed and the number of a part
+)->int: # 0..2**32-1; the same numbers in the same order give the same
+    """One seed from several numbers, by NumPy's `SeedSequence`.
+
+    A sum such as `seed + i` will not do: seed 0 with part 1 is then seed 1 with part 0.
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+# %% ../nbs/00_core.ipynb #n001
+def old_keywords(**renamed):
+    """Decorator: keywords of version 0.1 work in version 0.2, with a warning.
+
+    `old_keywords(w='guidance_scale')`, or with a table of new values,
+    `old_keywords(bfloat16=('precision', {True: 'bfloat16', False: 'float32'}))`.
+    """
+    def decorate(f):
+        @wraps(f)
+        def call(*args, **kwargs):
+            for old in renamed.keys() & kwargs.keys():
+                rename_keyword(f.__name__, kwargs, old, renamed[old])
+            return f(*args, **kwargs)
+        return call
+    return decorate
+
+def rename_keyword(function, kwargs, old, new):
+    "Move an argument of `function` to its new name"
+    new, values = (new, {}) if isinstance(new, str) else new
+    if new in kwargs:
+        raise TypeError(f"{function} got both {new} and its old name, {old}.")
+    warnings.warn(f"{old} of {function} is now {new}; the old keyword works in version "
+                  "0.2 only.", DeprecationWarning, stacklevel=3)
+    value = kwargs.pop(old)
+    kwargs[new] = values[value] if values else value
 
 
 # %% ../nbs/moved.ipynb #n068

@@ -70,6 +70,13 @@ def check_sizes(model):
     if len(model.data_mean) not in (1, model.channels):
         raise ValueError(f"data_mean has {len(model.data_mean)} numbers for "
                          f"{model.channels} channels.")
+    sizes = model.cell_sizes or ()
+    if sizes and len(sizes) not in (1, len(model.classes)):
+        raise ValueError(f"cell_sizes has {len(sizes)} numbers for "
+                         f"{len(model.classes)} classes.")
+    if not all(0 < size <= 2 for size in sizes):
+        raise ValueError("cell_sizes are diameters in sides of the image, not "
+                         f"{sizes}.")
     outputs = unet.out[-1].out_channels//unet.patch**2
     if model.sees_known and unet.channels != 2*outputs + 1:
         raise ValueError(f"A network that sees known pixels and mask has "
@@ -89,6 +96,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         data_mean:tuple=(0.,), # Mean of each channel, or one for all, in -1..1 units
         size:int=32, # Height and width of the training images, in pixels
         classes:tuple=(), # Names of the classes, in the order of their numbers
+        cell_sizes:tuple=None, # How wide the cells of each class are, or one for all
     ):
         super().__init__()
         if prediction not in predictions:
@@ -101,6 +109,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         self.prediction = prediction
         self.data_std = data_std
         self.data_mean = tuple(data_mean)
+        self.cell_sizes = None if cell_sizes is None else tuple(cell_sizes)
         unet = {**(unet or {}), 'n_classes': len(self.classes)}
         self.unet = UNet(**unet).to(memory_format=torch.channels_last)
         with torch.device('cpu'):
@@ -323,6 +332,44 @@ def check_interval(interval):
         raise ValueError("interval should be two numbers, the lowest and the highest "
                          f"log-SNR, not {interval!r:.80}.")
 
+def check_types(images, masks):
+    "Raise a `TypeError` unless images are floats and masks a tensor"
+    for name, x in dict(images=images, masks=masks).items():
+        if torch.is_tensor(x): continue
+        raise TypeError(f"The {name} should be a tensor, got {type(x).__name__}.")
+    if not images.is_floating_point():
+        raise TypeError(f"The images should be floats in -1..1, got {images.dtype}: "
+                        "`encode` makes them from pixels.")
+
+def check_masks(
+    images:torch.Tensor, # Floats `(n, channel, height, width)`
+    masks:torch.Tensor, # `(n or 1, 1, height, width)`, bool or 0 and 1
+):
+    "Raise `TypeError` or `ValueError` for images and masks that are something else"
+    check_types(images, masks)
+    fit = images.ndim == 4 and masks.shape[1:] == (1, *images.shape[2:])
+    if not fit or 1 not in (len(images), len(masks)) and len(images) != len(masks):
+        raise ValueError("Images (n, channel, height, width) need masks (n, 1, height, "
+                         f"width), or one for all, got {tuple(images.shape)} and "
+                         f"{tuple(masks.shape)}.")
+    wrong = (masks != 0) & (masks != 1)
+    if wrong.any():
+        raise ValueError("A mask holds True or 1 where something is to be filled and 0 "
+                         f"elsewhere, not {masks[wrong][0].item():g}.")
+
+def check_known(
+    images:torch.Tensor, # As in `check_masks`, in -1..1 where they are known
+    masks:torch.Tensor, # As in `check_masks`; what lies under a mask may be anything
+):
+    "`check_masks`, and raise `ValueError` for known pixels that are not in -1..1"
+    check_masks(images, masks)
+    known = torch.where(masks.to(images.device) == 1, 0, images)
+    wrong = ~(known.abs() <= 1.001)      # True for NaN too
+    if wrong.any():
+        raise ValueError("Known pixels should be in -1..1, and one is "
+                         f"{known[wrong][0].item():g}: `encode` makes images from "
+                         "pixels in 0..255.")
+
 def same_noise_levels(model, guide):
     "Whether timestep t means the same to two networks, for images of the same shape"
     shapes = [(net.channels, net.size, net.schedule.T) for net in (model, guide)]
@@ -358,11 +405,14 @@ def class_number(classes, label):
 # %% ../nbs/06b_long_runs.ipynb #c087
 def warm_start(
     model:Denoiser, # A new network, whose weights are overwritten
-    trained:Denoiser, # A trained one, perhaps with fewer inputs or without classes
+    trained:Denoiser, # A trained one, perhaps with fewer inputs or other classes
 )->Denoiser: # `model`
-    "Copy trained weights; new ones begin at zero. `ValueError` if they do not fit"
+    """Copy trained weights; new inputs begin at zero, new classes as the null class.
+
+    Raises `ValueError` for weights that do not fit."""
     check_same_task(model, trained)
     old = trained.state_dict()
+    if trained.classes: old[label_rows] = rows_by_name(model, trained, old[label_rows])
     new = model.state_dict()
     if lost := sorted(set(old) - set(new)):
         raise ValueError(f"Cannot start from this network: it has {lost[0]}, and there "
@@ -375,7 +425,14 @@ def warm_start(
 
 # %% ../nbs/06b_long_runs.ipynb #n026
 # New input channels, and the embedding of classes in a network that had none
-may_grow = ('unet.conv_in.weight', 'unet.embedding.label.weight')
+label_rows = 'unet.embedding.label.weight'
+may_grow = ('unet.conv_in.weight', label_rows)
+
+def rows_by_name(model, trained, rows):
+    "What a network learned of each class, in the order of another one's classes"
+    number = {name: i for i, name in enumerate(trained.classes)}
+    null = len(number)
+    return rows[[*(number.get(name, null) for name in model.classes), null]]
 
 def check_weights(name, old, new):
     "A tensor has the same shape, or grows by inputs, or is new where classes are new"
@@ -406,23 +463,25 @@ def check_same_task(model, trained):
         if here != there:
             raise ValueError(f"Cannot start from this network: its {name} is {there}, "
                              f"here it is {here}.")
-    if trained.classes and model.classes != trained.classes:
+    if trained.classes and not model.classes:
         raise ValueError("Cannot start from this network: its classes are "
-                         f"{', '.join(trained.classes)}, here they are "
-                         f"{', '.join(model.classes) or 'none'}.")
+                         f"{', '.join(trained.classes)}, here they are none: train "
+                         "with classes.")
 
 # %% ../nbs/weights.ipynb #n003
+import hashlib
 import inspect
 import json
 import math
 import os
-import tempfile
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as tensor_bytes
 from cell_diffusion.core import default_device, fast_bfloat16
+from cell_diffusion.records import _read, write_together
 from cell_diffusion.unet import UNet
 
 # %% ../nbs/weights.ipynb #n005
@@ -526,6 +585,36 @@ def _tensors_to_save(model, folder):
                              f"precision: nothing was saved in {folder}.")
     return state
 
+def file_bytes(state, metadata):
+    "A safetensors file; the same tensors and metadata always give the same bytes"
+    data = tensor_bytes(state, metadata)
+    end = 8 + int.from_bytes(data[:8], 'little')
+    header = json.loads(data[8:end])
+    # safetensors writes the metadata in any order
+    header['__metadata__'] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(',', ':')).encode()
+    text += b' '*(-len(text) % 8)
+    return len(text).to_bytes(8, 'little') + text + data[end:]
+
+def checksum(state):
+    "SHA-256 of tensors with their names, types and shapes, as 64 hexadecimal digits"
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+# %% ../nbs/weights.ipynb #n045
+def weights_hash(
+    model:Network, # A network of the course
+)->str: # 16 hexadecimal digits
+    "A text that two networks share only if they would be saved as the same files"
+    h = hashlib.sha256(json.dumps(model.settings, sort_keys=True).encode())
+    for name, tensor in model.state_dict().items():
+        h.update(name.encode())
+        h.update(_for_file(tensor).numpy().tobytes())
+    return h.hexdigest()[:16]
+
 # %% ../nbs/weights.ipynb #n022
 def _config_to_save(model, folder):
     "Class, format version and every setting of a network"
@@ -549,21 +638,18 @@ def save(
     model:Network, # A network of the course
     folder, # Gets `model.safetensors` and `config.json`; other files in it stay
 ):
-    "Save weights in half precision, with class, format version and every setting"
+    """Save weights in half precision, with class, settings and a checksum
+
+    Raises `ValueError` for what `load` would refuse, and `OSError` where nothing can be
+    written. Then the old files stay as they were."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder for the weights.")
     state = _tensors_to_save(model, folder)
     config = json.dumps(_config_to_save(model, folder), indent=2) + '\n'
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix='.unfinished-') as unfinished:
-        unfinished = Path(unfinished)
-        save_file(state, unfinished/'model.safetensors',
-                  metadata=dict(format='pt', config=config))
-        (unfinished/'config.json').write_text(config, encoding='utf-8')
-        for name in ('model.safetensors', 'config.json'):
-            os.replace(unfinished/name, folder/name)
+    metadata = dict(format='pt', config=config, sha256=checksum(state))
+    weights = file_bytes(state, metadata)
+    write_together({folder/'model.safetensors': weights, folder/'config.json': config})
 
 # %% ../nbs/weights.ipynb #n027
 def _not_json(name): raise ValueError(f"{name} is no number of JSON")
@@ -633,7 +719,8 @@ def _read_tensors(folder, expected, config):
     try:
         with safe_open(file, 'pt') as f:
             _check_table(folder, f, expected)
-            _check_pair(folder, f.metadata() or {}, config)
+            metadata = f.metadata() or {}
+            _check_pair(folder, metadata, config)
             state = {name: f.get_tensor(name) for name in expected}
     except (SafetensorError, OSError) as e:
         _refuse(folder, "its model.safetensors is not a safetensors file, or is "
@@ -641,14 +728,25 @@ def _read_tensors(folder, expected, config):
     for name, tensor in state.items():
         if not _is_finite(tensor):
             _refuse(folder, f"{name} holds numbers that are not finite")
+    _check_sum(folder, metadata, state)
     return state
+
+def _check_sum(folder, metadata, state):
+    "The weights are those that were saved; the first releases noted no checksum"
+    noted = metadata.get('sha256')
+    if noted is None:
+        record = _read(folder/'record.json')
+        noted = record.get('sha256') if isinstance(record, dict) else None
+    if noted is not None and noted != checksum(state):
+        _refuse(folder, "its weights are not those that were saved: their checksum "
+                        "has changed")
 
 def _check_pair(folder, metadata, config):
     "Weights and settings were written together; the first release noted nothing"
     if 'config' not in metadata: return
     try:
         written = json.loads(metadata['config'])
-    except ValueError:
+    except (ValueError, RecursionError):
         written = None
     if written != config:
         _refuse(folder, "its config.json is not the one saved with its weights")
@@ -712,3 +810,36 @@ def _find_folder(name):
     if os.path.isfile(name):
         raise ValueError(f"{name} is a file: name the folder that holds it.")
     return shipped(str(name))
+
+# %% ../nbs/weights.ipynb #hubload
+@patch(cls_method=True)
+def from_pretrained(cls:Network,
+    name, # A folder, shipped weights, or a repository of the Hugging Face Hub
+    device='cpu', # Where the network is to run
+    **kwargs, # More arguments of `huggingface_hub.snapshot_download`
+)->Network:
+    "As `load`, in float32; from the Hub too"
+    try:
+        folder = _find_folder(name)
+    except ValueError:
+        if '/' not in str(name): raise
+        folder = _download(name, kwargs)
+    return load(folder, device, 'float32', cls)
+
+def _download(name, kwargs):
+    "The folder of a repository in the cache of `huggingface_hub`"
+    files = ['config.json', 'model.safetensors']
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=files, **kwargs))
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{name} is no folder, and the Hugging Face Hub does not hand "
+                         f"it out ({_first_line(e)}).") from e
+
+@patch
+def save_pretrained(self:Network,
+    folder, # Gets `model.safetensors` and `config.json`
+    config=None, # Not used
+    model_card_kwargs=None, # Not used
+):
+    "As `save`; `push_to_hub` calls it"
+    save(self, folder)

@@ -12,16 +12,15 @@ import torch.nn as nn
 import torch.nn.functional as F
 from copy import deepcopy
 from fastai.callback.core import Callback
-from fastai.callback.tracker import TerminateOnNaNCallback
 from fastai.learner import Learner, OptimWrapper
 from fastai.torch_core import num_distrib
 from fastcore.basics import patch, store_attr
 from functools import partial
 from torch.nn.utils.parametrizations import spectral_norm
 from typing import Callable, NamedTuple
-from cell_diffusion.core import default_device, generator
+from cell_diffusion.core import default_device, generator, old_keywords
 from cell_diffusion.denoiser import Network, class_numbers
-from cell_diffusion.training import NoiseCallback
+from cell_diffusion.training import NoiseCallback, StopAtNaN, check_loss
 from cell_diffusion.transforms import diff_augment, random_dihedral
 from cell_diffusion.denoiser import choose_precision
 
@@ -410,9 +409,9 @@ def after_step(self:GANCallback):
     discriminator = self.learn.model.discriminator.requires_grad_(False)
     self.opt.zero_grad()
     loss = self.generator_loss(discriminator(self.show(self.generated), self.label))
-    if torch.isfinite(loss):
-        loss.backward()
-        self.opt.step()
+    check_loss(self.learn, loss)
+    loss.backward()
+    self.opt.step()
     discriminator.requires_grad_(True)
 
 # %% ../nbs/11_gan.ipynb #n039
@@ -435,8 +434,6 @@ class GeneratorEMA(Callback):
 
     @torch.no_grad()
     def after_step(self):
-        # A loss that is not finite is about to stop the run
-        if not torch.isfinite(self.learn.loss): return
         self.steps += 1
         decay = min(self.decay, (1 + self.steps)/(10 + self.steps))
         averaged = float_tensors(self.averaged)
@@ -448,6 +445,8 @@ def float_tensors(network):
     return [t for t in network.state_dict().values() if t.is_floating_point()]
 
 # %% ../nbs/11_gan.ipynb #c057
+@old_keywords(game='loss', critic='disc_dim', bfloat16=(
+    'precision', {None: 'auto', True: 'bfloat16', False: 'float32'}))
 def gan_learner(
     dls, # fastai `DataLoaders` of images in -1..1 and labels, as from `cell_dls`
     classes:bool=True, # Are the networks conditioned on the class?
@@ -471,7 +470,7 @@ def gan_learner(
     if augment is not False: augment = dict(dihedral=turns, **(augment or {}))
     gan = build_gan(dls, classes, dim, disc_dim, latent, turns, precision, seed)
     callback = GANCallback(loss, r1, augment=augment, seed=seed)
-    cbs = [callback, GeneratorEMA(ema), TerminateOnNaNCallback(), *cbs]
+    cbs = [callback, GeneratorEMA(ema), StopAtNaN(), *cbs]
     adam = partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=betas))
     return Learner(dls, gan, loss_func=gan_losses[loss].discriminator,
                    opt_func=adam, splitter=parameters_of_both, cbs=cbs)

@@ -406,7 +406,7 @@ def read_mask(
 
 # %% ../nbs/imageio.ipynb #i044
 def deep_colours_file(
-    pixels:np.ndarray, # uint16 `(height, width, 3 or 4)`
+    pixels:np.ndarray, # uint16 `(height, width, 2 to 4)`
     form:str='PNG',    # Or `TIFF`
     chunks=(),         # More parts of a PNG: `(name, bytes)` of each
 )->bytes:
@@ -414,8 +414,11 @@ def deep_colours_file(
     file = io.BytesIO()
     if form == 'TIFF':
         from tifffile import imwrite
-        alpha = dict(extrasamples=['unassalpha']) if pixels.shape[2] == 4 else {}
-        imwrite(file, pixels, photometric='rgb', metadata=None, **alpha)
+        c = pixels.shape[2]
+        alpha = dict(extrasamples=['unassalpha']) if c in (2, 4) else {}
+        colours = 'rgb' if c > 2 else 'minisblack'
+        imwrite(file, pixels, photometric=colours, planarconfig='contig', metadata=None,
+                **alpha)
         return file.getvalue()
     if form != 'PNG':
         raise ValueError(f"Colours of 16 bits are written as PNG or TIFF, not {form}.")
@@ -449,6 +452,15 @@ def save_pixels(
         Image.fromarray(pixels).save(file, form, **notes)
 
 def is_name(file)->bool: return isinstance(file, (str, Path))
+
+def picture_bytes(
+    pixels:np.ndarray, # As from `read_image`
+    suffix:str,        # `.png`, `.tif` or `.tiff`
+)->bytes:
+    "What `save_pixels` would write into a file"
+    file = io.BytesIO()
+    save_pixels(file, pixels, Image.registered_extensions()[suffix.lower()])
+    return file.getvalue()
 
 # %% ../nbs/imageio.ipynb #n010
 def save_image(

@@ -9,12 +9,14 @@ __all__ = ['random_masks', 'stained_masks', 'masked_view', 'Inpainter', 'fill_ho
 import numpy as np
 import torch
 import torch.nn.functional as F
+import warnings
 from PIL import Image, ImageDraw
 from functools import partial
 from pathlib import Path
 from scipy import ndimage
-from cell_diffusion.core import check_limits
-from cell_diffusion.denoiser import Denoiser, class_numbers, load
+from cell_diffusion.core import check_limits, check_number, encode, old_keywords
+from cell_diffusion.denoiser import (
+    Denoiser, check_masks, check_types, class_numbers, load)
 from cell_diffusion.imageio import read_image, read_mask
 from cell_diffusion.morphology import find_cells, find_nuclei, optical_density
 from cell_diffusion.sampling import sample
@@ -128,9 +130,10 @@ def masked_view(
     colour:tuple=(-.5, .35, .75), # Of the hole, in -1..1; its mean in grey images
 )->torch.Tensor: # Images with a coloured hole
     "Show what is hidden as a flat colour that no cell has"
+    check_masks(x, mask)
     channels = x.shape[1]
     if channels != 3: colour = [np.mean(colour)]*channels
-    return torch.where(mask, torch.tensor(colour).reshape(1, -1, 1, 1), x)
+    return torch.where(mask.bool(), torch.tensor(colour).reshape(1, -1, 1, 1), x)
 
 # %% ../nbs/10_inpainting.ipynb #c027
 class Inpainter(Denoiser):
@@ -166,21 +169,18 @@ def fill_holes(
     masks:torch.Tensor, # `(n, 1, size, size)`, or one for all: True is to be filled
     label=None, # A class name or number for all, or one for each
     seed:int=0, # The same seed gives the same fills
-    bs:int=128, # Images at a time
+    bs:int=128, # Images in a network call; the noise does not depend on it
     **kwargs, # More arguments of `sample`, such as `steps`, `sampler`, `guidance_scale`
 )->torch.Tensor: # Filled images, of the shape of `images`, on the CPU
-    "Fill the hole of each image; known pixels come out as they went in"
+    """Fill the hole of each image; known pixels come out as they went in.
+
+    Raises `ValueError` or `TypeError` for images and masks that do not fit, see
+    `check_holes` and `check_known`.
+    """
     seed, bs = check_limits(seed=seed, bs=bs)
     check_holes(model, images, masks)
-    masks = masks.expand(len(images), *masks.shape[1:])
-    label = class_numbers(model, label, len(images))
-    parts = []
-    for i in range(0, len(images), bs):
-        rows = slice(i, i + bs)
-        parts.append(sample(
-            model, label=None if label is None else label[rows], seed=seed + i,
-            known=images[rows], mask=masks[rows], **kwargs))
-    return torch.cat(parts)
+    return sample(model, len(images), label, seed, known=images, mask=masks, bs=bs,
+                  **kwargs)
 
 # %% ../nbs/10_inpainting.ipynb #n018
 def check_holes(
@@ -188,7 +188,8 @@ def check_holes(
     images:torch.Tensor, # `(n, channel, size, size)`
     masks:torch.Tensor, # `(n, 1, size, size)`, or one for all
 ):
-    "Raise a `ValueError` where images, masks and network do not fit"
+    "Raise an error where images, masks and network do not fit"
+    check_types(images, masks)
     shape = model.channels, model.size, model.size
     if images.shape[1:] != shape or masks.shape[1:] != (1, *shape[1:]):
         raise ValueError(f"This network fills images (n, {', '.join(map(str, shape))}) "
@@ -205,6 +206,7 @@ def hole_error(
     mask:torch.Tensor, # bool `(n, 1, height, width)`
 )->torch.Tensor: # `(n,)`, grey levels of 0..255; 0 where the mask is empty
     "Root mean squared error inside the hole of each image"
+    check_masks(real, mask)
     square = ((filled - real)*127.5)**2*mask
     values = (mask.sum((1, 2, 3))*real.shape[1]).clamp(min=1)
     return (square.sum((1, 2, 3))/values).sqrt()
@@ -214,6 +216,8 @@ def seam_energy(
     mask:torch.Tensor, # bool `(n, 1, height, width)`
 )->torch.Tensor: # `(n,)`, grey levels squared; 0 where there is no border
     "Mean squared difference of neighbours of which one is known and one is not"
+    check_masks(x, mask)
+    mask = mask.bool()
     total = 0
     pairs = 0
     for dim in (2, 3):
@@ -274,13 +278,46 @@ def inpainting_learner(
     shares:dict=None, # How often each shape of mask comes
     **kwargs, # More arguments of `diffusion_learner`
 ): # A fastai Learner
-    "An `Inpainter` and its learner"
+    "An `Inpainter`, which knows how large the training cells are, and its learner"
     channels = dls.one_batch()[0].shape[1]
     return diffusion_learner(
-        dls, config, classes, kind=Inpainter,
+        dls, config, classes,
+        kind=partial(Inpainter, cell_sizes=typical_sizes(dls, classes)),
         unet=dict(channels=2*channels + 1, out_channels=channels),
         noise=partial(InpaintingCallback, outside=outside, shares=shares),
         loss_func=hole_mse, **kwargs)
+
+# %% ../nbs/10_inpainting.ipynb #n015
+def diameter(mask): # bool `(height, width)`, square
+    "Of the disc with the area of a mask, as a share of the side"
+    return float(np.sqrt(4/np.pi*mask.sum())/len(mask))
+
+def typical_sizes(
+    dls, # From `cell_dls`
+    classes:bool=True, # One number for each class, or one for all cells?
+    n:int=64, # Training cells that are measured, of each class
+)->tuple: # Median diameters as shares of the side; None where they are not stained
+    "How wide the training cells are"
+    idxs = torch.as_tensor(dls.train.idxs)
+    labels = torch.as_tensor(dls.train.labels).cpu()[idxs]
+    sizes = []
+    for k in range(len(dls.vocab)):
+        rows = idxs[labels == k]
+        rows = rows[::max(1, len(rows)//n)][:n]
+        sizes.append(stained_sizes(dls.train.images[rows].cpu()))
+    if not all(map(are_plausible, sizes)): return None
+    if not classes: sizes = [np.concatenate(sizes)]
+    return tuple(round(float(np.median(s)), 3) for s in sizes)
+
+def stained_sizes(images): # uint8 `(n, channel, size, size)`
+    "Diameters of stained cells, 0 where none is found; None for other channels"
+    if images.shape[1] != 3 or not len(images): return None
+    cells = find_cells(optical_density(encode(images)).numpy())
+    return np.array([diameter(cell) for cell in cells])
+
+def are_plausible(sizes):
+    "Whether nearly all cells were found, and none but a few fill their image"
+    return sizes is not None and np.mean((sizes > .1) & (sizes < 1)) >= .9
 
 # %% ../nbs/10_inpainting.ipynb #c101
 def find_window(
@@ -295,6 +332,7 @@ def find_window(
     h, w = hole.shape
     ys, xs = np.nonzero(hole)
     extent = max(np.ptp(ys), np.ptp(xs)) + 1
+    if side is not None: side = check_number('window', side, whole=True)
     if side is None: side = default_side(h, w, extent)
     if not extent <= side <= 2*max(h, w):
         raise ValueError(f"The hole is {extent} pixels long and the picture "
@@ -332,7 +370,7 @@ def close_up(
     pixels:np.ndarray, # The window in -1..1, `(side, side, channel)`
     hole:np.ndarray, # bool `(side, side)`
     size:int, # Height and width that the network needs
-): # Images `(1, 3, size, size)` and masks `(1, 1, size, size)`
+): # Images `(1, channel, size, size)` and masks `(1, 1, size, size)`
     "A window as the network sees it, with nothing of what is hidden"
     if not hole.all():
         nearest = ndimage.distance_transform_edt(
@@ -341,7 +379,7 @@ def close_up(
     x = torch.from_numpy(resize(pixels, size)).permute(2, 0, 1)[None]
     mask = torch.from_numpy(hole)[None, None].float()
     mask = F.adaptive_max_pool2d(mask, size) > 0
-    return x.float().clamp(-1, 1).expand(-1, 3, -1, -1), mask
+    return x.float().clamp(-1, 1), mask
 
 def resize(pixels, size):
     "Float pixels `(side, side, channel)` at another size `(size, size, channel)`"
@@ -354,13 +392,19 @@ def resize(pixels, size):
 
 # %% ../nbs/10_inpainting.ipynb #n010
 def white_level(
-    known:np.ndarray, # Known pixels, uint8 or uint16
-)->int: # 255 to 65535
-    "The value of white"
-    if known.dtype == np.uint8: return 255
-    if not known.size: return 65535
-    bits = int(known.max()).bit_length()
-    return max(255, 2**bits - 1)
+    known:np.ndarray, # Known pixels, uint8 or uint16 `(…, channel)`
+    white:float=None, # What the user says
+)->float: # 1 to 255, or to 65535
+    """The value of white: `white`, or 255, or of 16 bits the 99.9th percentile.
+
+    Raises `ValueError` for a white that does not fit into the pixels' type.
+    """
+    largest = np.iinfo(known.dtype).max
+    if white is not None: return check_number('white', white, 1, largest)
+    if known.dtype == np.uint8 or not known.size: return largest
+    brightest = known.reshape(-1, known.shape[-1]).max(1)
+    level = np.percentile(brightest, 99.9, method='lower')
+    return max(1., float(level))
 
 def colour_channels(
     pixels:np.ndarray, # `(height, width)` or `(height, width, channel)`
@@ -370,36 +414,90 @@ def colour_channels(
     return pixels[..., :1 if pixels.shape[2] < 3 else 3]
 
 # %% ../nbs/10_inpainting.ipynb #n023
-def look_through(pixels, hole, window, size):
+def look_through(pixels, hole, window, size, white=None):
     "Close-up of a window, its hole, and the value of white"
     colours = colour_channels(pixels)
-    white = white_level(colours[~hole])
-    seen = crop_window(colours, window)/white*2 - 1
-    return *close_up(seen, crop_window(hole, window), size), white
+    level = white_level(colours[~hole], white)
+    if white is None and pixels.dtype == np.uint16:
+        warnings.warn(f"White of this 16-bit picture is taken to be {level:.0f}, from "
+                      "its known pixels: pass white if you know it, such as 4095 for "
+                      "12 bits.", stacklevel=4)
+    seen = crop_window(colours, window)/level*2 - 1
+    return *close_up(seen, crop_window(hole, window), size), level
+
+# %% ../nbs/10_inpainting.ipynb #n024
+def is_grey(pixels, hole):
+    "One channel, or three that agree in the known pixels without being flat"
+    colours = colour_channels(pixels)
+    if colours.shape[2] == 1: return True
+    known = colours[~hole]
+    return bool(len(known)) and known.min() < known.max() and not np.ptp(known, 1).any()
+
+def check_channels(model, grey, as_colour):
+    "Raise a `ValueError` where a picture has other channels than the network"
+    if model.channels not in (1, 3):
+        raise ValueError(f"This network generates cells of {model.channels} channels, "
+                         "which no picture has: use `fill_holes`.")
+    if grey and model.channels == 3 and not as_colour:
+        raise ValueError("The picture is grey and the network generates cells in "
+                         "colour: choose a network of grey cells, or pass as_colour to "
+                         "show it the same grey in all colours.")
+    if not grey and model.channels == 1:
+        raise ValueError("The picture is in colour and the network generates grey "
+                         "cells: choose a network of cells in colour, or convert the "
+                         "picture to grey.")
+
+# %% ../nbs/10_inpainting.ipynb #n026
+def cell_in_view(
+    x:torch.Tensor, # Close-up `(1, 3, size, size)`
+    mask:torch.Tensor, # Its hole, bool `(1, 1, size, size)`
+)->tuple: # Smallest and largest diameter that the cell may have, in sides
+    "How wide the stained cell is in a close-up with a hole"
+    cell = find_cells(optical_density(x).numpy())[0]
+    hole = mask[0, 0].numpy()
+    if (ndimage.binary_dilation(cell, iterations=2) & hole).any():
+        return diameter(cell & ~hole), diameter(cell | hole)
+    if cell.sum() > hole.sum(): return diameter(cell), diameter(cell)
+    return 0, diameter(hole)             # The cell itself seems to be hidden
+
+def check_scale(model, x, mask, label, side):
+    "Warn where a cell is clearly smaller or larger than the training cells"
+    if not model.cell_sizes or mask.all(): return
+    typical = [float(np.median(model.cell_sizes))]
+    if label is not None and len(model.cell_sizes) > 1:
+        typical.append(model.cell_sizes[class_numbers(model, label)[0]])
+    smallest, largest = cell_in_view(x, mask)
+    if largest < .75*min(typical): found, expected = largest, min(typical)
+    elif smallest > max(typical)/.75: found, expected = smallest, max(typical)
+    else: return
+    warnings.warn(
+        f"The cell fills {found:.0%} of the side of the window ({side} pixels), and "
+        f"training cells of this network fill about {expected:.0%}: pass "
+        f"window={round(side*found/expected)} to show it at that scale, or the "
+        "class as label if it is a small kind of cell.", stacklevel=4)
 
 # %% ../nbs/10_inpainting.ipynb #n035
 def put_back(
     pixels:np.ndarray, # The picture
     hole:np.ndarray, # bool `(height, width)`
     window:tuple, # Top, left and side
-    fill:torch.Tensor, # `(3, size, size)` in -1..1
-    white:int, # See `white_level`
+    fill:torch.Tensor, # `(1 or 3, size, size)` in -1..1
+    white:float, # See `white_level`
+    grey:bool=False, # Average the colours of the fill?
 )->np.ndarray: # Of the shape and type of `pixels`
     "The picture with a fill in its hole, and nothing else changed"
     top, left, side = window
     ys, xs = np.nonzero(hole)
     large = resize(fill.permute(1, 2, 0).numpy(), side)
-    values = ((large + 1)/2*white).clip(0, white).round()
+    values = ((large + 1)/2*white).clip(0, np.iinfo(pixels.dtype).max).round()
     colours = values[ys - top, xs - left]
-    grey = colours.mean(-1).round()
+    if grey: colours = colours.mean(-1, keepdims=True).round()
 
     out = pixels.copy()
     if pixels.ndim == 2:
-        out[hole] = grey
-    elif pixels.shape[2] < 3:
-        out[ys, xs, 0] = grey
+        out[hole] = colours[:, 0]
     else:
-        out[ys, xs, :3] = colours
+        out[ys, xs, :colour_channels(pixels).shape[2]] = colours
     return out
 
 # %% ../nbs/10_inpainting.ipynb #c105
@@ -421,6 +519,7 @@ def find_network(
     return model
 
 # %% ../nbs/10_inpainting.ipynb #n022
+@old_keywords(w='guidance_scale')
 def inpaint(
     image, # File name, PIL image, or array of uint8 or uint16, see `read_image`
     mask, # The same kinds, of the same height and width: True or white is to be filled
@@ -431,6 +530,8 @@ def inpaint(
     steps:int=None, # Steps of the sampler; by default as in `methods`
     guidance_scale:float=1., # Guidance towards the class
     window:int=None, # Side of the square that the network sees, see `find_window`
+    white:float=None, # Value of white, such as 4095; by default see `white_level`
+    as_colour:bool=False, # Fill a grey picture with a network of cells in colour?
     model=None, # A network, its name or its folder; by default as in `methods`
     progress:bool=True, # Show a progress bar
     **kwargs, # More arguments of `sample`
@@ -438,6 +539,8 @@ def inpaint(
     """Fill what a mask hides in a picture; pixels outside the mask keep their values.
 
     Raises `ValueError`, `TypeError` or `FileNotFoundError` for what cannot be filled.
+    Warns where white had to be worked out, and where the cell is clearly smaller or
+    larger in the window than the network's training cells: choose `window` then.
     """
     if method not in methods:
         raise ValueError(f"Unknown method {method!r}: use one of {', '.join(methods)}.")
@@ -450,19 +553,25 @@ def inpaint(
     pixels = read_image(image)
     hole = read_mask(mask, pixels.shape[:2])
     model = find_network(model or default_model, method)
+    grey = is_grey(pixels, hole)
+    check_channels(model, grey, as_colour)
     window = find_window(hole, window)
-    x, small_hole, white = look_through(pixels, hole, window, model.size)
+    x, small_hole, white = look_through(pixels, hole, window, model.size, white)
+    if not grey: check_scale(model, x, small_hole, label, window[2])
 
-    fills = fill_holes(model, x.expand(n, -1, -1, -1), small_hole, label, seed,
+    x = x[:, :model.channels].expand(n, model.channels, -1, -1)
+    fills = fill_holes(model, x, small_hole, label, seed,
                        guidance_scale=guidance_scale, progress=progress,
                        show_known=method == 'trained', **settings)
-    return np.stack([put_back(pixels, hole, window, fill, white) for fill in fills])
+    return np.stack([put_back(pixels, hole, window, fill, white, grey)
+                     for fill in fills])
 
 # %% ../nbs/10b_inpainting_study.ipynb #n015
 import numpy as np
 import torch
 from scipy import sparse
 from scipy.sparse.linalg import spsolve
+from cell_diffusion.denoiser import check_known
 
 # %% ../nbs/10b_inpainting_study.ipynb #c078
 def mean_fill(
@@ -470,6 +579,8 @@ def mean_fill(
     masks:torch.Tensor, # bool `(n, 1, height, width)`, or one for all
 )->torch.Tensor: # Of the shape of `images`
     "The hole gets the mean colour of the known pixels"
+    check_known(images, masks)
+    masks = masks.bool()
     known = (~masks).float()
     total = (images*known).sum((2, 3), keepdim=True)
     mean = total/known.sum((2, 3), keepdim=True).clamp(min=1)
@@ -489,8 +600,9 @@ def biharmonic_fill(
     masks:torch.Tensor, # bool `(n, 1, height, width)`, or one for all
 )->torch.Tensor: # Of the shape of `images`
     "The smoothest surface over each hole (Damelin and Hoang 2018)"
+    check_known(images, masks)
     B = biharmonic_operator(*images.shape[2:])
-    masks = masks.expand(len(images), -1, -1, -1)
+    masks = masks.bool().expand(len(images), -1, -1, -1)
     filled = images.clone(memory_format=torch.contiguous_format)
     for x, hole in zip(filled, masks.flatten(1).numpy()):
         pixels = x.flatten(1).T.double().numpy()

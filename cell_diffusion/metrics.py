@@ -23,7 +23,8 @@ from typing import Callable, NamedTuple
 from cell_diffusion.classifier import (
     CellClassifier, features_and_predictions, train_classifier,
 )
-from cell_diffusion.core import check_limits, decode, default_device
+from cell_diffusion.core import (
+    check_limits, check_number, decode, default_device)
 from cell_diffusion.data import CellLoader, CellLoaders
 from cell_diffusion.denoiser import Denoiser, weights_folder
 from cell_diffusion.records import read_json
@@ -32,25 +33,36 @@ from cell_diffusion.transforms import dihedral_views
 
 # %% ../nbs/07_evaluation.ipynb #c025
 def wilson(
-    hits:int, # How many times it happened
+    hits:int, # How many times it happened, 0..n
     n:int, # Out of how many, at least 1
 )->tuple: # Low and high end, 0..1
-    "95% interval of a share (Wilson 1927), through scipy"
-    interval = binomtest(int(hits), int(n)).proportion_ci(method='wilson')
+    "95% interval of a share (Wilson 1927). Raises `ValueError` if hits is above n."
+    n = check_number('n', n, 1, whole=True)
+    hits = check_number('hits', hits, 0, n, whole=True)
+    interval = binomtest(hits, n).proportion_ci(method='wilson')
     return float(interval.low), float(interval.high)
 
 # %% ../nbs/07_evaluation.ipynb #c028
 def class_accuracy(
-    predicted:torch.Tensor, # The classes that a classifier predicts `(n,)`
-    requested:torch.Tensor, # The classes that were requested, or the true ones `(n,)`
+    predicted, # The classes that a classifier predicts `(n,)`
+    requested, # The classes that were requested, or the true ones `(n,)`
     classes:tuple, # Names of the classes
 )->pd.DataFrame: # `class`, `share`, `low`, `high`, `n`: a row a class, then `all`
-    "Share of cells predicted as their class, with intervals; no row for empty classes"
+    """Share of cells predicted as their class, with intervals; no row for empty classes
+
+    Raises `ValueError` for no cells, and for labels that are no class."""
+    predicted = torch.as_tensor(predicted)
+    requested = torch.as_tensor(requested)
+    if not len(requested) or predicted.shape != requested.shape:
+        raise ValueError("class_accuracy compares as many predicted as requested "
+                         f"classes, got {len(predicted)} and {len(requested)}.")
+    if requested.min() < 0 or requested.max() >= len(classes):
+        raise ValueError(f"Classes run from 0 to {len(classes) - 1}, got "
+                         f"{requested.min().item()} to {requested.max().item()}.")
     hits = predicted == requested
-    groups = {name: hits[requested == k] for k, name in enumerate(classes)}
-    groups['all'] = hits
+    groups = [(name, hits[requested == k]) for k, name in enumerate(classes)]
     rows = []
-    for name, hit in groups.items():
+    for name, hit in [*groups, ('all', hits)]:
         if not len(hit): continue
         low, high = wilson(hit.sum(), len(hit))
         share = hit.float().mean().item()
@@ -59,11 +71,11 @@ def class_accuracy(
     return pd.DataFrame(rows)
 
 def balanced_accuracy(
-    table:pd.DataFrame, # From `class_accuracy`
+    table:pd.DataFrame, # From `class_accuracy`, whose last row is that of all cells
     draws:int=4000, # Draws for the interval
 )->tuple: # Value, low and high end of its 95% interval, 0..1
     "Mean of the classes' shares; the interval is from Jeffreys' posterior of each"
-    t = table[table['class'] != 'all']
+    t = table.iloc[:-1]
     hits = t['share']*t['n']
     rng = np.random.default_rng(0)
     shares = rng.beta(hits + .5, t['n'] - hits + .5, (draws, len(t)))
@@ -86,25 +98,51 @@ def computed(metric, real, fake):
     metric.update(fake, real=False)
     return metric.compute()
 
+# %% ../nbs/07_evaluation.ipynb #chkfeat
+def check_features(
+    name:str, # What needs them, for the message
+    *sets, # Features `(cells, d)`
+    least:int=1, # Cells that each set must have
+):
+    "Raise a `ValueError` unless these are finite features, all of the same length"
+    shapes = ', '.join(str(tuple(x.shape)) for x in sets)
+    if any(x.ndim != 2 or len(x) < least for x in sets):
+        raise ValueError(f"{name} needs features (cells, numbers), {least} cells or "
+                         f"more in each set, got {shapes}.")
+    if len({x.shape[1] for x in sets}) > 1:
+        raise ValueError(f"{name} compares features of one network, with as many "
+                         f"numbers for each cell, got {shapes}.")
+    if not all(x.isfinite().all() for x in sets):
+        raise ValueError(f"{name} got features that are not finite.")
+
 # %% ../nbs/07_evaluation.ipynb #n037
 def frechet_distance(
     real:torch.Tensor, # Features `(n, d)`, n at least 2
     fake:torch.Tensor, # Features `(m, d)`, m at least 2
 )->float: # 0 when means and covariances are equal
-    "Squared Fréchet distance of two Gaussians fitted to features; too high at small n"
+    """Squared Fréchet distance of two Gaussians fitted to features; too high at small n
+
+    Raises `ValueError` for fewer than 2 cells, and for features that do not fit."""
+    check_features('frechet_distance', real, fake, least=2)
     metric = FrechetInceptionDistance(feature=GivenFeatures(real.shape[1]))
     metric.set_dtype(torch.float64)
     return float(computed(metric, real.double(), fake.double()))
 
 # %% ../nbs/07_evaluation.ipynb #c042
 def kernel_distance(
-    real:torch.Tensor, # Features `(n, d)`
-    fake:torch.Tensor, # Features `(m, d)`
-    subset:int=500, # Features in a draw; fewer where there are fewer
+    real:torch.Tensor, # Features `(n, d)`, n at least 2
+    fake:torch.Tensor, # Features `(m, d)`, m at least 2
+    subset:int=500, # Features in a draw, at least 2; fewer where there are fewer
     draws:int=20, # Draws of which the mean is taken
     seed:int=0, # Seed of the draws
 )->float: # Near 0 for equal distributions, at times below
-    "Squared maximum mean discrepancy, cubic kernel (Bińkowski et al. 2018); unbiased"
+    """Squared maximum mean discrepancy, cubic kernel (Bińkowski et al. 2018); unbiased
+
+    Raises `ValueError` for fewer than 2 cells: one alone has no pair to average over.
+    """
+    check_features('kernel_distance', real, fake, least=2)
+    check_number('subset', subset, 2, whole=True)
+    check_limits(draws=draws, seed=seed)
     subset = min(subset, len(real), len(fake))
     # Where a draw holds all features, all draws are the same
     if subset == len(real) == len(fake): draws = 1
@@ -133,8 +171,10 @@ def distance_draws(
     what=both_distances, # From both sets and the draw's number to a dict
 )->pd.DataFrame: # One row a draw: `draw`, `n`, then what was computed
     "Compares random draws; the reference compares real cells with other real cells"
-    rng = np.random.default_rng(seed)
+    n, draws, seed = check_limits(n=n, draws=draws, seed=seed)
     n = min(n, len(real)//2, len(real if fake is None else fake))
+    if not n: raise ValueError("distance_draws needs 2 real cells and a generated one.")
+    rng = np.random.default_rng(seed)
     rows = []
     for i in range(draws):
         order = rng.permutation(len(real))
@@ -176,7 +216,7 @@ def bias_curve(
             tables.append(table.assign(against=name))
     if not tables:
         raise ValueError(f"bias_curve has cells for n up to {largest}, but ns begins "
-                         f"with {min(ns)}.")
+                         f"with {min(ns, default='none')}.")
     keys = ['against', 'n', 'draw']
     return pd.concat(tables).melt(keys, ['fd', 'kid'], 'measure', 'value')
 
@@ -199,11 +239,14 @@ def precision_recall(
 )->tuple: # Share of generated cells near real ones, and the reverse, 0..1
     """Improved precision and recall (Kynkäänniemi et al. 2019, equation 1)
 
-    Raises `ValueError` for sets of k cells or fewer.
+    A cell at the edge of a ball is in it, as in their code. Raises `ValueError` for
+    sets of k cells or fewer, and for features that do not fit.
     """
+    k = check_number('k', k, 1, whole=True)
     if min(len(real), len(fake)) <= k:
         raise ValueError(f"precision_recall with k={k} needs more than {k} cells on "
                          f"both sides, got {len(real)} and {len(fake)}.")
+    check_features('precision_recall', real, fake)
     apart = exact_distances(real, fake)
     near_real = (apart <= radii(real, k)[:, None]).any(0)
     near_fake = (apart <= radii(fake, k)).any(1)
@@ -216,12 +259,16 @@ def density_coverage(
 )->tuple: # Density, near 1 for equal sets and not bounded; coverage, 0..1
     """Density and coverage (Naeem et al. 2020, equations 3 and 4)
 
-    Raises `ValueError` for k real cells or fewer, or for no generated ones.
+    A cell at the edge of a ball is outside, as in their code; both are 0 where all real
+    cells have the same features. Raises `ValueError` for k real cells or fewer, for no
+    generated ones, and for features that do not fit.
     """
+    k = check_number('k', k, 1, whole=True)
     if len(real) <= k or not len(fake):
         raise ValueError(f"density_coverage with k={k} needs more than {k} real cells "
                          f"and a generated one, got {len(real)} and {len(fake)}.")
-    inside = exact_distances(real, fake) <= radii(real, k)[:, None]
+    check_features('density_coverage', real, fake)
+    inside = exact_distances(real, fake) < radii(real, k)[:, None]
     density = inside.float().mean().item()*len(real)/k
     return density, inside.any(1).float().mean().item()
 
@@ -229,11 +276,15 @@ def density_coverage(
 def nearest_cells(
     features:torch.Tensor, # Of the cells in question, `(n, d)` or `(views, n, d)`
     pool:torch.Tensor, # Of the cells among which we search `(m, d)`
-    k:int=1, # How many neighbours
+    k:int=1, # How many neighbours, 1..m
     bs:int=256, # Cells in question at a time
 )->tuple: # Euclidean distances, nearest first, and indices into `pool`, both `(n, k)`
-    "The nearest cells of a pool; of several views of a cell, the nearest one counts"
+    """The nearest cells of a pool; of several views of a cell, the nearest one counts
+
+    Raises `ValueError` for a pool of fewer than k cells or other features."""
     views = features if features.ndim == 3 else features[None]
+    check_features('nearest_cells', pool, *views, least=0)
+    check_number('k', k, 1, len(pool), whole=True)
     exact_pool = pool.double()
     found = [_nearest(batch, pool, exact_pool, k) for batch in views.split(bs, 1)]
     gaps, idx = zip(*found)
@@ -276,6 +327,7 @@ def memorisation(
     Takes features or pixels. A negative `z` means too near; a small `p` is a reason
     to look at the pairs (Meehan et al. 2020). `ValueError` for fewer than 2 cells.
     """
+    check_number('near', near, 0, 1)
     generated = nearest_cells(fake, train)[0][:, 0].double().numpy()
     real = nearest_cells(held_out, train)[0][:, 0].double().numpy()
     n = len(generated)
@@ -357,6 +409,7 @@ def classifier_accuracy_score(
     Beside it the same with equally many real training cells of each class, `trained_on`
     `real`. Raises `ValueError` where the two share no class.
     """
+    seeds, = check_limits(seeds=seeds)
     rows = []
     for seed in range(seeds):
         rng = np.random.default_rng(seed)
@@ -404,13 +457,22 @@ def wasserstein_gaps(
     fake, # Of generated cells
     names:tuple, # Names of the numbers
 )->dict: # From name to distance, 0 or more; NaN where there is nothing to compare
-    "Wasserstein distance of each number's distribution, in sd of the real cells"
+    """Wasserstein distance of each number's distribution, in sd of the real cells
+
+    NaN also where the number is the same in all real cells: it has no sd to be measured
+    in. Raises `ValueError` for tables that are not of these numbers."""
+    if not np.shape(real)[1:] == np.shape(fake)[1:] == (len(names),):
+        raise ValueError(f"wasserstein_gaps compares tables of {len(names)} numbers, "
+                         f"got {np.shape(real)} and {np.shape(fake)}.")
     gaps = {}
     for name, a, b in zip(names, np.asarray(real).T, np.asarray(fake).T):
         a = a[~np.isnan(a)]
         b = b[~np.isnan(b)]
         gaps[name] = np.nan
-        if len(a) and len(b): gaps[name] = wasserstein_distance(a, b)/max(a.std(), 1e-9)
+        if not len(a) or not len(b): continue
+        # Rounding alone makes a spread of about a ten-millionth
+        sd = a.std()
+        if sd > 1e-6*np.abs(a).max(): gaps[name] = wasserstein_distance(a, b)/sd
     return gaps
 
 # %% ../nbs/07_evaluation.ipynb #n066
@@ -617,6 +679,7 @@ def evaluation_report(
     Columns: `model`, `group`, `measure`, `value`, `low`, `high`, `reference`,
     `reference_low`, `reference_high`, `better`, `n`. Raises `ValueError` for too few.
     """
+    if not generated: raise ValueError("A report needs generated cells.")
     sets = {name: CellSet.seen_by(classifier, *cells)
             for name, cells in generated.items()}
     n = min(n, len(held_out[0])//2, *[len(o.images) for o in sets.values()])
@@ -654,6 +717,8 @@ def score_model(
     `reference` distances, `class_accuracy` (without classes: `classes_seen`).
     """
     n, steps, seed = check_limits(n=n, steps=steps, seed=seed)
+    check_number('n', n, 2)
+    check_number('the number of real cells', len(cells), 4)
     pick = torch.from_numpy(np.random.default_rng(seed).permutation(len(cells))[:n])
     requested = labels[pick] if model.classes else None
     label = None if requested is None else requested.tolist()
@@ -725,15 +790,22 @@ def score_table(
 def diversity(
     features:torch.Tensor, # `(n, d)`, n at least 2
 )->float: # 0 if all cells are the same
-    "Mean Euclidean distance between two cells of a set"
+    "Mean Euclidean distance between two cells of a set. `ValueError` for one alone"
+    check_features('diversity', features, least=2)
     return torch.pdist(features.float()).mean().item()
 
 # %% ../nbs/12_augmentation.ipynb #n010
 import numpy as np
+import pandas as pd
+import torch
 from sklearn.metrics import balanced_accuracy_score
-from cell_diffusion.classifier import predict_classes, train_classifier
-from cell_diffusion.core import encode, generator
+from cell_diffusion.classifier import (
+    CellClassifier, features_and_predictions, predict_classes, train_classifier,
+)
+from cell_diffusion.core import check_limits, encode, generator
 from cell_diffusion.data import step_dls
+from cell_diffusion.denoiser import Denoiser
+from cell_diffusion.sampling import sample
 
 # %% ../nbs/12_augmentation.ipynb #c014
 def class_scores(
@@ -772,6 +844,10 @@ def two_sample_accuracy(
 )->float: # Balanced accuracy on held-out cells; 0.5 is chance
     "Train a classifier to tell two kinds of cells apart, and test it"
     held_out = np.random.default_rng(seed).random(len(kinds)) < .25
+    counts = np.bincount(2*held_out + kinds, minlength=4)
+    if not counts.all():
+        raise ValueError("Too few cells: both kinds are needed in training and test, "
+                         f"got {counts[:2]} and {counts[2:]} real and generated ones.")
     dls = step_dls(images[~held_out], kinds[~held_out], ('real', 'generated'), steps,
                    seed=seed, transform=transform)
     classifier = train_classifier(dls, steps=steps, seed=seed, network='cell')
@@ -791,9 +867,82 @@ def c2st(
 )->np.ndarray: # Balanced accuracy on held-out cells `(seeds,)`; 0.5 is chance
     """Classifier two-sample test (Lopez-Paz and Oquab 2017).
 
-    Can a small ResNet tell generated cells from real ones?
+    Can a small ResNet tell generated cells from real ones? Raises `ValueError` for
+    images of two shapes, and for too few of them.
     """
+    check_limits(steps=steps, seeds=seeds)
+    if real.shape[1:] != generated.shape[1:]:
+        raise ValueError(f"c2st compares images of one shape, got {real.shape} and "
+                         f"{generated.shape}.")
     images = np.concatenate([real, generated])
     kinds = np.repeat([0, 1], [len(real), len(generated)])
     return np.array([two_sample_accuracy(images, kinds, transform, steps, seed)
                      for seed in range(seeds)])
+
+# %% ../nbs/12_augmentation.ipynb #x001
+def class_check(
+    model:Denoiser, # A trained network that knows these classes
+    classifier:CellClassifier, # Trained on real cells
+    real:torch.Tensor, # Other real cells `(m, channel, size, size)` in -1..1
+    labels, # Their classes `(m,)`
+    names, # Names of the classes to check
+    n:int=32, # Cells of each class
+    steps:int=20, # Network calls
+    seed:int=0, # Seed of the noise
+    progress:bool=False, # Show a progress bar
+)->pd.DataFrame: # See `beside_real`
+    "How many generated cells of each class a classifier recognises, beside real cells"
+    asked = np.repeat(list(names), n).tolist()
+    x = sample(model, label=asked, seed=seed, steps=steps, progress=progress)
+    requested = torch.tensor([classifier.classes.index(name) for name in asked])
+    tables = []
+    for images, truth in ((x, requested), (real, torch.as_tensor(labels))):
+        predicted = features_and_predictions(classifier, images)[1]
+        tables.append(class_accuracy(predicted, truth, classifier.classes))
+    return beside_real(*tables)
+
+# %% ../nbs/12_augmentation.ipynb #n012
+def beside_real(
+    generated:pd.DataFrame, # From `class_accuracy`
+    real:pd.DataFrame, # The same for real cells
+)->pd.DataFrame: # `class`, `share`, `low`, `high`, `n`, `real`, `real_low`, `real_n`
+    "One table for both; its last row, `mean`, has every class equally often"
+    rows = []
+    for table in (generated, real):
+        value, low, high = balanced_accuracy(table)
+        mean = {'class': 'mean', 'share': value, 'low': low, 'high': high,
+                'n': int(table.n.iloc[-1])}
+        of_classes = table[table['class'] != 'all']
+        rows.append(pd.concat([of_classes, pd.DataFrame([mean])]))
+    other = rows[1].rename(columns=dict(share='real', low='real_low', n='real_n'))
+    return rows[0].merge(other.drop(columns='high'), 'left', 'class')
+
+# %% ../nbs/12_augmentation.ipynb #n014
+def unclear(table, chance): # A row each, True where real cells are not recognised
+    "Of which classes nothing can be said"
+    return ~(table.real_low > chance)
+
+def disobeyed(table, chance): # A row each
+    "Which classes a network does not obey"
+    line = chance + (table.real - chance)/4
+    return ~unclear(table, chance) & (table.share < line)
+
+def class_warning(
+    table:pd.DataFrame, # From `beside_real`
+    chance:float, # One over the number of classes
+)->str: # A sentence, or None
+    "What to say of a network that does not obey the class"
+    mean = table.iloc[-1]
+    if unclear(table, chance).iloc[-1]:
+        return ("Whether the network obeys the class cannot be said: the reference "
+                f"classifier recognises {mean.real:.0%} of real cells, and chance is "
+                f"{chance:.0%}.")
+    bad = table[disobeyed(table, chance)]
+    if not len(bad): return None
+    if 'mean' in bad['class'].values:
+        return (f"The network does not obey the class: {mean.share:.0%} of its cells "
+                "are recognised as the class that was asked for (chance "
+                f"{chance:.0%}, real cells {mean.real:.0%}); train longer.")
+    worst = ', '.join(f"{row['class']} {row.share:.0%} (real cells {row.real:.0%})"
+                      for _, row in bad.iterrows())
+    return f"The network does not obey every class: {worst}; train longer."

@@ -22,9 +22,10 @@ def optical_density(
 
     The lamp is estimated from the brightest 3% of each picture and colour. Raises
     `ValueError` for images without three channels."""
-    if x.ndim != 4 or x.shape[1] != 3:
-        raise ValueError("Stains are measured on colour images (n, 3, height, width), "
-                         f"got {tuple(x.shape)}.")
+    if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
+        raise ValueError("Stains are measured on colour images (n, 3, height, width) "
+                         f"of floats in -1..1, got {tuple(x.shape)} of {x.dtype}.")
+    if not len(x): return x.float()
     pixels = decode(x).float().clamp(min=1)
     lamp = pixels.flatten(2).quantile(.97, dim=2)[..., None, None]
     return -(pixels/lamp).clamp(max=1).log()
@@ -63,7 +64,7 @@ def find_cells(
     for mask in blur(stain, 1.2*size/64) > .5:
         mask = ndimage.binary_opening(mask, iterations=max(1, round(size/32)))
         found.append(ndimage.binary_fill_holes(central_part(mask)))
-    return np.stack(found)
+    return np.array(found, dtype=bool).reshape(density[:, 0].shape)
 
 # %% ../nbs/09_conditioning.ipynb #n039
 def find_nuclei(
@@ -123,7 +124,7 @@ def measure_cells(
     cell_area = np.asarray(cells).mean((1, 2))
     nucleus_area = np.asarray(nuclei).mean((1, 2))
     pixels = np.maximum(nuclei.sum((1, 2)), 1)
-    shapes = np.array([nucleus_shape(mask) for mask in nuclei])
+    shapes = np.array([nucleus_shape(mask) for mask in nuclei]).reshape(-1, 2)
     table = pd.DataFrame(dict(
         cell_area=cell_area,
         nucleus_area=nucleus_area,

@@ -8,7 +8,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/painter.html.md"""
 __all__ = ['MaskPainter']
 
 # %% ../nbs/painter.ipynb #c009
-import base64, html, io
+import base64, html, io, warnings
 from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,11 +18,12 @@ from traitlets import Bool, Int, Unicode, link
 from fastcore.basics import patch, store_attr
 from .core import encode
 from .viewer import FrameSlider, grid_frame
-from .imageio import read_image, read_mask
+from .imageio import picture_bytes, read_image, read_mask
+from .records import write_whole
 from .denoiser import load
 from .sampling import nfe
 from .inpainting import find_window, inpaint, masked_view, methods
-from .inpainting import white_level
+from .inpainting import is_grey, white_level
 
 # %% ../nbs/painter.ipynb #c011
 def colour_channels(pixels):
@@ -31,28 +32,16 @@ def colour_channels(pixels):
     return pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., :1]
 
 def screen_picture(pixels, top):
-    "Pixels of any kind, from 0 to `top`, as an RGB picture for the screen"
-    colours = (colour_channels(pixels)/top*255).round().astype(np.uint8)
+    "Pixels of any kind as an RGB picture for the screen; `top` and above is white"
+    colours = (colour_channels(pixels)/top*255).round().clip(0, 255).astype(np.uint8)
     if colours.shape[2] == 1: colours = colours.repeat(3, axis=2)
     return Image.fromarray(colours)
 
 # %% ../nbs/painter.ipynb #c011a
 def png_bytes(picture):
-    """
-    A PIL image, or an array of pixels, as the bytes of a PNG file.
-
-    Raises `ValueError` for 16 bits a colour, which Pillow cannot write.
-    """
-    if not isinstance(picture, Image.Image):
-        pixels = picture[..., 0] if picture.shape[2:] == (1,) else picture
-        if pixels.dtype == np.uint16 and pixels.ndim == 3:
-            raise ValueError(
-                "A PNG of 16 bits a colour cannot be written here: save the array with "
-                "`np.save`, or with a library for microscopy.")
-        picture = Image.fromarray(pixels)
-    buffer = io.BytesIO()
-    picture.save(buffer, 'PNG')
-    return buffer.getvalue()
+    "A PIL image, or an array of pixels, as the bytes of a PNG file"
+    if isinstance(picture, Image.Image): picture = np.array(picture)
+    return picture_bytes(picture, '.png')
 
 def data_url(png):
     "The bytes of a PNG file as an address that a page can show"
@@ -265,11 +254,11 @@ class MaskPainter:
         steps:int=20, # Steps of the sampler
         seed:int=0, # The same seed gives the same fills
         model='blood64-inpaint', # A network, the name of shipped weights, or a folder
-        **kwargs, # More arguments of `inpaint`, such as `window` and `method`
+        **kwargs, # More arguments of `inpaint`, such as `window`, `white` and `method`
     ):
         store_attr('label,n,steps,seed,model,kwargs')
         self.pixels = read_image(image)
-        self.top = white_level(colour_channels(self.pixels))
+        self.top = white_level(colour_channels(self.pixels), kwargs.get('white'))
         self.picture = screen_picture(self.pixels, self.top)
         self.canvas = MaskCanvas(self.picture, mask)
         self.fills = None
@@ -333,7 +322,7 @@ def in_hole(self:MaskPainter,
     x:torch.Tensor, # A picture as the network sees it, `(3, size, size)` in -1..1
 )->Image.Image: # The size of the picture that is filled
     "Paste what the network sees into the hole of the picture"
-    if colour_channels(self.pixels).shape[2] == 1: x = x.mean(0, keepdim=True)
+    if is_grey(self.pixels, self.mask): x = x.mean(0, keepdim=True)
     top, left, side = find_window(self.mask, self.kwargs.get('window'))
     seen = grid_frame(x[None], zoom=1).convert('RGB')
     layer = Image.new('RGB', self.picture.size)
@@ -488,16 +477,18 @@ def press_fill(p):
     p.on_step = partial(show_progress, p)
     try:
         ui.bar.max = network_calls_of(p)
-        p.fill()
-        show_fills(p)
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter('always', UserWarning)
+            p.fill()
+        show_fills(p, notes)
     except Exception as e:
         ui.message.value = alert(e)
     finally:
         ui.fill.disabled = False
         p.on_step = None
 
-def show_fills(p):
-    "All fills, and the first of them large"
+def show_fills(p, notes=()):
+    "All fills, the first of them large, and what `inpaint` warned of"
     ui = p.ui
     n = len(p.fills)
     small = [screen_picture(f, p.top) for f in p.fills]
@@ -508,7 +499,9 @@ def show_fills(p):
     ui.choose.options = [str(i + 1) for i in range(n)]
     ui.choose.index = 0
     show_chosen(p)
-    ui.message.value = f"{count_fills(n)} of {p.mask.sum():,} pixels."
+    said = [f"{count_fills(n)} of {p.mask.sum():,} pixels."]
+    said += [html.escape(str(note.message)) for note in notes]
+    ui.message.value = '<br>'.join(said)
 
 # %% ../nbs/painter.ipynb #c044
 def show_chosen(p):
@@ -517,11 +510,7 @@ def show_chosen(p):
     fill = p.fills[p.chosen]
     large = contact_sheet([screen_picture(fill, p.top)], side=320)
     p.ui.result.value = png_bytes(large)
-    try:
-        file = data_url(png_bytes(fill))
-    except ValueError as e:
-        p.ui.download.value = html.escape(str(e))
-        return
+    file = data_url(png_bytes(fill))
     p.ui.download.value = (
         f'<a download="fill.png" style="text-decoration:underline" href="{file}">'
         f'Download fill {p.chosen + 1}</a>')
@@ -539,7 +528,7 @@ def save(self:MaskPainter,
         raise ValueError(
             "Fills are saved as PNG, which loses nothing: "
             f"{file.name} should end in .png.")
-    file.write_bytes(png_bytes(self.fills[self.chosen]))
+    write_whole(file, png_bytes(self.fills[self.chosen]))
     return file
 
 # %% ../nbs/painter.ipynb #c045

@@ -92,7 +92,8 @@ def at(self:Schedule,
 
     Raises `IndexError` for a step outside the chain if `x` is on the CPU."""
     t = torch.as_tensor(t, device=x.device).reshape(-1)
-    if t.device.type == 'cpu' and ((t < 0) | (t >= self.T)).any():
+    unseen = torch.compiler.is_compiling() or t.device.type != 'cpu'
+    if not unseen and ((t < 0) | (t >= self.T)).any():
         found = f"{t.min().item()}..{t.max().item()}"
         raise IndexError(f"t must lie in 0..{self.T - 1}, got {found}.")
     values = getattr(self, name).to(x.device)[t]
@@ -173,7 +174,8 @@ def x0_from_eps(
 
     Raises `ValueError` where no signal is left: predict `v` or `x0` there."""
     signal = schedule.at('signal', t, xt)
-    if schedule.zero_terminal and (signal == 0).any():
+    may_vanish = schedule.zero_terminal and not torch.compiler.is_compiling()
+    if may_vanish and (signal == 0).any():
         raise ValueError(
             f"At t={schedule.T - 1} this schedule has alphas_cumprod=0: x_t is noise "
             "alone and eps says nothing about x0. Predict 'v' or 'x0' instead.")

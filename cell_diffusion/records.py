@@ -23,63 +23,6 @@ from tempfile import TemporaryFile
 
 results_folder = Path(str(files('cell_diffusion')))/'results'
 
-# %% ../nbs/records.ipynb #n002
-def part_name(path)->Path: # In the same folder, another one at each call
-    "The name under which a file is written until it is whole"
-    path = Path(path)
-    return path.with_name(f'{path.name}.{uuid.uuid4().hex[:8]}.part')
-
-def remove_parts(folder, name='*'):
-    "Remove what killed processes left of the file `name`, which may be a pattern"
-    for part in Path(folder).glob(f'{name}.????????.part'):
-        part.unlink(missing_ok=True)
-
-# %% ../nbs/records.ipynb #n003
-def write_whole(
-    path,    # File to write; missing folders are made
-    content, # Text, bytes, or a function that writes to the open file
-):
-    """Write a file whole or not at all; if that fails, the old file stays.
-
-    Raises `OSError` with what to do where the disk is full or the folder forbidden.
-    """
-    path = Path(path)
-    if isinstance(content, str): content = content.encode('utf-8')
-    write = content if callable(content) else lambda f: f.write(content)
-    part = part_name(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, 'xb') as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except OSError as e:
-        raise cannot_write(e, path) from e
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-
-# %% ../nbs/records.ipynb #n005
-full_disk = {errno.ENOSPC, errno.EFBIG, getattr(errno, 'EDQUOT', errno.ENOSPC)}
-
-def cannot_write(
-    e:OSError, # What went wrong
-    path:Path, # File or folder that was written
-)->OSError: # Of the same kind, to be raised in its place
-    "An exception that says which file could not be written, and what to do"
-    reason = e.strerror or e
-    file = next((p for p in [path, *path.parents] if p.is_file()), None)
-    if e.errno in full_disk:
-        what = f"No room left to write {path} ({reason}): free some, and run it again."
-    elif isinstance(e, (FileExistsError, NotADirectoryError)) and file:
-        what = f"Cannot write {path}: {file} is a file, so name another folder."
-    else:
-        what = f"Cannot write {path} ({reason}): name a folder that you may write to."
-    known = type(e)(what)
-    known.errno = e.errno
-    return known
-
 # %% ../nbs/records.ipynb #c008
 def write_json(
     path, # File to write; missing folders are made
@@ -121,6 +64,124 @@ def read_json(
     if isinstance(found, kind): return found
     if not Path(file).exists(): raise FileNotFoundError(f"There is no {file}: {advice}")
     raise ValueError(f"{file} is damaged: {advice}")
+
+# %% ../nbs/records.ipynb #n002
+def part_name(path)->Path: # In the same folder, another one at each call
+    "The name under which a file is written until it is whole"
+    path = Path(path)
+    return path.with_name(f'{path.name}.{uuid.uuid4().hex[:8]}.part')
+
+def remove_parts(folder, name='*'):
+    "Remove what killed processes left of the file `name`, which may be a pattern"
+    for part in Path(folder).glob(f'{name}.????????.part'):
+        part.unlink(missing_ok=True)
+
+# %% ../nbs/records.ipynb #n003
+def write_whole(
+    path,    # File to write; missing folders are made
+    content, # Text, bytes, or a function that writes to the open file
+):
+    """Write a file whole or not at all; if that fails, the old file stays.
+
+    Raises `OSError` with what to do where the disk is full or the folder forbidden.
+    """
+    write_together({path: content})
+
+def write_together(
+    contents:dict, # As of `write_whole`, for each path
+):
+    "As `write_whole`, for files that belong together: all are written, then renamed"
+    parts = {Path(path): part_name(path) for path in contents}
+    try:
+        for (path, part), content in zip(parts.items(), contents.values()):
+            _write_synced(path, part, content)
+        for path, part in parts.items():
+            os.replace(part, path)
+    except OSError as e:
+        raise cannot_write(e, path) from e
+    finally:
+        for part in parts.values():
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+def _write_synced(path, part, content):
+    "Write to `part`, on its way to `path`, down to the disk"
+    if isinstance(content, str): content = content.encode('utf-8')
+    write = content if callable(content) else lambda f: f.write(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(part, 'xb') as f:
+        write(f)
+        f.flush()
+        os.fsync(f.fileno())
+
+# %% ../nbs/records.ipynb #n005
+full_disk = {errno.ENOSPC, errno.EFBIG, getattr(errno, 'EDQUOT', errno.ENOSPC)}
+
+def cannot_write(
+    e:OSError, # What went wrong
+    path:Path, # File or folder that was written
+)->OSError: # Of the same kind, to be raised in its place
+    "An exception that says which file could not be written, and what to do"
+    reason = e.strerror or e
+    file = next((p for p in [path, *path.parents] if p.is_file()), None)
+    if e.errno in full_disk:
+        what = f"No room left to write {path} ({reason}): free some, and run it again."
+    elif isinstance(e, (FileExistsError, NotADirectoryError)) and file:
+        what = f"Cannot write {path}: {file} is a file, so name another folder."
+    else:
+        what = f"Cannot write {path} ({reason}): name a folder that you may write to."
+    known = type(e)(what)
+    known.errno = e.errno
+    return known
+
+# %% ../nbs/records.ipynb #n007
+@contextmanager
+def locked(
+    folder,          # Made if missing
+    what:str,        # What goes on there, for the message: `training`
+    name:str='',     # A piece of work, if several go on side by side in the folder
+    wait:bool=False, # Wait for the other process, and say so
+):
+    """Hold a folder for one run. A killed process never blocks the next one.
+
+    Raises `BlockingIOError` if another process or thread holds it, and `OSError` for a
+    folder that cannot be written; both say what to do.
+    """
+    folder = Path(folder)
+    made = not folder.exists()
+    lock = _take(folder, f'.{name}.lock' if name else '.lock', what, wait)
+    outermost = lock.lock_counter == 1
+    try:
+        if outermost: remove_parts(folder, f'{glob.escape(name)}.*' if name else '*')
+        yield
+    finally:
+        if outermost:
+            with suppress(OSError):
+                os.remove(lock.lock_file)
+        lock.release()
+        if made:
+            with suppress(OSError):
+                folder.rmdir() # Only if nothing was written
+
+# %% ../nbs/records.ipynb #n008
+def _take(folder, name, what, wait)->FileLock:
+    "A lock in `folder`, taken by this thread"
+    other = f"Another run is {what} in {folder}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.resolve()/name, is_singleton=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait: raise
+            tqdm.write(f"{other}: waiting for it.")
+            lock.acquire()
+    except Timeout as e:
+        message = f"{other}: wait until it has ended, or name another folder."
+        raise BlockingIOError(message) from e
+    except OSError as e:
+        raise cannot_write(e, folder) from e
+    return lock
 
 # %% ../nbs/records.ipynb #c013
 def jobs_of(
@@ -381,7 +442,7 @@ def kind_of_folder(
     "What an earlier call has left in a folder"
     folder = Path(folder)
     if (folder/'settings.json').exists(): return 'study'
-    if (folder/'_work').is_dir() or _lists_cells(folder/'manifest.csv'): return 'cells'
+    if (folder/'.work').is_dir() or _lists_cells(folder/'manifest.csv'): return 'cells'
     record = _read(folder/'record.json')
     if isinstance(record, dict) and record.get('kind') in kinds: return record['kind']
     return _kind_of_network(folder)
@@ -399,7 +460,17 @@ def _kind_of_network(folder):
         if 'unet' in config: return 'denoiser'
         if 'latent' in config: return 'gan'
         if 'classes' in config: return 'classifier'
-    return 'denoiser' if (folder/'checkpoint.pt').exists() else None
+    return _kind_of_checkpoint(folder/'checkpoint.pt')
+
+def _kind_of_checkpoint(file):
+    "Whose unfinished training a file holds, or None"
+    if not file.is_file(): return None
+    import torch
+    try:
+        run = torch.load(file, 'cpu', weights_only=True, mmap=True)['run']
+    except Exception: # Damaged: the training itself says so
+        return None
+    return 'classifier' if isinstance(run.get('classes'), list) else 'denoiser'
 
 # %% ../nbs/records.ipynb #x005
 def check_out(
@@ -415,12 +486,12 @@ def check_out(
     out = Path(out).expanduser()
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file: name a folder.")
+    _check_outside(out, data)
+    _check_writable(out)
     there = kind_of_folder(out)
     if there not in (None, kind):
         raise FileExistsError(f"{out} holds {kinds[there]}: give {kinds[kind]} a "
                               "folder of its own.")
-    _check_outside(out, data)
-    _check_writable(out)
 
 def _check_outside(out, data):
     if data is None or not Path(data).expanduser().is_dir(): return
@@ -438,61 +509,11 @@ def _check_writable(out):
         with TemporaryFile(dir=out):
             pass
     except OSError as e:
-        raise type(e)(f"{out} cannot be written ({e.strerror}): name another "
-                      "folder.") from e
+        raise cannot_write(e, out) from e
     finally:
         for folder in new:
             with suppress(OSError):
                 folder.rmdir()
-
-# %% ../nbs/records.ipynb #n007
-@contextmanager
-def locked(
-    folder,          # Made if missing
-    what:str,        # What goes on there, for the message: `training`
-    name:str='',     # A piece of work, if several go on side by side in the folder
-    wait:bool=False, # Wait for the other process, and say so
-):
-    """Hold a folder for one run. A killed process never blocks the next one.
-
-    Raises `BlockingIOError` if another process or thread holds it, and `OSError` for a
-    folder that cannot be written; both say what to do.
-    """
-    folder = Path(folder)
-    made = not folder.exists()
-    lock = _take(folder, f'.{name}.lock' if name else '.lock', what, wait)
-    outermost = lock.lock_counter == 1
-    try:
-        if outermost: remove_parts(folder, f'{glob.escape(name)}.*' if name else '*')
-        yield
-    finally:
-        if outermost:
-            with suppress(OSError):
-                os.remove(lock.lock_file)
-        lock.release()
-        if made:
-            with suppress(OSError):
-                folder.rmdir() # Only if nothing was written
-
-# %% ../nbs/records.ipynb #n008
-def _take(folder, name, what, wait)->FileLock:
-    "A lock in `folder`, taken by this thread"
-    other = f"Another run is {what} in {folder}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.resolve()/name, is_singleton=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if not wait: raise
-            tqdm.write(f"{other}: waiting for it.")
-            lock.acquire()
-    except Timeout as e:
-        message = f"{other}: wait until it has ended, or name another folder."
-        raise BlockingIOError(message) from e
-    except OSError as e:
-        raise cannot_write(e, folder) from e
-    return lock
 
 # %% ../nbs/records.ipynb #c040
 def machine()->dict: # Device, processor threads, versions

@@ -12,11 +12,12 @@ import torch
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from tqdm.auto import tqdm
 from cell_diffusion.core import (
     check_limits, check_memory, check_number, generator)
 from cell_diffusion.denoiser import (
-    Condition, Denoiser, class_numbers, denoise, keep_known)
+    Condition, Denoiser, check_known, class_numbers, denoise, keep_known)
 from cell_diffusion.process import Schedule, noise_like, p_sample
 
 # %% ../nbs/06_ddpm.ipynb #c041
@@ -39,7 +40,7 @@ def ancestral(
 def log_snr_timesteps(
     schedule:Schedule, # Gives the log-SNR of each timestep
     steps:int, # How many, 1..T
-)->torch.Tensor: # Falling from the noisiest, no two alike; fewer on a coarse schedule
+)->torch.Tensor: # Falling from T-1, no two alike; fewer on a coarse schedule
     "Timesteps that are evenly spaced in log-SNR"
     log_snr = _log_snr(schedule)
     wanted = torch.linspace(log_snr[-1], log_snr[0], steps, dtype=torch.float64)
@@ -52,6 +53,9 @@ def _log_snr(schedule):
 def _nearest_timesteps(wanted, log_snr):
     "The timesteps whose log-SNR is nearest to the wanted ones, falling, no two alike"
     nearest = (wanted[:, None] - log_snr).abs().argmin(1)
+
+    # The first is the last timestep, even where many are as noisy as `_log_snr` says
+    nearest[0] = len(log_snr) - 1
     return nearest.unique().flip(0)
 
 # %% ../nbs/06_ddpm.ipynb #c044
@@ -59,14 +63,23 @@ def timesteps(
     schedule:Schedule, # Gives the noise level of each timestep
     steps:int, # How many, 1..T
     spacing='log_snr', # A name in `spacings`, or a function of `(schedule, steps)`
-)->torch.Tensor: # Timesteps, falling, no two alike
+)->torch.Tensor: # Timesteps, falling from T-1, no two alike
     "The timesteps that a short sampler visits. `ValueError` for an unknown spacing"
     steps = check_number('steps', steps, 1, schedule.T, whole=True)
-    if callable(spacing): return spacing(schedule, steps)
+    if callable(spacing): return _falling(spacing(schedule, steps), schedule)
     if spacing not in spacings:
         raise ValueError(f"Unknown spacing {spacing!r}: use one of "
                          f"{', '.join(spacings)}, or a function of (schedule, steps).")
     return spacings[spacing](schedule, steps)
+
+def _falling(ts, schedule):
+    "The timesteps of a spacing of one's own, if a sampler can visit them"
+    ts = torch.as_tensor(ts)
+    numbers = [schedule.T, *ts.tolist(), -1]
+    if not len(ts) or any(here <= there for here, there in pairwise(numbers)):
+        raise ValueError("A spacing should return timesteps that fall, within "
+                         f"0..{schedule.T - 1}, got {ts.tolist()}.")
+    return ts
 
 # %% ../nbs/06_ddpm.ipynb #c046
 def dpm_solver(
@@ -122,12 +135,13 @@ def find_sampler(
 # %% ../nbs/06_ddpm.ipynb #n042
 def nfe(
     sampler, # A name in `samplers`, or a `Sampler`
-    steps:int, # Steps
+    steps:int, # Steps, 1 or more
     T:int=1000, # Timesteps of the schedule, all of which `ancestral` visits
     **options, # Of the sampler, such as `jump` and `repeats` of `repaint`
 )->int: # Number of function evaluations: network calls for each cell
     "What a sampler costs"
     sampler = find_sampler(sampler)
+    steps = check_number('steps', steps, 1, whole=True)
     return T if sampler.every_timestep else sampler.nfe(steps, **options)
 
 # %% ../nbs/06_ddpm.ipynb #sampopt
@@ -242,6 +256,7 @@ def sample(
     sampler = find_sampler(sampler)
     n, seed, bs = check_limits(n=n, seed=seed, bs=bs)
     check_options(sampler, options)
+    if known is not None and mask is not None: check_known(known, mask)
     label = class_numbers(model, label, n)
     n = _how_many(n, label, known, mask)
     check_room_for(n, model.channels, model.size)
@@ -292,6 +307,7 @@ def ddim(
     eta:float=0., # Fresh noise, from 0 (none) to 1 (as much as ancestral sampling)
 )->torch.Tensor: # Images in -1..1, of the shape of `x`
     "Denoising diffusion implicit models (Song et al. 2021, equations 12 and 16)"
+    eta = check_number('eta', eta, 0, 1)
     signal, noise = _walk(schedule, ts)
     for i, t in enumerate(ts.tolist()):
         x0 = denoise(x, t)
@@ -342,9 +358,11 @@ def steps_for(
     calls:int, # Network calls that may be spent, at least 1
     T:int=1000, # Timesteps of the schedule
 )->int: # Steps
-    "The most steps for so many network calls (all `T` for `ancestral`)"
+    "The most steps for so many network calls, at most `T` (`ancestral` takes all)"
+    calls = check_number('calls', calls, 1, whole=True)
     if find_sampler(sampler).every_timestep: return T
-    return max(steps for steps in range(1, calls + 1) if nfe(sampler, steps) <= calls)
+    return max(steps for steps in range(1, min(calls, T) + 1)
+               if nfe(sampler, steps) <= calls)
 
 # %% ../nbs/08_samplers.ipynb #c046
 def even_timesteps(
@@ -357,9 +375,10 @@ def even_timesteps(
 def karras_timesteps(
     schedule:Schedule, # Gives the noise level of each timestep
     steps:int, # How many, 1..T
-    rho:float=7., # 1 is even in σ; the larger, the more steps at low noise
-)->torch.Tensor: # Falling, no two alike; fewer where the schedule is too coarse
+    rho:float=7., # 1 is even in σ; the larger, the more steps at low noise; above 0
+)->torch.Tensor: # Falling from T-1, no two alike; fewer on a coarse schedule
     "Timesteps whose σ to the power 1/ρ are even (Karras et al. 2022, equation 5)"
+    check_number('rho', rho, above=0)
     log_snr = _log_snr(schedule)
     high, low = (-.5*log_snr[[-1, 0]]/rho).exp().tolist()
     roots = torch.linspace(high, low, steps, dtype=torch.float64)
@@ -374,15 +393,17 @@ def invert(
     model:Denoiser, # A trained network
     x0:torch.Tensor, # Cells in -1..1, `(batch, ...)`
     label=None, # Class names or numbers; use the same on the way back
-    steps:int=50, # Timesteps of the walk; it makes `steps - 1` network calls
+    steps:int=50, # Timesteps of the walk, 2 or more; it makes `steps - 1` network calls
     spacing='log_snr', # How the timesteps are spaced, see `timesteps`
 )->torch.Tensor: # Noise, of the shape of `x0`, from which `ddim` returns
     "DDIM backwards, from cells to their noise (Song et al. 2021, section 4.3)"
+    check_number('steps', steps, 2, model.schedule.T, whole=True)
     label = class_numbers(model, label, len(x0))
     condition = Condition(_for_all(label, len(x0), model.device, torch.long))
     ts = timesteps(model.schedule, steps, spacing)
     denoise = batched_denoise(model, condition)
-    return ddim_inverse(denoise, x0.to(model.device), model.schedule, ts).cpu()
+    with _evaluating(model):
+        return ddim_inverse(denoise, x0.to(model.device), model.schedule, ts).cpu()
 
 # %% ../nbs/08_samplers.ipynb #c056x
 def ddim_inverse(
@@ -405,10 +426,16 @@ def ddim_inverse(
 def slerp(
     a:torch.Tensor, # Noise `(batch, ...)`
     b:torch.Tensor, # Noise of the same shape
-    share:float, # 0 gives `a`, 1 gives `b`
+    share:float, # From 0, which gives `a`, to 1, which gives `b`
 )->torch.Tensor: # Of the same shape, with a length between theirs
-    "Spherical interpolation: along the great circle between two noises (Shoemake 1985)"
+    """Spherical interpolation, along the great circle between noises (Shoemake 1985)
+
+    Raises `ValueError` for opposite noises, which no single great circle joins."""
+    share = check_number('share', share, 0, 1)
     cosine = (_unit(a)*_unit(b)).sum(1).clamp(-1, 1)
+    if not (cosine > -1 + 1e-6).all():
+        raise ValueError("slerp needs two noises that are neither 0 nor opposite: "
+                         "no single great circle joins those.")
     angle = cosine.acos().clamp(min=1e-4).reshape(-1, *[1]*(a.ndim - 1))
     return (((1 - share)*angle).sin()*a + (share*angle).sin()*b)/angle.sin()
 
@@ -419,6 +446,7 @@ def _unit(x):
 
 # %% ../nbs/10_inpainting.ipynb #n013
 from itertools import pairwise
+from cell_diffusion.core import check_number
 
 # %% ../nbs/10_inpainting.ipynb #c043
 def jump_schedule(
@@ -426,11 +454,15 @@ def jump_schedule(
     jump:int=10, # How many steps a jump goes back
     repeats:int=10, # How often each stretch is walked
 )->list: # Steps that are left, from `steps` to 0; where it rises, noise is added
-    "The walk of RePaint: back towards the noise, again and again (Lugmayr et al. 2022)"
-    if min(steps, jump, repeats) < 1:
-        raise ValueError("steps, jump and repeats must be 1 or more, got "
-                         f"{steps}, {jump} and {repeats}.")
-    jumps = {left: repeats - 1 for left in range(0, steps - jump, jump)}
+    """The walk of RePaint: back towards the noise, again and again.
+
+    As its authors walk (Lugmayr et al. 2022): jumps begin where 1, 1 + `jump`,
+    1 + 2·`jump`, … steps are left, and never lead from a clean picture.
+    """
+    steps = check_number('steps', steps, 1, 100_000, whole=True)
+    jump = check_number('jump', jump, 1, 100_000, whole=True)
+    repeats = check_number('repeats', repeats, 1, 10_000, whole=True)
+    jumps = {left: repeats - 1 for left in range(1, steps - jump + 1, jump)}
     walk = [steps]
     while walk[-1]:
         walk.append(walk[-1] - 1)

@@ -9,22 +9,25 @@ __all__ = ['linear_schedule', 'cosine_schedule', 'sigmoid_schedule', 'log_snr_sc
 
 # %% ../nbs/04_schedules.ipynb #c004
 import math, warnings, torch
+from .core import check_number
 from .process import Schedule
 
 # %% ../nbs/04_schedules.ipynb #c012
 def linear_schedule(
-    T:int=1000,       # Number of steps
+    T:int=1000,       # Number of steps, 1 or more
     start:float=1e-4, # First beta
     end:float=.02,    # Last beta
 )->Schedule: # The schedule of DDPM, `T` steps
     """Betas that rise in a straight line (Ho et al. 2020, section 4)
 
     For a `T` other than 1000, scale `start` and `end` by 1000/T."""
+    T = check_number('T', T, 1, whole=True)
     return Schedule(torch.linspace(start, end, T, dtype=torch.float64))
 
 # %% ../nbs/04_schedules.ipynb #c018
 def _from_curve(curve, T, max_beta):
     "A schedule whose signal variance falls along `curve`, a function of u in 0..1"
+    T = check_number('T', T, 1, whole=True)
     ab = curve(torch.linspace(0, 1, T + 1, dtype=torch.float64))
     betas = 1 - ab[1:]/ab[:-1]
     return Schedule(betas.clamp(max=max_beta))
@@ -43,12 +46,13 @@ def sigmoid_schedule(
     T:int=1000,          # Number of steps
     start:float=-3,      # Where on the sigmoid the chain begins
     end:float=3,         # Where it ends
-    tau:float=1,         # Temperature: small values make the fall in the middle steeper
+    tau:float=1,         # Temperature, above 0; the smaller, the steeper the middle
     max_beta:float=.999, # Largest beta: without it the last one would be 1
 )->Schedule: # The schedule, `T` steps
     """Signal variance that falls along a piece of a sigmoid
 
     Jabri et al. 2022; Chen 2023, algorithm 1."""
+    check_number('tau', tau, above=0)
     low = torch.tensor(start/tau, dtype=torch.float64).sigmoid()
     high = torch.tensor(end/tau, dtype=torch.float64).sigmoid()
     def curve(u):
@@ -59,12 +63,15 @@ def sigmoid_schedule(
 # %% ../nbs/04_schedules.ipynb #c026
 def log_snr_schedule(
     T:int=1000,           # Number of steps
-    sigma_min:float=.002, # First ratio of noise to signal
-    sigma_max:float=80,   # Last ratio of noise to signal
+    sigma_min:float=.002, # First ratio of noise to signal, above 0
+    sigma_max:float=80,   # Last ratio of noise to signal, above the first
 )->Schedule: # The schedule, `T` steps
     """Equal steps of log-SNR: the noise-to-signal ratio rises in geometric steps
 
     The range is that of EDM (Karras et al. 2022, table 1)."""
+    T = check_number('T', T, 1, whole=True)
+    check_number('sigma_min', sigma_min, above=0)
+    check_number('sigma_max', sigma_max, above=sigma_min)
     first = math.log(sigma_min)
     last = math.log(sigma_max)
     sigma = torch.linspace(first, last, T, dtype=torch.float64).exp()

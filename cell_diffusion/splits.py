@@ -28,6 +28,9 @@ def group_duplicates(
     files=(),      # Names of the cells, for the message about dropped ones
 )->list: # Lists of indices of equal cells; groups with two labels are left out
     "Put equal cells into one group; warns of pictures under two labels and drops them"
+    if hashes is not None and len(hashes) != len(labels):
+        raise ValueError(f"There are {len(labels)} labels and {len(hashes)} hashes: "
+                         "one of each is needed for every cell.")
     groups = {}
     for i, h in enumerate(range(len(labels)) if hashes is None else hashes):
         groups.setdefault(h, []).append(i)
@@ -59,7 +62,8 @@ def split_cells(
     `ValueError` for wrong shares.
     """
     labels = np.asarray(labels)
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+    add_up = len(fractions) == 3 and abs(sum(fractions) - 1) <= 1e-6
+    if not add_up or min(fractions) < 0:
         raise ValueError(
             "The shares of train, valid and test should be three numbers "
             f"that add up to 1, got {fractions}.")
@@ -101,7 +105,7 @@ def dihedral_hash(
     for eight in views.swapaxes(0, 1):
         raw = [np.ascontiguousarray(view).tobytes() for view in eight]
         hashes.append(min(hashlib.sha256(r).hexdigest()[:16] for r in raw))
-    return np.array(hashes)
+    return np.array(hashes, dtype='<U16')
 
 # %% ../nbs/02b_splits.ipynb #s041
 def position_free_sums(
@@ -117,7 +121,14 @@ def assert_disjoint(
     test:np.ndarray,        # Real test cells, uint8 `(m, channel, size, size)`
     whose:str='this run',   # Named in the message
 )->None:
-    "Raises `ValueError` if a test cell, in any position, is among the training images"
+    """Raises `ValueError` if a test cell, in any position, is among the training images
+
+    Also for images of two types or shapes, in which none could be found again."""
+    if training.shape[1:] != test.shape[1:] or training.dtype != test.dtype:
+        raise ValueError(f"The training cells of {whose} are {training.dtype} "
+                         f"{training.shape[1:]} and the test cells {test.dtype} "
+                         f"{test.shape[1:]}: compare them as they were read.")
+    if not len(training) or not len(test): return
     training_sums = position_free_sums(training)
     test_sums = position_free_sums(test)
     shared = np.isin(test_sums, training_sums)
@@ -150,9 +161,10 @@ def kfold_cells(
 )->list: # For each fold a dict of sorted indices: `train`, `valid`
     """Stratified folds in which duplicates stay together.
 
-    Raises `ValueError` where a class has fewer than `k` pictures.
+    Raises `ValueError` where a class has fewer than `k` pictures, and for no labels.
     """
     labels = np.asarray(labels)
+    if not len(labels): raise ValueError("There are no cells to make folds of.")
     groups = group_duplicates(labels, hashes, files)
     y = labels[[g[0] for g in groups]]
     counts = np.bincount(y)

@@ -16,15 +16,19 @@ class Toy:
     def __init__(self,
         weights=(.7, .2, .1), # Share of each kind; they sum to 1, else `ValueError`
         means=(-.8, .2, .9),  # Centre of each kind
-        sds=(.12, .08, .1),   # Standard deviation of each kind
+        sds=(.12, .08, .1),   # Standard deviation of each kind, above 0
     ):
         self.weights = torch.tensor(weights, dtype=torch.float32)
         self.means = torch.tensor(means, dtype=torch.float32)
         self.sds = torch.tensor(sds, dtype=torch.float32)
         total = self.weights.sum()
-        if abs(total - 1) > 1e-5:
-            raise ValueError("The weights of a mixture must sum to 1; "
+        if not abs(total - 1) <= 1e-5 or (self.weights < 0).any():
+            raise ValueError("The weights of a mixture must be 0 or more and sum to 1; "
                              f"these sum to {total.item():.4g}.")
+        alike = len(self.weights) == len(self.means) == len(self.sds)
+        if not alike or not (self.sds > 0).all() or not self.means.isfinite().all():
+            raise ValueError("Each kind needs a weight, a mean and a spread above 0, "
+                             f"got means {means} and sds {sds}.")
 
     def sample(self,
         n:int, # How many numbers
@@ -49,6 +53,8 @@ def _noised(toy, x, t, schedule):
     if t is None:
         a = torch.ones(1)
         b = torch.zeros(1)
+    elif schedule is None:
+        raise ValueError(f"Step t={t} of which schedule? Pass it, or leave t out.")
     else:
         a = schedule.at('signal', t, x)
         b = schedule.at('noise', t, x)
@@ -109,7 +115,9 @@ def set_denoiser(
 ): # A function of `(xt, t, schedule)` that returns the estimate, of the shape of `xt`
     """The best denoiser if the data are exactly these cells
 
-    It returns the mean of the set, weighted by how likely each became `xt`."""
+    It returns the mean of the set, weighted by how likely each became `xt`. Raises
+    `ValueError` for an empty set."""
+    if not len(cells): raise ValueError("A set without cells has no denoiser.")
     flat = cells.flatten(1)
     half = (flat**2).sum(1)/2
     def denoise(xt, t, schedule):

@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 import torch.nn as nn
 from dataclasses import dataclass, replace
-from fastai.callback.tracker import TerminateOnNaNCallback
 from fastai.callback.training import GradientClip
 from fastai.learner import Callback, Learner, OptimWrapper
 from fastai.torch_core import rank_distrib
@@ -151,8 +150,6 @@ class EMA(Callback):
         self.average.update_parameters(self.network) # The first update only copies
 
     def after_step(self):
-        # A loss that is not finite is about to stop the run
-        if not torch.isfinite(self.learn.loss): return
         self.steps += 1
         self.average.update_parameters(self.network)
 
@@ -171,6 +168,26 @@ def network(self:EMA):
 def averaged(self:EMA):
     "The network with averaged weights, or None before the first step"
     return None if self.average is None else self.average.module
+
+# %% ../nbs/06_ddpm.ipynb #n059
+def check_loss(
+    learn:Learner, # In training
+    loss:torch.Tensor, # One number, or one for each image
+):
+    "Raise `FloatingPointError` where a loss is not finite"
+    loss = loss.detach().mean()
+    if torch.isfinite(loss): return
+    steps = getattr(learn, 'train_iter', 0)
+    rate = learn.opt.hypers[-1]['lr'] if learn.opt else learn.lr
+    raise FloatingPointError(f"The loss became {loss.item()} after {steps} steps: "
+                             f"lower the learning rate (it was {rate:.3g} then).")
+
+class StopAtNaN(Callback):
+    "Ends a run at the first loss that is not finite, before the weights learn from it"
+    order = 0 # After `NoiseCallback` has added to the loss
+
+    def after_loss(self):
+        if len(self.yb): check_loss(self.learn, self.learn.loss_grad)
 
 # %% ../nbs/06_ddpm.ipynb #c036
 def ddpm_learner(
@@ -193,7 +210,7 @@ def ddpm_learner(
     model.precision = choose_precision(precision, device)
 
     pairs = noise(noise_levels, gamma, label_dropout, seed)
-    cbs = [pairs, EMA(ema), GradientClip(clip), TerminateOnNaNCallback(), *cbs]
+    cbs = [pairs, EMA(ema), GradientClip(clip), StopAtNaN(), *cbs]
     adamw = partial(OptimWrapper, opt=torch.optim.AdamW)
     return Learner(dls, model, loss_func=loss_func, opt_func=adamw, cbs=cbs)
 
@@ -277,16 +294,16 @@ def lognormal_timesteps(
 )->torch.Tensor: # Timesteps `(n,)`, int64
     """
     Timesteps whose noise-to-signal ratio σ is log-normal (Karras et al. 2022).
-    The mean of ln σ rises by ln(size/32), because larger images need more noise
-    (Hoogeboom et al. 2023).
+    Each is the nearest, in ln σ, to what was drawn. The mean of ln σ rises by
+    ln(size/32), because larger images need more noise (Hoogeboom et al. 2023).
     """
     z = torch.randn(n, generator=rng, device=rng.device)
     log_sigma = mean + math.log(size/32) + std*z
 
-    # ln σ of each timestep, which rises with t
-    edges = -.5*schedule.log_snr.to(rng.device)
-    t = torch.searchsorted(edges.contiguous(), log_sigma)
-    return t.clamp(0, schedule.T - 1)
+    # ln σ of each timestep, which rises with t; halfway to the next one t changes
+    levels = -.5*schedule.log_snr.to(rng.device)
+    edges = (levels[1:] + levels[:-1])/2
+    return torch.searchsorted(edges, log_sigma)
 
 # %% ../nbs/06_ddpm.ipynb #c085
 @dataclass(frozen=True)
@@ -375,18 +392,25 @@ def check_unet(size, dim=32, patch=None, mults=(1, 2, 3), **others):
         Denoiser(unet, size=size)
 
 # %% ../nbs/06b_long_runs.ipynb #n072
+import glob
+import io
 import math
-import os
+import numpy as np
 import time
 import torch
 import torch.nn as nn
+from contextlib import contextmanager
 from fastai.callback.core import CancelFitException
 from fastai.learner import Callback, Learner
 from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.basics import patch, store_attr
+from fastcore.foundation import L
+from itertools import islice
 from pathlib import Path
 from tqdm.auto import tqdm
+from zipfile import ZipFile
 from cell_diffusion.core import check_limits
+from cell_diffusion.records import remove_parts, write_whole
 
 # %% ../nbs/06b_long_runs.ipynb #c061
 def unwrap(
@@ -425,7 +449,7 @@ class Budget(Callback):
         self.steps = 0
         self.seconds = 0.
         self.losses = []
-        self.last = torch.zeros(())
+        self.bar = None
 
 # %% ../nbs/06b_long_runs.ipynb #n060
 @patch(as_prop=True)
@@ -451,7 +475,7 @@ def rate(self:Budget, used):
 def before_fit(self:Budget):
     form = '{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}'
     self.bar = tqdm(total=100, disable=not self.progress, desc='training',
-                    bar_format=form)
+                    bar_format=form, miniters=1e-9, mininterval=.2)
 
 @patch
 def before_epoch(self:Budget):
@@ -463,11 +487,6 @@ def before_batch(self:Budget):
     if not self.training: return
     self.opt.set_hypers(lr=self.rate(self.used))
     self.started = time.perf_counter()
-
-@patch
-def after_loss(self:Budget):
-    # Recorded even when this loss stops the run
-    self.last = self.learn.loss.detach()
 
 # %% ../nbs/06b_long_runs.ipynb #n064
 @patch
@@ -482,71 +501,172 @@ def after_batch(self:Budget):
 
 @patch
 def show_progress(self:Budget):
-    "Move the bar; every ten steps, show the mean of the last losses"
-    self.bar.n = 100*self.used
-    if self.steps % 10: return
-    loss = torch.stack(self.losses[-50:]).mean()
-    self.bar.set_postfix_str(f"loss {loss:.3f}, {self.steps} steps")
+    "Move the bar; at first and every ten steps, show the mean of the last losses"
+    if self.steps == 1 or self.steps % 10 == 0:
+        loss = torch.stack(self.losses[-50:]).mean()
+        self.bar.set_postfix_str(f"loss {loss:.3f}, {self.steps} steps", refresh=False)
+    self.bar.update(100*self.used - self.bar.n)
 
 @patch
-def after_fit(self:Budget):
-    self.bar.close()
+def after_fit(self:Budget): self.close()
+
+@patch
+def close(self:Budget):
+    "End the bar, also where the run ended with an error"
+    if self.bar is not None: self.bar.close()
 
 # %% ../nbs/06b_long_runs.ipynb #c064
 class Checkpoint(Callback):
-    "Writes after each epoch all that a run needs to go on, and goes on from it"
-    order = 70
+    "Writes all that a run needs to go on to the bit, and goes on from it"
+    order = -100 # Before any callback draws a random number for the batch
 
     def __init__(self,
-        path, # File to write, replaced at every epoch
+        path, # File to write, replaced each time
         run:dict=None, # Settings of this run; the checkpoint of another is refused
+        every:float=60., # Seconds from one writing to the next, within an epoch
     ):
         self.path = Path(path)
         self.settings = dict(run or {})
-        self.done = 0
+        self.every = every
+        self.found = None
 
     def before_fit(self):
+        self.done = 0 # Whole epochs
+        self.batches = 0 # Of the current epoch
+        self.first_epoch = 0
+        self.pending = None # State of the noise within an epoch, until it is needed
+        self.begun = self.written = time.monotonic()
+        self.changed = False # Since it was written
+        self.found = None
+        remove_parts(self.path.parent, glob.escape(self.path.name))
         if not self.path.exists(): return
-        state = torch.load(self.path, self.learn.dls.device, weights_only=True)
-        self.refuse_other_run(state)
-        self.restore(state)
-        if self.learn.budget.progress: tqdm.write(self.progress_so_far())
+        self.found = read_checkpoint(self.path, self.learn.dls.device)
+        self.refuse_other_run(self.found)
 
-    def after_epoch(self):
-        self.done += 1
-        self.save()
+# %% ../nbs/06b_long_runs.ipynb #n001
+@patch
+def before_batch(self:Checkpoint):
+    "Write, if it is time"
+    if not self.training: return
+    if self.pending is not None:
+        self.learn.noise.rng.set_state(self.pending.cpu())
+        self.pending = None
+    due = time.monotonic() - self.written >= self.every
+    if due and num_distrib() < 2: self.save()
 
-    def after_fit(self):
-        # A budget of minutes ends within an epoch
-        if self.learn.budget.used >= 1: self.save()
+@patch
+def after_batch(self:Checkpoint):
+    if not self.training: return
+    self.batches += 1
+    self.changed = True
+
+@patch
+def after_train(self:Checkpoint):
+    self.done += 1
+    self.batches = 0
+    self.pending = None
+
+@patch
+def after_epoch(self:Checkpoint): self.save()
+
+@patch
+def after_fit(self:Checkpoint):
+    # A budget of minutes ends within an epoch
+    if self.changed: self.save()
 
 # %% ../nbs/06b_long_runs.ipynb #n066
 @patch
 def state(self:Checkpoint):
     "All that changes during training, as tensors and numbers"
-    budget = self.learn.budget
-    losses = torch.stack(budget.losses).cpu() if budget.losses else torch.zeros(0)
-    return dict(
+    ema = getattr(self.learn, 'ema', None)
+    budget = getattr(self.learn, 'budget', None)
+    losses = budget.losses if budget else []
+    return plain(dict(
         run=self.settings,
         model=unwrap(self.model).state_dict(),
-        ema=self.learn.ema.averaged.state_dict(),
+        ema=ema.averaged.state_dict() if ema else None,
         opt=self.opt.state_dict(),
         epochs=self.done,
-        steps=budget.steps,
-        seconds=budget.seconds,
-        losses=losses,
-    )
+        steps=self.learn.train_iter,
+        seconds=budget.seconds if budget else time.monotonic() - self.begun,
+        losses=torch.stack(losses).cpu() if losses else torch.zeros(0),
+        batches=self.batches if num_distrib() < 2 else 0,
+        ema_steps=ema.steps if ema else 0,
+        random=self.random_states(),
+        recorder=recorder_state(self.learn.recorder),
+    ))
 
 @patch
-def save(self:Checkpoint):
-    "Write it all under a temporary name, then rename; only the first process writes"
-    if rank_distrib(): return
-    self.path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = self.path.with_suffix('.part')
-    torch.save(self.state(), unfinished)
-    os.replace(unfinished, self.path)
+def random_states(self:Checkpoint):
+    "States of the generators of PyTorch and of the noise; the loader's epoch"
+    noise = getattr(self.learn, 'noise', None)
+    return dict(
+        torch=torch.get_rng_state(),
+        noise=noise.rng.get_state() if noise and self.batches else None,
+        loader=getattr(self.learn.dls.train, 'epoch', None),
+    )
 
-# %% ../nbs/06b_long_runs.ipynb #n068
+def plain(obj):
+    "Lists of fastai and numbers of NumPy as Python's own, which `torch.load` takes"
+    if isinstance(obj, dict): return {k: plain(v) for k, v in obj.items()}
+    if isinstance(obj, (L, list)): return [plain(v) for v in obj]
+    return obj.item() if isinstance(obj, np.generic) else obj
+
+# %% ../nbs/06b_long_runs.ipynb #n003
+@patch
+def save(self:Checkpoint):
+    "Write it all, whole or not at all; only the first process writes"
+    if rank_distrib(): return
+    # Weights that are not finite must not replace the last good ones
+    if not all(p.isfinite().all() for p in self.model.parameters()): return
+    data = io.BytesIO()
+    torch.save(self.state(), data)
+    write_whole(self.path, data.getbuffer())
+    self.written = time.monotonic()
+    self.changed = False
+
+def recorder_state(recorder):
+    "What fastai's recorder has noted"
+    mean = recorder.smooth_loss
+    return dict(
+        lrs=list(recorder.lrs),
+        iters=list(recorder.iters),
+        losses=[float(loss) for loss in recorder.losses],
+        values=[list(row) for row in recorder.values],
+        mean=(mean.count, float(mean.val)),
+    )
+
+def restore_recorder(recorder, state):
+    "Put it back"
+    recorder.lrs = state['lrs']
+    recorder.iters = state['iters']
+    recorder.losses = [torch.tensor(loss) for loss in state['losses']]
+    recorder.values = [L(row) for row in state['values']]
+    count, mean = state['mean']
+    recorder.smooth_loss.count = count
+    recorder.smooth_loss.val = torch.tensor(mean)
+
+# %% ../nbs/06b_long_runs.ipynb #n004
+first_keys = 'run', 'model', 'ema', 'opt', 'epochs', 'steps', 'seconds', 'losses'
+
+def read_checkpoint(path, device):
+    "What a checkpoint holds. `ValueError` with the file where it is none"
+    try:
+        with ZipFile(path) as z:
+            whole = z.testzip() is None # Compares checksums, which PyTorch does not
+        state = torch.load(path, device, weights_only=True)
+        whole &= isinstance(state['run'], dict) and set(first_keys) <= set(state)
+    except OSError:
+        raise
+    except Exception as e: # Whatever a damaged file makes PyTorch raise
+        raise no_checkpoint(path) from e
+    if not whole: raise no_checkpoint(path)
+    return state
+
+def no_checkpoint(path):
+    return ValueError(f"{path} is damaged, or no checkpoint of a training run: delete "
+                      "it to begin anew, or give this run a folder of its own.")
+
 @patch
 def refuse_other_run(self:Checkpoint, state):
     "Raise a `ValueError` where a setting of the run is not what it was"
@@ -557,32 +677,85 @@ def refuse_other_run(self:Checkpoint, state):
                              f"there and is {here!r} here. Give this run a folder of "
                              "its own, or delete that file.")
 
+# %% ../nbs/06b_long_runs.ipynb #n068
 @patch
-def restore(self:Checkpoint, state):
-    "Put everything where it was. `ValueError` for the weights of another network"
-    try:
-        unwrap(self.model).load_state_dict(state['model'])
-    except RuntimeError as e:
-        raise ValueError(f"{self.path} is the checkpoint of another network: give this "
-                         "run a folder of its own, or the settings of that run.") from e
-    self.opt.load_state_dict(state['opt'])
-    ema = self.learn.ema
-    ema.averaged.load_state_dict(state['ema'])
-    ema.steps = state['steps']
-    budget = self.learn.budget
-    budget.steps = state['steps']
-    budget.seconds = state['seconds']
-    budget.losses = list(state['losses'])
-    self.done = state['epochs']
-    self.learn.noise.epochs_seen = state['epochs']
+def before_epoch(self:Checkpoint):
+    "Restore once, when all callbacks are ready; count on from the epochs of the file"
+    if self.found:
+        try:
+            self.restore(self.found)
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError,
+                AssertionError) as e:
+            raise ValueError(f"{self.path} is the checkpoint of another network: give "
+                             "this run a folder of its own, or the settings of that "
+                             "run.") from e
+        self.found = None
+        budget = getattr(self.learn, 'budget', None)
+        if budget and budget.progress: tqdm.write(self.progress_so_far(budget))
+    self.learn.epoch += self.first_epoch
 
 @patch
-def progress_so_far(self:Checkpoint):
+def restore(self:Checkpoint, state):
+    "Put everything where it was"
+    unwrap(self.model).load_state_dict(state['model'])
+    self.opt.load_state_dict(state['opt'])
+    self.done = self.first_epoch = state['epochs']
+    # Version 0.2 and older wrote after whole epochs only, and had fewer keys
+    self.batches = state.get('batches', 0)
+    self.learn.train_iter = state['steps']
+    self.begun -= state['seconds']
+    if ema := getattr(self.learn, 'ema', None):
+        ema.averaged.load_state_dict(state['ema'])
+        ema.steps = state.get('ema_steps', state['steps'])
+    if budget := getattr(self.learn, 'budget', None):
+        budget.steps = state['steps']
+        budget.seconds = state['seconds']
+        budget.losses = list(state['losses'])
+    if noise := getattr(self.learn, 'noise', None):
+        noise.epochs_seen = state['epochs']
+    if 'random' in state: self.restore_random(state['random'])
+    if 'recorder' in state: restore_recorder(self.learn.recorder, state['recorder'])
+
+# %% ../nbs/06b_long_runs.ipynb #n006
+@patch
+def restore_random(self:Checkpoint, random):
+    "Put the random numbers where they were"
+    torch.set_rng_state(random['torch'].cpu())
+    self.pending = random['noise']
+    if random['loader'] is not None and hasattr(self.learn.dls.train, 'set_epoch'):
+        self.learn.dls.train.set_epoch(random['loader'])
+
+@patch
+def before_train(self:Checkpoint):
+    if self.batches: self.learn.dl = Rest(self.learn.dl, self.batches)
+
+class Rest:
+    "The batches of a loader from number `start` on"
+    def __init__(self, dl, start): store_attr()
+
+    def __iter__(self): return islice(iter(self.dl), self.start, None)
+
+    def __len__(self): return max(0, len(self.dl) - self.start)
+
+@patch
+def progress_so_far(self:Checkpoint, budget):
     "How much of the run is done, as a sentence"
-    budget = self.learn.budget
     rest = 'nothing is left to train' if budget.used >= 1 else 'it goes on'
-    return (f"{self.path}: {self.done} epochs and {budget.seconds/60:.1f} minutes of "
-            f"this run are done, {rest}.")
+    batches = f", {self.batches} batches" if self.batches else ''
+    return (f"{self.path}: {self.done} epochs{batches} and {budget.seconds/60:.1f} "
+            f"minutes of this run are done, {rest}.")
+
+# %% ../nbs/06b_long_runs.ipynb #n007
+@contextmanager
+def plain_errors():
+    "Errors of callbacks as they were raised, without fastai's line before them"
+    try:
+        yield
+    except Exception as e:
+        text = str(e.args[0]) if e.args else ''
+        before, _, message = text.partition('\n\t')
+        if before.startswith('Exception occured in `'): e.args = (message,)
+        raise
 
 # %% ../nbs/06b_long_runs.ipynb #c065
 def fit_for(
@@ -590,24 +763,24 @@ def fit_for(
     minutes:float=None, # Time to train for
     epochs:int=None, # Or passes over the training cells
     lr:float=1e-3, # Highest learning rate
-    checkpoint=None, # File to write after every epoch, and to go on from if it exists
+    checkpoint=None, # File to write once a minute, and to go on from if it exists
     run:dict=None, # Settings of the run; the checkpoint of another run is refused
     progress:bool=True, # Show a progress bar
 )->Budget: # With the `losses` of all steps, `steps` and `seconds`
     """
     Train for a budget of minutes or epochs.
-    Killed and started again with the same `checkpoint` it goes on from the last whole
-    epoch. Raises `FloatingPointError` when the loss is not finite.
+    Killed and started again with the same `checkpoint` it goes on where it was, to the
+    bit. Raises `FloatingPointError` when the loss is not finite, and `OSError` when the
+    checkpoint cannot be written.
     """
     budget = Budget(lr, minutes, epochs, progress=progress)
     cbs = [budget]
     if checkpoint: cbs.append(Checkpoint(checkpoint, run))
-    with learn.no_bar(), learn.no_logging():
-        learn.fit(budget.epochs or 1_000_000, lr=budget.lr, cbs=cbs)
-    if not torch.isfinite(budget.last):
-        raise FloatingPointError(f"The loss became {budget.last.item()} after "
-                                 f"{budget.steps} steps: lower the learning rate "
-                                 f"(it was {lr:g}).")
+    try:
+        with learn.no_bar(), learn.no_logging(), plain_errors():
+            learn.fit(budget.epochs or 1_000_000, lr=budget.lr, cbs=cbs)
+    finally:
+        budget.close()
     return budget
 
 # %% ../nbs/recipes.ipynb #c019

@@ -16,6 +16,9 @@ def dihedral(
     moves:torch.Tensor, # bool `(3, …)`; each of the three must broadcast to `x`
 )->torch.Tensor: # Images of the same size
     "Mirror left-right, mirror up-down, swap rows and columns, where `moves` says so"
+    if x.shape[-1] != x.shape[-2]:
+        raise ValueError("Quarter turns need square images, got "
+                         f"{tuple(x.shape[-2:])} pixels.")
     left_right, up_down, swap = moves
     x = torch.where(left_right, x.flip(-1), x)
     x = torch.where(up_down, x.flip(-2), x)
@@ -53,12 +56,13 @@ def affine_jitter(
 )->torch.Tensor: # Images of the same shape in -1..1
     "Classical augmentation: a position, any angle, a little more or less light"
     x = random_dihedral(x, g)
+    if not len(x): return x
     n = len(x)
     angle, gain, shift = (torch.rand(3, n, generator=g)*2 - 1).to(x.device)
     cos = (angle*math.pi/4).cos()
     sin = (angle*math.pi/4).sin()
     zero = torch.zeros_like(angle)
-    turn = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(n, 2, 3)
+    turn = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(n, 2, 3).to(x.dtype)
 
     grid = F.affine_grid(turn, list(x.shape), align_corners=False)
     x = F.grid_sample(x, grid, padding_mode='reflection', align_corners=False)

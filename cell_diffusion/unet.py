@@ -14,6 +14,7 @@ import torch, torch.nn as nn, torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from huggingface_hub import PyTorchModelHubMixin
 from fastcore.basics import patch
+from .core import check_number
 
 # %% ../nbs/05_unet.ipynb #c012
 def timestep_embedding(
@@ -264,6 +265,12 @@ def way_up(dims, blocks, kept, dim_emb, dropout):
             layers.append(Upsample(d_in))
     return layers
 
+# %% ../nbs/05_unet.ipynb #chkcounts
+def check_counts(**sizes):
+    "Raise a `ValueError` unless each of these is a whole number, 1 or more"
+    for name, size in sizes.items():
+        check_number(name, size, 1, whole=True)
+
 # %% ../nbs/05_unet.ipynb #c046a
 class UNet(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion',
            tags=['diffusion', 'cells']):
@@ -272,22 +279,26 @@ class UNet(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion',
 
     Takes noisy images and timesteps, returns one prediction for each pixel. Every
     level after the first halves height and width. With `patch=2` an image of 64 × 64
-    pixels costs what 32 × 32 cost without it. Raises `ValueError` for no channels.
+    pixels costs what 32 × 32 cost without it. Raises `ValueError` for sizes
+    that build no network.
     """
     def __init__(self,
-        channels:int=3, # Channels of the input: 1 or more
+        channels:int=3, # Channels of the input, 1 or more
         out_channels:int=None, # Channels of the output; by default those of the input
         dim:int=32, # Channels of the first level
         mults:tuple=(1, 2, 3), # Width of each level, in units of `dim`
-        blocks:int=1, # Residual blocks of a level on the way down; up, one more
+        blocks:int=1, # Residual blocks of a level down, 1 or more; up, one more
         attention:bool=True, # Attention at the lowest resolution?
         patch:int=1, # Fold `patch` × `patch` pixels into channels first
         n_classes:int=0, # Number of classes; label `n_classes` is the null class
         dropout:float=0., # Dropout in the residual blocks
     ):
         super().__init__()
-        if channels < 1:
-            raise ValueError(f"channels must be 1 or more, got {channels}.")
+        check_counts(channels=channels, dim=dim, blocks=blocks, patch=patch)
+        check_counts(**{f'mults[{i}]': m for i, m in enumerate(mults)})
+        check_number('n_classes', n_classes, 0, whole=True)
+        check_number('the number of mults', len(mults), 1)
+        if out_channels is not None: check_counts(out_channels=out_channels)
         self.channels = channels
         self.patch = patch
         self.n_classes = n_classes
@@ -338,7 +349,7 @@ def check(self:UNet,
         raise ValueError(
             f"UNet was built for {self.channels} channels, got {x.shape[1]}: "
             f"pass channels={x.shape[1]}.")
-    if any(side % self.factor for side in x.shape[2:]):
+    if any(side % self.factor or not side for side in x.shape[2:]):
         raise ValueError(
             f"UNet halves height and width down to 1/{self.factor}: "
             f"{tuple(x.shape[2:])} is not a multiple of {self.factor}. "
@@ -395,10 +406,11 @@ def gflops(
     Counts convolutions, matrix products and attention, the same on CPU and GPU.
     """
     channels = channels or getattr(model, 'channels', 3)
-    device = next(model.parameters()).device
-    x = torch.zeros(1, channels, size, size, device=device)
+    weight = next(model.parameters())
+    x = torch.zeros(1, channels, size, size, device=weight.device, dtype=weight.dtype)
+    t = torch.zeros(1, device=weight.device, dtype=torch.long)
     with flop_counter() as counter, torch.no_grad():
-        model(x, torch.zeros(1, device=device))
+        model(x, t)
     return counter.get_total_flops()/1e9
 
 

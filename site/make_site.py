@@ -53,7 +53,8 @@ def main():
     if problems:
         sys.exit('\n  '.join(['The site is built, but:', *problems]))
     n = len(list(docs.glob('*.html')))
-    print(f'{n} pages in _docs: serve them with python3 -m http.server -d _docs')
+    serve = 'python3 -m http.server --bind 127.0.0.1 -d _docs'
+    print(f'{n} pages in _docs: serve them with {serve}')
 
 
 if __name__ == '__main__':

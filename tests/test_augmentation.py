@@ -1,25 +1,17 @@
-"Rare classes: scores, training sets in equal steps, the guard against leaks, balance"
-import json
-import shutil
+"Rare classes: scores, training sets in equal steps, the guard against leaks"
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from rare_cells import some_cells
 from sklearn.metrics import (
     accuracy_score, balanced_accuracy_score, confusion_matrix,
     precision_recall_fscore_support)
-from typer.testing import CliRunner
-from cell_diffusion.augmentation import balance, deficit, write_synthetic
+from cell_diffusion.augmentation import deficit
 from cell_diffusion.classifier import build_resnet, predict_classes, train_classifier
-from cell_diffusion.cli import app
 from cell_diffusion.core import encode, generator
-from cell_diffusion.data import StepLoader, load_cells, step_dls
-from cell_diffusion.imageio import read_image, save_pixels
+from cell_diffusion.data import StepLoader, step_dls
 from cell_diffusion.metrics import c2st, class_scores
 from cell_diffusion.splits import assert_disjoint, dihedral_hash
-from cell_diffusion.studies.augmentation import AugmentationStudy
 from cell_diffusion.transforms import affine_jitter, dihedral_views
 
 # What is added, and in how many steps
@@ -174,152 +166,3 @@ def test_a_class_that_is_not_tested_is_left_out_of_means():
     truth, predicted = [0, 0, 1], [0, 2, 1]
     s = class_scores(confusion_matrix(truth, predicted, labels=range(3)))
     assert np.isnan(s['recall'][2]) and s['balanced accuracy'] == .75
-
-
-# Balance
-
-
-@pytest.fixture
-def folder(tmp_path):
-    c = some_cells((12, 12, 4), channels=1)
-    for i, (image, k) in enumerate(zip(c.images, c.labels)):
-        file = tmp_path/'cells'/c.names[k]/f'{i}.png'
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image[0]).save(file)
-    return tmp_path/'cells'
-
-
-small = dict(size=16, cache=False)
-
-
-def names(folder): return sorted(p.as_posix() for p in folder.rglob('*'))
-
-
-def test_balance_marks_every_file_as_synthetic(folder, tmp_path):
-    out = tmp_path/'added'
-    before = names(folder)
-    table = balance(folder, out, minutes=.01, steps=2, progress=False, **small)
-    assert names(folder) == before
-    assert len(table) == 8 and set(table['class']) == {'c'} and table.synthetic.all()
-    assert pd.read_csv(out/'manifest.csv').file.tolist() == table.file.tolist()
-    for file in table.file:
-        im = Image.open(out/file)
-        assert im.info['synthetic'] == 'True' and 'synthetic' in file
-        assert im.size == (16, 16) and im.mode == 'L'
-
-    # The manifest does not disturb the reader; a study refuses such cells
-    generated = load_cells(out, **small)
-    assert len(generated) == 8
-    with pytest.raises(FileExistsError, match='not empty'):
-        balance(folder, out)
-    with pytest.raises(ValueError, match='generated ones'):
-        AugmentationStudy(generated, tmp_path/'s')
-
-
-def test_balance_keeps_apart_what_will_be_tested(folder, tmp_path):
-    message = '28 of the 28 test cells are in the training set of the generator'
-    with pytest.raises(ValueError, match=message):
-        balance(folder, tmp_path/'added', test=folder, **small)
-    with pytest.raises(ValueError, match='lies inside'):
-        balance(folder, folder/'added', **small)
-    assert not (tmp_path/'added').exists() and not (folder/'added').exists()
-
-
-def test_balance_says_what_is_wrong(folder, tmp_path):
-    out = tmp_path/'added'
-    with pytest.raises(ValueError, match='fewer than 3 cells: set goal higher'):
-        balance(folder, out, goal=3, **small)
-    with pytest.raises(ValueError, match='generates 3 channels, .* have 1'):
-        balance(folder, out, weights='blood32', cache=False)
-
-    for file in folder.rglob('*.png'):
-        Image.open(file).convert('RGB').save(file)
-    with pytest.raises(ValueError, match="does not know the class 'c'.*basophil"):
-        balance(folder, out, weights='blood32', cache=False)
-    assert not out.exists()
-
-
-@pytest.mark.filterwarnings('default')
-def test_balance_warns_of_few_cells(folder, tmp_path):
-    with pytest.warns(UserWarning, match=r'may repeat them: c \(4\)'):
-        balance(folder, tmp_path/'added', minutes=.01, steps=2, progress=False, **small)
-
-
-def test_two_channels_go_into_the_pages_of_a_tiff(tmp_path):
-    images = some_cells().images[:2]
-    write_synthetic(tmp_path, images, ['a', 'b'], dict(generator='x', seed=3))
-    im = Image.open(tmp_path/'a'/'synthetic-3-00000.tif')
-    assert im.n_frames == 2
-    assert json.loads(im.tag_v2[270])['synthetic'] == 'True'
-
-
-@pytest.fixture
-def deep_folder(tmp_path):
-    "Cells of a camera of 12 bits, in colour; class c is rare"
-    c = some_cells((12, 12, 4), channels=3)
-    for i, (image, k) in enumerate(zip(c.images, c.labels)):
-        file = tmp_path/'deep'/c.names[k]/f'{i}.png'
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_pixels(file, image.transpose(1, 2, 0).astype(np.uint16)*12 + 3)
-    return tmp_path/'deep'
-
-
-def brightest(folder):
-    return max(int(read_image(f).max()) for f in folder.rglob('*.png'))
-
-
-def test_generated_files_go_back_to_depth_and_range(deep_folder, tmp_path):
-    out = tmp_path/'added'
-    quick = dict(minutes=.01, steps=2, progress=False, **small)
-    table = balance(deep_folder, out, white=3000, **quick)
-    assert set(table.bits) == {16} and set(table.white) == {3000}
-    for file in table.file:
-        pixels = read_image(out/file)
-        assert pixels.dtype == np.uint16 and pixels.shape == (16, 16, 3)
-    assert 255 < brightest(out) <= 3000
-    with Image.open(out/table.file[0]) as im:
-        assert im.text['white'] == '3000' and im.text['synthetic'] == 'True'
-    again = load_cells(out, white=3000, **small)
-    assert again.bits == 16 and len(again) == 8
-
-
-def test_test_cells_are_read_by_the_white_of_the_training_cells(deep_folder, tmp_path):
-    quick = dict(minutes=.01, steps=2, progress=False, **small)
-    test = tmp_path/'test'
-    for i, file in enumerate(sorted(deep_folder.rglob('*.png'))[::3]):
-        # The same cells darker: only their own white would make them the same
-        copy = test/file.relative_to(deep_folder)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        save_pixels(copy, read_image(file)//2)
-    balance(deep_folder, tmp_path/'added', test=test, white=3000, **quick)
-
-    shutil.copy(next((deep_folder/'a').glob('*.png')), test/'a'/'leak.png')
-    with pytest.raises(ValueError, match='1 of the .* test cells are in the training'):
-        balance(deep_folder, tmp_path/'more', test=test, **quick)
-
-
-def test_training_and_test_files_have_the_same_bits(folder, deep_folder, tmp_path):
-    grey = tmp_path/'grey'
-    for file in folder.rglob('*.png'):
-        copy = grey/file.relative_to(folder)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        save_pixels(copy, read_image(file).astype(np.uint16)*16)
-    with pytest.raises(ValueError, match='test cells come from files of 8 bits'):
-        balance(grey, tmp_path/'added', test=folder, white=200, **small)
-
-
-def test_a_folder_can_be_read_as_ones_own(folder, tmp_path):
-    args = ['balance', folder, '--out', tmp_path/'added', '--size', 16, '--minutes',
-            .01, '--steps', 2, '--source', 'pbc']
-    r = CliRunner().invoke(app, [str(a) for a in args])
-    assert r.exit_code == 1 and "holds no 'pbc' cells" in r.output
-    args[-1] = 'folder'
-    r = CliRunner().invoke(app, [str(a) for a in args])
-    assert r.exit_code == 0, r.output
-
-
-def test_command(folder, tmp_path):
-    args = ['balance', folder, '--out', tmp_path/'added', '--size', 16,
-            '--minutes', .01, '--steps', 2]
-    r = CliRunner().invoke(app, [str(a) for a in args])
-    assert r.exit_code == 0 and 'manifest.csv' in r.output, r.output

@@ -421,8 +421,8 @@ def test_learners(dls):
 
 def test_classifiers(dls):
     train = old('evaluation.train_classifier')
-    out = train(dls, dim=4, steps=2, bfloat16=False)
-    expected = train_classifier(dls, dim=4, steps=2, precision='float32')
+    out = train(dls, dim=8, steps=2, bfloat16=False)
+    expected = train_classifier(dls, dim=8, steps=2, precision='float32')
     for a, b in zip(out.parameters(), expected.parameters()):
         assert torch.equal(a, b)
 

@@ -122,8 +122,8 @@ def test_checkpoint_has_the_layout_of_the_first_release(cells, tmp_path):
     learn = learner(cells)
     fit_for(learn, epochs=1, checkpoint=tmp_path/'run.pt', progress=False)
     state = torch.load(tmp_path/'run.pt', weights_only=True)
-    assert list(state) == ['run', 'model', 'ema', 'opt', 'epochs', 'steps', 'seconds',
-                           'losses']
+    first = ['run', 'model', 'ema', 'opt', 'epochs', 'steps', 'seconds', 'losses']
+    assert list(state)[:8] == first
     assert list(state['model']) == list(state['ema']) == list(learn.model.state_dict())
     assert all(name.startswith('unet.') for name in state['ema'])
     assert state['epochs'] == 1 and state['steps'] == len(state['losses'])

@@ -12,7 +12,6 @@ import time
 import torch
 import torch.nn as nn
 from dataclasses import dataclass
-from pathlib import Path
 from cell_diffusion.core import check_limits, default_device, fast_bfloat16
 from cell_diffusion.records import machine, read_json, results_folder
 from cell_diffusion.unet import UNet, gflops, n_params

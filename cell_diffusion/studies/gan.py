@@ -13,7 +13,7 @@ import torch
 from fastcore.basics import patch, store_attr
 from functools import partial
 from cell_diffusion.classifier import features_and_predictions, reference_classifier
-from cell_diffusion.core import encode
+from cell_diffusion.core import encode, mix_seed
 from cell_diffusion.data import cell_dls
 from cell_diffusion.gan import gan_learner, gan_sample
 from cell_diffusion.metrics import class_accuracy, compare_features
@@ -102,7 +102,8 @@ def balanced_class_accuracy(generate, classifier, real, labels, n, seed):
     n_classes = len(classifier.classes)
     requested = torch.arange(n_classes).repeat_interleave(-(-n//n_classes))
     started = time.perf_counter()
-    cells = generate(requested, seed + 1)
+    # Not seed + 1: the next study begins with that noise
+    cells = generate(requested, mix_seed(seed, 1))
     seconds = time.perf_counter() - started
     predicted = features_and_predictions(classifier, cells)[1]
     real_predicted = features_and_predictions(classifier, real)[1]
