@@ -405,11 +405,14 @@ def class_number(classes, label):
 # %% ../nbs/06b_long_runs.ipynb #c087
 def warm_start(
     model:Denoiser, # A new network, whose weights are overwritten
-    trained:Denoiser, # A trained one, perhaps with fewer inputs or without classes
+    trained:Denoiser, # A trained one, perhaps with fewer inputs or other classes
 )->Denoiser: # `model`
-    "Copy trained weights; new ones begin at zero. `ValueError` if they do not fit"
+    """Copy trained weights; new inputs begin at zero, new classes as the null class.
+
+    Raises `ValueError` for weights that do not fit."""
     check_same_task(model, trained)
     old = trained.state_dict()
+    if trained.classes: old[label_rows] = rows_by_name(model, trained, old[label_rows])
     new = model.state_dict()
     if lost := sorted(set(old) - set(new)):
         raise ValueError(f"Cannot start from this network: it has {lost[0]}, and there "
@@ -422,7 +425,14 @@ def warm_start(
 
 # %% ../nbs/06b_long_runs.ipynb #n026
 # New input channels, and the embedding of classes in a network that had none
-may_grow = ('unet.conv_in.weight', 'unet.embedding.label.weight')
+label_rows = 'unet.embedding.label.weight'
+may_grow = ('unet.conv_in.weight', label_rows)
+
+def rows_by_name(model, trained, rows):
+    "What a network learned of each class, in the order of another one's classes"
+    number = {name: i for i, name in enumerate(trained.classes)}
+    null = len(number)
+    return rows[[*(number.get(name, null) for name in model.classes), null]]
 
 def check_weights(name, old, new):
     "A tensor has the same shape, or grows by inputs, or is new where classes are new"
@@ -453,10 +463,10 @@ def check_same_task(model, trained):
         if here != there:
             raise ValueError(f"Cannot start from this network: its {name} is {there}, "
                              f"here it is {here}.")
-    if trained.classes and model.classes != trained.classes:
+    if trained.classes and not model.classes:
         raise ValueError("Cannot start from this network: its classes are "
-                         f"{', '.join(trained.classes)}, here they are "
-                         f"{', '.join(model.classes) or 'none'}.")
+                         f"{', '.join(trained.classes)}, here they are none: train "
+                         "with classes.")
 
 # %% ../nbs/weights.ipynb #n003
 import hashlib

@@ -294,8 +294,8 @@ def lognormal_timesteps(
 )->torch.Tensor: # Timesteps `(n,)`, int64
     """
     Timesteps whose noise-to-signal ratio σ is log-normal (Karras et al. 2022).
-    Each is the nearest to what was drawn, in ln σ. The mean of ln σ rises by ln(size/32), because larger images need more noise
-    (Hoogeboom et al. 2023).
+    Each is the nearest, in ln σ, to what was drawn. The mean of ln σ rises by
+    ln(size/32), because larger images need more noise (Hoogeboom et al. 2023).
     """
     z = torch.randn(n, generator=rng, device=rng.device)
     log_sigma = mean + math.log(size/32) + std*z
