@@ -481,11 +481,12 @@ def check_scale(model, x, mask, label, side):
     if not too_small and not too_large: return
     found = largest if too_small else smallest
     expected = min(typical) if too_small else max(typical)
+    or_label = ", or its class as label if it is of a small kind"
     warnings.warn(
         f"The cell fills {found:.0%} of the side of the window ({side} pixels), and "
         f"training cells of this network fill about {expected:.0%}: pass "
-        f"window={round(side*found/expected)} to show it at that scale, or the "
-        "class as label if it is a small kind of cell.", stacklevel=4)
+        f"window={round(side*found/expected)} to show it at that scale"
+        f"{or_label if label is None and too_small else ''}.", stacklevel=4)
 
 # %% ../nbs/10_inpainting.ipynb #n035
 def put_back(
