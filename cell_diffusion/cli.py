@@ -59,16 +59,25 @@ def shell_type(parameter):
         kind = str if default in (None, parameter.empty) else type(default)
     return Optional[kind] if default is None else kind
 
-def not_empty(text):
+def not_empty(value):
     "Refuse what an unset variable of the shell leaves: `--out \"$FOLDER\"`"
-    if isinstance(text, str) and not text.strip():
+    texts = value if isinstance(value, list) else [value]
+    if any(isinstance(text, str) and not text.strip() for text in texts):
         raise typer.BadParameter("it is empty.")
-    return text
+    return value
+
+def a_path(text):
+    "A path from the text of the shell"
+    return Path(not_empty(text))
 
 def shell_parameter(parameter, help, is_option):
     "A parameter as Typer wants it"
+    is_argument = parameter.default is parameter.empty and not is_option
     checked = dict(help=help, callback=not_empty)
-    if parameter.default is parameter.empty and not is_option:
+    if shell_type(parameter) in (Path, Optional[Path]):
+        checked = dict(help=help, parser=a_path)
+        if not is_argument: checked['metavar'] = '<Path>'
+    if is_argument:
         kind = typer.Argument(**checked)
     else:
         kind = typer.Option(*flags(parameter.name), **checked)
@@ -123,8 +132,9 @@ def sentence(error):
     "What went wrong, in one line; PyTorch and others write whole paragraphs"
     if isinstance(error, MemoryError):
         return "This needs more memory than there is: ask for fewer or smaller cells."
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f'{error.filename}: {error.strerror}.'
+    if isinstance(error, OSError) and error.strerror:
+        about = f'{error.filename}: ' if error.filename else ''
+        return f'{about}{error.strerror}'
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -265,7 +275,7 @@ def check_sheet(path, n, size, zoom):
         raise ValueError(f"--out {path}: n={n:,} at zoom={zoom} make a picture of "
                          f"{side:,} pixels a side, and {path.suffix} holds {limit:,}: "
                          "ask for less.")
-    check_memory(2*3*4*side**2, f"A picture of {side:,} × {side:,} pixels")
+    check_memory(2*3*4*side**2, f"n={n:,} cells in one picture")
 
 def shown_channels(x):
     "Three channels as colours, of others the first: pixels in 0..1"
@@ -393,6 +403,20 @@ def classifier_(
     train_reference_classifier(out=out, channels=channel_list(channels), **options)
     show_card(out)
 
+# %% ../nbs/cli.ipynb #n010
+@command('recipes.score_weights', options=['data'])
+def score_(
+    score_weights, # The function that does the work
+    model:str, # Folder of a run, or the name of shipped weights
+    channels:str=None, # As in training, unless given
+    out:Path=None, # JSON file to write the score to as well
+    **options, # More arguments of `score_weights`
+):
+    "Score a trained network beside real cells, on the test cells of its data."
+    from cell_diffusion.recipes import score_of
+    score = score_weights(model, out=out, channels=channel_list(channels), **options)
+    typer.echo(score_of(score).strip())
+
 # %% ../nbs/cli.ipynb #c019
 @command('studies.race.race', leave_out=['names', 'size', 'dim'], kept=goes_on)
 def race_(
@@ -409,25 +433,22 @@ def race_(
 @command('studies.bench.bench', leave_out=['calls'])
 def bench_(
     bench, # The function that does the work
-    size:int=64, # Height and width, in pixels
-    bs:int=16, # Images in a batch
-    rounds:int=7, # Timed rounds
     out:Path=None, # JSON file to write as well
+    **options, # More arguments of `bench`
 ):
     "Time a training step and a short sample beside diffusers (to be installed)."
     from cell_diffusion.records import _check_writable, write_json
     from cell_diffusion.studies.bench import bench_summary
     if out and out.is_dir(): raise ValueError(f"--out {out} is a folder: name a file.")
     if out: _check_writable(out.parent)
-    table = bench(size, bs, rounds)
+    table = bench(**options)
     summary = bench_summary(table)
     typer.echo(table.round(3).to_string(index=False))
     typer.echo("Best setting of each: training {train_ratio:.2f} times as fast as "
                "diffusers, sampling {sample_ratio:.2f} times; {share:.2f} of the "
                "convolution ceiling.".format(**summary))
     if out:
-        settings = dict(size=size, bs=bs, rounds=rounds)
-        write_json(out, dict(summary, **settings, rows=table.to_dict('records')))
+        write_json(out, dict(summary, **options, rows=table.to_dict('records')))
 
 # %% ../nbs/cli.ipynb #c022
 @command('studies.augmentation.AugmentationStudy', leave_out=(
@@ -443,8 +464,8 @@ def study_(
     fold:list[int]=[], # Do this fold only; may be repeated
     goal:int=None, # Size to which small classes are brought, else the median
     keep:list[str]=[], # Make a class rare: monocyte=50; may be repeated
-    ddpm_epochs:int=8, # Passes over its training fold of every DDPM
-    gan_epochs:int=18, # Passes over its training fold of every GAN
+    ddpm_epochs:int=None, # Passes over its training fold of every DDPM
+    gan_epochs:int=None, # Passes over its training fold of every GAN
     **options, # More fields of `AugmentationStudy`
 ):
     "Compare classifiers with and without generated cells, fold by fold."
@@ -455,9 +476,9 @@ def study_(
     check_out(out, 'study', data)
     kept = dict(kept_cells(words) for words in keep)
     cells = load_cells(data, size=size, channels=channel_list(channels), n=n)
-    study = AugmentationStudy(
-        cells, out, goal=goal, keep=kept or None, ddpm=dict(epochs=ddpm_epochs),
-        gan=dict(epochs=gan_epochs), **options)
+    for kind, epochs in dict(ddpm=ddpm_epochs, gan=gan_epochs).items():
+        if epochs is not None: options[kind] = dict(epochs=epochs)
+    study = AugmentationStudy(cells, out, goal=goal, keep=kept or None, **options)
     study.run(fold or None)
     typer.echo(write_results(out))
 
@@ -489,11 +510,12 @@ def balance_(
 def download_(
     download, # The function that does the work
     source:str, # pbc, bloodmnist or jurkat
+    **options, # More arguments of `download`
 ):
     "Fetch a data set into the cache folder."
-    typer.echo(download(source))
+    typer.echo(download(source, **options))
 
-# %% ../nbs/cli.ipynb #n010
+# %% ../nbs/cli.ipynb #x002
 @command('web.export_page', options=['out'])
 def export_onnx_(
     export_page, # The function that does the work

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 import numpy as np, torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 # %% ../nbs/imageio.ipynb #i009
 @dataclass(frozen=True)
@@ -277,10 +277,15 @@ def decoded_picture(
     except ValueError:
         raise
     except Exception as e:
-        reason = f'{type(e).__name__}: {e}'
-        raise ValueError(f"cannot be read as an image ({reason})") from e
+        raise ValueError(f"cannot be read as an image ({why(e)})") from e
     finally:
         if not is_open and 'im' in locals(): im.close()
+
+def why(e:Exception)->str:
+    "What went wrong, in a few words; names of exceptions say nothing to a user"
+    if isinstance(e, UnidentifiedImageError): return 'it has no known format'
+    lines = str(getattr(e, 'strerror', None) or e).strip().splitlines()
+    return lines[0] if lines else type(e).__name__
 
 def check_array(pixels:np.ndarray):
     "Raise `TypeError` or `ValueError` unless an array can be a picture"

@@ -223,7 +223,7 @@ def resolve_source(
         return source, path
 
     folder = Path(source).expanduser()
-    if not folder.is_dir():
+    if source == '' or not folder.is_dir():
         if isinstance(source, Path) or os.sep in source: check_folder(folder)
         raise ValueError(
             f"Unknown source {source!r}: use one of {', '.join(sources)}, "
@@ -265,7 +265,8 @@ def channel_names(
 )->tuple: # Names out of `channel_codes`
     "Jurkat channels as a tuple of names; raises `ValueError` for an unknown one"
     if channels is None: return 'brightfield', 'darkfield'
-    names = (channels,) if isinstance(channels, str) else tuple(channels)
+    single = isinstance(channels, (str, int))
+    names = (channels,) if single else tuple(channels)
     for name in names:
         if name not in channel_codes:
             raise ValueError(

@@ -205,6 +205,15 @@ def test_the_rules_find_what_they_should(tmp_path):
         assert [*long_lines(path), *badly_put(path)], source
 
 
+def test_advised_servers_listen_on_this_machine_only():
+    "A command for a reader's shell must not open a folder to the network"
+    done = subprocess.run(['git', 'grep', '-hE', r'python3? -m http\.server'], cwd=root,
+                          capture_output=True, text=True)
+    for line in done.stdout.splitlines():
+        for command in re.findall(r'-m http\.server[^`]{0,60}', line):
+            assert '--bind 127.0.0.1' in command, command
+
+
 def test_the_list_names_files_that_exist():
     "The list is for the redesign; it ends empty"
     known = {p.relative_to(root).as_posix() for p in chapters() + _python_files()}

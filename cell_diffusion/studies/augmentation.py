@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 import matplotlib.pyplot as plt
@@ -85,11 +86,13 @@ def ddpm_cells(
     sampling_steps:int=10, # Network calls for each cell
     lr:float=2e-3,         # Highest learning rate
     progress:bool=False,   # Show progress bars
+    checkpoint=None,       # File from which a killed training goes on
     **kwargs,              # More arguments of `diffusion_learner`
 )->tuple: # Cells `(n, channel, size, size)` in -1..1, and their cost as a dict
     "Train a class-conditional DDPM on a training fold, and generate cells with it"
     learn = diffusion_learner(dls, classes=True, seed=seed, **kwargs)
-    budget = fit_for(learn, epochs=epochs, lr=lr, progress=progress)
+    budget = fit_for(learn, epochs=epochs, lr=lr, checkpoint=checkpoint,
+                     progress=progress)
     started = time.perf_counter()
     x = sample(learn.ema.averaged, label=label, seed=seed, steps=sampling_steps,
                progress=progress)
@@ -103,11 +106,13 @@ def gan_cells(
     seed:int=0,          # Seed of weights and noise
     lr:float=1e-3,       # Highest learning rate
     progress:bool=False, # Show progress bars
+    checkpoint=None,     # File from which a killed training goes on
     **kwargs,            # More arguments of `gan_learner`
 )->tuple: # Cells `(n, channel, size, size)` in -1..1, and their cost as a dict
     "Train a class-conditional GAN on a training fold, and generate cells with it"
     learn = gan_learner(dls, classes=True, seed=seed, **kwargs)
-    budget = fit_for(learn, epochs=epochs, lr=lr, progress=progress)
+    budget = fit_for(learn, epochs=epochs, lr=lr, checkpoint=checkpoint,
+                     progress=progress)
     started = time.perf_counter()
     x = gan_sample(learn.ema.averaged, label=label, seed=seed)
     return x, generator_cost(learn, budget, len(x), started)
@@ -116,7 +121,7 @@ def gan_cells(
 @dataclass(frozen=True)
 class GeneratorKind:
     "A way to generate cells for a training fold"
-    make:Callable # Called with loaders, classes, seed, progress and the settings
+    make:Callable # Called with loaders, classes, seed, progress, checkpoint, settings
     settings:dict # Arguments of `make`, and `bs`, the cells in a batch
     check:Callable = None # Called with the size and the settings: can it be built?
 
@@ -221,20 +226,21 @@ def check(self:AugmentationStudy):
     for name, n in keep.items():
         check_number(f'keep[{name!r}]', n, low=1, whole=True)
     build_resnet(self.network, names, *self.cells.images.shape[1:3])
-    for kind in {arms[arm].fill for arm in self.arms} & set(generators):
-        self.check_generator(kind)
+    used = {arms[arm].fill for arm in self.arms}
+    for kind in generators:
+        self.check_generator(kind, build=kind in used)
     check_out(self.out, 'study')
 
 @patch
-def check_generator(self:AugmentationStudy, kind:str):
-    "Raise `ValueError` for a generator that cannot be built for cells of this size"
+def check_generator(self:AugmentationStudy, kind:str, build:bool):
+    "Raise `ValueError` for wrong settings, or a size for which it cannot be built"
     settings = self.generator_settings(kind)
     for name, value in settings.items():
         if name in limits: check_number(f'{kind} {name}', value, **limits[name])
     size = self.cells.images.shape[-1]
     check = generators[kind].check
     try:
-        if check: check(size=size, **settings)
+        if build and check: check(size=size, **settings)
     except ValueError as e:
         raise ValueError(f"The {kind} generator cannot be built: {e}") from e
 
@@ -343,8 +349,20 @@ class Pool:
 def work(self:AugmentationStudy, name, make:Callable, kind:str, fold:int)->dict:
     "Arrays kept in `work/` as long as the settings are the same"
     file = self.out/'work'/f'{name}.npz'
-    mark = json.dumps(self.settings(), default=str)
-    return kept_arrays(file, mark, make, kind, fold)
+    return kept_arrays(file, self.mark(), make, kind, fold)
+
+@patch
+def mark(self:AugmentationStudy)->str:
+    "What everything in `work/` depends on"
+    return json.dumps(self.settings(), default=str)
+
+@patch
+@contextmanager
+def checkpoint(self:AugmentationStudy, name):
+    "A file in `work/` from which a killed training goes on; it goes when that has ended"
+    file = self.out/'work'/f'{name}-{digest(self.mark())[:8]}.pt'
+    yield file
+    file.unlink(missing_ok=True)
 
 @patch
 def generated(self:AugmentationStudy,
@@ -374,8 +392,10 @@ def generate(self:AugmentationStudy, kind:str, fold:int)->dict: # Arrays for `wo
     settings = self.generator_settings(kind)
     bs = min(settings.pop('bs'), len(labels))
     dls = generator_dls(images, labels, c.names, bs, fold)
-    x, cost = generators[kind].make(dls, torch.from_numpy(requested), seed=fold,
-                                    progress=self.progress, **settings)
+    with self.checkpoint(f'{kind}-f{fold}') as file:
+        x, cost = generators[kind].make(
+            dls, torch.from_numpy(requested), seed=fold, progress=self.progress,
+            checkpoint=file, **settings)
     return dict(images=decode(x).numpy(), labels=requested, cost=json.dumps(cost))
 
 # %% ../../nbs/12b_augmentation_study.ipynb #n028
@@ -427,8 +447,8 @@ def keep_recognised(
 @patch
 def predict_pool(self:AugmentationStudy, kind:str, fold:int)->dict: # For `work/`
     "Classes of the generated cells, according to a classifier of the same fold"
-    arm = arms['oversample+classical']
-    classifier = self.train(arm, fold, 0, self.added(arm, fold, 0))
+    name = 'oversample+classical'
+    classifier = self.train(name, fold, 0, self.added(arms[name], fold, 0))
     pool = self.generated(kind, fold)
     return dict(predicted=predict_classes(classifier, encode(pool.images)))
 
@@ -461,7 +481,7 @@ def added(self:AugmentationStudy, arm:Arm, fold:int, seed:int)->Added:
 # %% ../../nbs/12b_augmentation_study.ipynb #c055
 @patch
 def train(self:AugmentationStudy,
-    arm:Arm,     # One of `arms`
+    name:str,    # Name of the arm
     fold:int,    # Number of the fold
     seed:int,    # Number of the classifier
     added:Added, # Cells besides those of the training fold
@@ -473,11 +493,14 @@ def train(self:AugmentationStudy,
     labels = np.concatenate([c.labels[side['train']], added.labels])
     assert_disjoint(images, c.images[side['test']], f'fold {fold}')
 
-    seed = seed*1000 + fold
-    dls = step_dls(images, labels, c.names, self.steps, self.bs, seed, arm.transform)
+    arm = arms[name]
+    number = seed*1000 + fold
+    dls = step_dls(images, labels, c.names, self.steps, self.bs, number, arm.transform)
     weights = self.class_weights(fold) if arm.class_weights else None
-    return train_classifier(dls, lr=self.lr, seed=seed, steps=self.steps,
-                            network=self.network, class_weights=weights)
+    with self.checkpoint(f'{name}-f{fold}-s{seed}') as file:
+        return train_classifier(dls, lr=self.lr, seed=number, steps=self.steps,
+                                network=self.network, class_weights=weights,
+                                checkpoint=file)
 
 # %% ../../nbs/12b_augmentation_study.ipynb #c061
 @patch
@@ -489,7 +512,7 @@ def run_one(self:AugmentationStudy,
     "Train and test one classifier"
     added = self.added(arms[arm], fold, seed)
     started = time.perf_counter()
-    classifier = self.train(arms[arm], fold, seed, added)
+    classifier = self.train(arm, fold, seed, added)
     seconds = time.perf_counter() - started
 
     test = self.sides[fold]['test']
