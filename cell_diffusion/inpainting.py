@@ -519,6 +519,13 @@ methods = dict(
     repaint=dict(model='blood64', sampler='repaint', steps=25),
 )
 
+def settings_of(method, steps, more):
+    "A method's arguments as the caller changed them. `ValueError` for an unknown one"
+    if method not in methods:
+        raise ValueError(f"Unknown method {method!r}: use one of {', '.join(methods)}.")
+    settings = {**methods[method], **more}
+    return settings if steps is None else settings | dict(steps=steps)
+
 def find_network(
     model, # A network, the name of shipped weights, or a folder
     method:str, # One of `methods`
@@ -551,16 +558,11 @@ def inpaint(
     """Fill what a mask hides in a picture; pixels outside the mask keep their values.
 
     Raises `ValueError`, `TypeError` or `FileNotFoundError` for what cannot be filled.
-    Warns where white had to be worked out, and where the cell is clearly smaller or
-    larger in the window than the network's training cells: choose `window` then.
+    Warns where `white` is worked out, and where a cell has not the size of training.
     """
-    if method not in methods:
-        raise ValueError(f"Unknown method {method!r}: use one of {', '.join(methods)}.")
-    n, seed = check_limits(n=n, seed=seed)
-    check_limits(guidance_scale=guidance_scale)
-    settings = {**methods[method], **kwargs}
+    settings = settings_of(method, steps, kwargs)
     default_model = settings.pop('model')
-    if steps is not None: settings['steps'] = steps
+    n, seed, _ = check_limits(n=n, seed=seed, guidance_scale=guidance_scale)
 
     pixels = read_image(image)
     hole = read_mask(mask, pixels.shape[:2])
@@ -570,11 +572,9 @@ def inpaint(
     window = find_window(hole, window)
     x, small_hole, white = look_through(pixels, hole, window, model.size, white)
     if not grey: check_scale(model, x, small_hole, label, window[2])
-
     x = x[:, :model.channels].expand(n, model.channels, -1, -1)
-    fills = fill_holes(model, x, small_hole, label, seed,
-                       guidance_scale=guidance_scale, progress=progress,
-                       show_known=method == 'trained', **settings)
+    fills = fill_holes(model, x, small_hole, label, seed, show_known=method == 'trained',
+                       guidance_scale=guidance_scale, progress=progress, **settings)
     return np.stack([put_back(pixels, hole, window, fill, white, grey)
                      for fill in fills])
 

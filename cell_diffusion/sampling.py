@@ -379,7 +379,7 @@ def karras_timesteps(
     schedule:Schedule, # Gives the noise level of each timestep
     steps:int, # How many, 1..T
     rho:float=7., # 1 is even in σ; the larger, the more steps at low noise; above 0
-)->torch.Tensor: # Falling from T-1, no two alike; fewer where the schedule is too coarse
+)->torch.Tensor: # Falling from T-1, no two alike; fewer on a coarse schedule
     "Timesteps whose σ to the power 1/ρ are even (Karras et al. 2022, equation 5)"
     check_number('rho', rho, above=0)
     log_snr = _log_snr(schedule)
@@ -431,14 +431,14 @@ def slerp(
     b:torch.Tensor, # Noise of the same shape
     share:float, # From 0, which gives `a`, to 1, which gives `b`
 )->torch.Tensor: # Of the same shape, with a length between theirs
-    """Spherical interpolation: along the great circle between two noises (Shoemake 1985)
+    """Spherical interpolation, along the great circle between noises (Shoemake 1985)
 
     Raises `ValueError` for opposite noises, which no single great circle joins."""
     share = check_number('share', share, 0, 1)
     cosine = (_unit(a)*_unit(b)).sum(1).clamp(-1, 1)
     if not (cosine > -1 + 1e-6).all():
-        raise ValueError("slerp needs noises that are neither opposite nor empty: "
-                         "no great circle, or any, runs through those.")
+        raise ValueError("slerp needs two noises that are neither 0 nor opposite: "
+                         "no single great circle joins those.")
     angle = cosine.acos().clamp(min=1e-4).reshape(-1, *[1]*(a.ndim - 1))
     return (((1 - share)*angle).sin()*a + (share*angle).sin()*b)/angle.sin()
 
