@@ -301,6 +301,19 @@ def write_picture(path, pixels):
     Image.fromarray(pixels).save(content, form)
     write_whole(path, content.getvalue())
 
+def file_text(name):
+    "The name of a class without what a file name cannot hold, and not too long"
+    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', '_', name).strip(' .')[:50]
+
+def save_each(x, folder, name, seed):
+    "A PNG for each cell"
+    from torchvision.utils import save_image
+    folder.mkdir(parents=True, exist_ok=True)
+    name = file_text(name)
+    for i, cell in enumerate(shown_channels(x)):
+        save_image(cell, folder/f'{name}_{seed}_{i:04d}.png')
+
+# %% ../nbs/cli.ipynb #n011
 def write_pictures(paths, pictures):
     "Write pictures of any depth, all of them or none"
     from cell_diffusion.imageio import picture_bytes
@@ -317,18 +330,6 @@ def write_pictures(paths, pictures):
     finally:
         for part in parts:
             part.unlink(missing_ok=True)
-
-def file_text(name):
-    "The name of a class without what a file name cannot hold, and not too long"
-    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', '_', name).strip(' .')[:50]
-
-def save_each(x, folder, name, seed):
-    "A PNG for each cell"
-    from torchvision.utils import save_image
-    folder.mkdir(parents=True, exist_ok=True)
-    name = file_text(name)
-    for i, cell in enumerate(shown_channels(x)):
-        save_image(cell, folder/f'{name}_{seed}_{i:04d}.png')
 
 # %% ../nbs/cli.ipynb #c013
 @command('inpainting.inpaint', options=['mask'])
