@@ -14,6 +14,7 @@ import re
 import sys
 import warnings
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from shlex import quote
@@ -85,6 +86,7 @@ def shell_parameter(parameter, help, is_option):
         kind=parameter.KEYWORD_ONLY, annotation=Annotated[shell_type(parameter), kind])
 
 # %% ../nbs/cli.ipynb #n003
+@cache
 def described(f, leave_out=()):
     "Parameters with the comment behind each: `{name: (parameter, help)}`"
     help = docments(f)
