@@ -19,7 +19,7 @@ from fastai.data.core import DataLoaders
 from fastai.torch_core import num_distrib, rank_distrib, to_detach as _to_detach
 from . import simulation
 from .core import (
-    check_limits, default_device, encode, generator, show_cells)
+    check_limits, check_number, default_device, encode, generator, show_cells)
 from .imageio import (
     channels_and_bits, read_planes, reader_version, to_8_bits)
 from .records import locked, write_whole
@@ -381,8 +381,8 @@ def list_folder(
         items, odd = list_images(folder, names)
     first_channels, bits = folder_form(items)
     if source == 'jurkat': return Listing(names, items, odd, 1, bits, keep=40)
-    if channels is None: channels = first_channels
-    if source == 'pbc': channels = 3
+    if channels is not None: check_number('channels', channels, 1, whole=True)
+    channels = 3 if source == 'pbc' else channels or first_channels
     return Listing(names, items, odd, channels, bits, keep=200/360)
 
 # %% ../nbs/02_data.ipynb #n006

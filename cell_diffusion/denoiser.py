@@ -474,6 +474,7 @@ import inspect
 import json
 import math
 import os
+from fastcore.basics import patch
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path

@@ -452,9 +452,18 @@ def cell_in_view(
     x:torch.Tensor, # Close-up `(1, 3, size, size)`
     mask:torch.Tensor, # Its hole, bool `(1, 1, size, size)`
 )->tuple: # Smallest and largest diameter that the cell may have, in sides
-    "How wide the stained cell is in a close-up with a hole"
-    cell = find_cells(optical_density(x).numpy())[0]
+    "How wide the stained cell at the hole of a close-up is"
+    density = optical_density(x)[0].permute(1, 2, 0).numpy()
     hole = mask[0, 0].numpy()
+
+    # `find_cells` looks in the middle
+    size = len(hole)
+    ys, xs = np.nonzero(hole)
+    around = round(ys.mean()) - size//2, round(xs.mean()) - size//2, size
+    density = crop_window(density, around).transpose(2, 0, 1)[None]
+    hole = crop_window(hole, around)
+    cell = find_cells(density)[0]
+
     if (ndimage.binary_dilation(cell, iterations=2) & hole).any():
         return diameter(cell & ~hole), diameter(cell | hole)
     if cell.sum() > hole.sum(): return diameter(cell), diameter(cell)
@@ -467,9 +476,11 @@ def check_scale(model, x, mask, label, side):
     if label is not None and len(model.cell_sizes) > 1:
         typical.append(model.cell_sizes[class_numbers(model, label)[0]])
     smallest, largest = cell_in_view(x, mask)
-    if largest < .75*min(typical): found, expected = largest, min(typical)
-    elif smallest > max(typical)/.75: found, expected = smallest, max(typical)
-    else: return
+    too_small = largest < .75*min(typical)
+    too_large = smallest > max(typical)/.75
+    if not too_small and not too_large: return
+    found = largest if too_small else smallest
+    expected = min(typical) if too_small else max(typical)
     warnings.warn(
         f"The cell fills {found:.0%} of the side of the window ({side} pixels), and "
         f"training cells of this network fill about {expected:.0%}: pass "

@@ -8,7 +8,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/painter.html.md"""
 __all__ = ['MaskPainter']
 
 # %% ../nbs/painter.ipynb #c009
-import base64, html, io, warnings
+import base64, html, warnings
 from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace

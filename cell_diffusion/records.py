@@ -17,54 +17,6 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from . import __version__
 
-# %% ../nbs/records.ipynb #n001
-from importlib.resources import files
-from tempfile import TemporaryFile
-
-results_folder = Path(str(files('cell_diffusion')))/'results'
-
-# %% ../nbs/records.ipynb #c008
-def write_json(
-    path, # File to write; missing folders are made
-    obj,  # Dicts, lists, numbers, text; also arrays, tensors and paths
-):
-    "Write JSON whole or not at all. Raises `TypeError` for what JSON cannot hold."
-    write_whole(path, json.dumps(obj, indent=1, default=_as_json) + '\n')
-
-# %% ../nbs/records.ipynb #c010
-def _as_json(obj):
-    "An array, tensor or NumPy number as lists and numbers, a path as text"
-    if isinstance(obj, PurePath): return str(obj)
-    if hasattr(obj, 'tolist'): return obj.tolist()
-    if obj is pd.NA: return None
-    raise TypeError(f"JSON cannot hold a {type(obj).__name__}: {obj!r:.80}")
-
-def _normal(obj):
-    "What comes back when `obj` is written as JSON and read again"
-    return json.loads(json.dumps(obj, default=_as_json))
-
-def _read(file):
-    "What a JSON file holds, or None if it is missing or damaged"
-    try:
-        return json.loads(Path(file).read_text(encoding='utf-8'))
-    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
-        return None
-
-def read_json(
-    file,       # A file of ours
-    advice:str, # What to do if it is damaged
-    kind=dict,  # What it holds
-):
-    """What a JSON file holds.
-
-    Raises `ValueError` with the file and the advice if it is damaged, and
-    `FileNotFoundError` if there is none.
-    """
-    found = _read(file)
-    if isinstance(found, kind): return found
-    if not Path(file).exists(): raise FileNotFoundError(f"There is no {file}: {advice}")
-    raise ValueError(f"{file} is damaged: {advice}")
-
 # %% ../nbs/records.ipynb #n002
 def part_name(path)->Path: # In the same folder, another one at each call
     "The name under which a file is written until it is whole"
@@ -133,6 +85,137 @@ def cannot_write(
     known = type(e)(what)
     known.errno = e.errno
     return known
+
+# %% ../nbs/records.ipynb #c008
+def write_json(
+    path, # File to write; missing folders are made
+    obj,  # Dicts, lists, numbers, text; also arrays, tensors and paths
+):
+    "Write JSON whole or not at all. Raises `TypeError` for what JSON cannot hold."
+    write_whole(path, json.dumps(obj, indent=1, default=_as_json) + '\n')
+
+# %% ../nbs/records.ipynb #c010
+def _as_json(obj):
+    "An array, tensor or NumPy number as lists and numbers, a path as text"
+    if isinstance(obj, PurePath): return str(obj)
+    if hasattr(obj, 'tolist'): return obj.tolist()
+    if obj is pd.NA: return None
+    raise TypeError(f"JSON cannot hold a {type(obj).__name__}: {obj!r:.80}")
+
+def _normal(obj):
+    "What comes back when `obj` is written as JSON and read again"
+    return json.loads(json.dumps(obj, default=_as_json))
+
+def _read(file):
+    "What a JSON file holds, or None if it is missing or damaged"
+    try:
+        return json.loads(Path(file).read_text(encoding='utf-8'))
+    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+        return None
+
+def read_json(
+    file,       # A file of ours
+    advice:str, # What to do if it is damaged
+    kind=dict,  # What it holds
+):
+    """What a JSON file holds.
+
+    Raises `ValueError` with the file and the advice if it is damaged, and
+    `FileNotFoundError` if there is none.
+    """
+    found = _read(file)
+    if isinstance(found, kind): return found
+    if not Path(file).exists(): raise FileNotFoundError(f"There is no {file}: {advice}")
+    raise ValueError(f"{file} is damaged: {advice}")
+
+# %% ../nbs/records.ipynb #n001
+from importlib.resources import files
+from tempfile import TemporaryFile
+
+results_folder = Path(str(files('cell_diffusion')))/'results'
+
+# %% ../nbs/records.ipynb #x003
+kinds = dict(denoiser='a trained generator', classifier='a classifier', gan='a GAN',
+             study='a study', cells='generated cells')
+
+def kind_of_folder(
+    folder, # Any folder
+)->str: # One of `kinds`, or None
+    "What an earlier call has left in a folder"
+    folder = Path(folder)
+    if (folder/'settings.json').exists(): return 'study'
+    if (folder/'.work').is_dir() or _lists_cells(folder/'manifest.csv'): return 'cells'
+    record = _read(folder/'record.json')
+    if isinstance(record, dict) and record.get('kind') in kinds: return record['kind']
+    return _kind_of_network(folder)
+
+def _lists_cells(file):
+    "Whether a table is a manifest of generated cells"
+    if not file.is_file(): return False
+    with open(file, encoding='utf-8', errors='replace') as f:
+        return f.readline().startswith('file,class,synthetic')
+
+def _kind_of_network(folder):
+    "Whose weights or checkpoint a folder holds; the first release named no class"
+    config = _read(folder/'config.json')
+    if isinstance(config, dict):
+        if 'unet' in config: return 'denoiser'
+        if 'latent' in config: return 'gan'
+        if 'classes' in config: return 'classifier'
+    return _kind_of_checkpoint(folder/'checkpoint.pt')
+
+def _kind_of_checkpoint(file):
+    "Whose unfinished training a file holds, or None"
+    if not file.is_file(): return None
+    import torch
+    try:
+        run = torch.load(file, 'cpu', weights_only=True, mmap=True)['run']
+    except Exception: # Damaged: the training itself says so
+        return None
+    return 'classifier' if isinstance(run.get('classes'), list) else 'denoiser'
+
+# %% ../nbs/records.ipynb #x005
+def check_out(
+    out,       # Where results are to go
+    kind:str,  # What they are: one of `kinds`
+    data=None, # The folder or the source that the cells come from
+):
+    """Raise an error unless results of a kind can go into a folder.
+
+    `FileExistsError` for a file or a folder with other things, `ValueError` for one
+    among the cells, `OSError` for one that cannot be written.
+    """
+    out = Path(out).expanduser()
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file: name a folder.")
+    _check_outside(out, data)
+    _check_writable(out)
+    there = kind_of_folder(out)
+    if there not in (None, kind):
+        raise FileExistsError(f"{out} holds {kinds[there]}: give {kinds[kind]} a "
+                              "folder of its own.")
+
+def _check_outside(out, data):
+    if data is None or not Path(data).expanduser().is_dir(): return
+    data = Path(data).expanduser()
+    here = out.resolve()
+    if data.resolve() in (here, *here.parents):
+        raise ValueError(f"{out} lies inside {data} and would be read as one of its "
+                         "classes: name a folder elsewhere.")
+
+def _check_writable(out):
+    "Write a temporary file, and leave nothing behind"
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as e:
+        raise cannot_write(e, out) from e
+    finally:
+        for folder in new:
+            with suppress(OSError):
+                folder.rmdir()
 
 # %% ../nbs/records.ipynb #n007
 @contextmanager
@@ -432,89 +515,6 @@ def run(self:Records,
         for job in tqdm(left, total=total, disable=not progress):
             self.write(job, f(**job))
     return self.table(grid)
-
-# %% ../nbs/records.ipynb #x003
-kinds = dict(denoiser='a trained generator', classifier='a classifier', gan='a GAN',
-             study='a study', cells='generated cells')
-
-def kind_of_folder(
-    folder, # Any folder
-)->str: # One of `kinds`, or None
-    "What an earlier call has left in a folder"
-    folder = Path(folder)
-    if (folder/'settings.json').exists(): return 'study'
-    if (folder/'.work').is_dir() or _lists_cells(folder/'manifest.csv'): return 'cells'
-    record = _read(folder/'record.json')
-    if isinstance(record, dict) and record.get('kind') in kinds: return record['kind']
-    return _kind_of_network(folder)
-
-def _lists_cells(file):
-    "Whether a table is a manifest of generated cells"
-    if not file.is_file(): return False
-    with open(file, encoding='utf-8', errors='replace') as f:
-        return f.readline().startswith('file,class,synthetic')
-
-def _kind_of_network(folder):
-    "Whose weights or checkpoint a folder holds; the first release named no class"
-    config = _read(folder/'config.json')
-    if isinstance(config, dict):
-        if 'unet' in config: return 'denoiser'
-        if 'latent' in config: return 'gan'
-        if 'classes' in config: return 'classifier'
-    return _kind_of_checkpoint(folder/'checkpoint.pt')
-
-def _kind_of_checkpoint(file):
-    "Whose unfinished training a file holds, or None"
-    if not file.is_file(): return None
-    import torch
-    try:
-        run = torch.load(file, 'cpu', weights_only=True, mmap=True)['run']
-    except Exception: # Damaged: the training itself says so
-        return None
-    return 'classifier' if isinstance(run.get('classes'), list) else 'denoiser'
-
-# %% ../nbs/records.ipynb #x005
-def check_out(
-    out,       # Where results are to go
-    kind:str,  # What they are: one of `kinds`
-    data=None, # The folder or the source that the cells come from
-):
-    """Raise an error unless results of a kind can go into a folder.
-
-    `FileExistsError` for a file or a folder with other things, `ValueError` for one
-    among the cells, `OSError` for one that cannot be written.
-    """
-    out = Path(out).expanduser()
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file: name a folder.")
-    _check_outside(out, data)
-    _check_writable(out)
-    there = kind_of_folder(out)
-    if there not in (None, kind):
-        raise FileExistsError(f"{out} holds {kinds[there]}: give {kinds[kind]} a "
-                              "folder of its own.")
-
-def _check_outside(out, data):
-    if data is None or not Path(data).expanduser().is_dir(): return
-    data = Path(data).expanduser()
-    here = out.resolve()
-    if data.resolve() in (here, *here.parents):
-        raise ValueError(f"{out} lies inside {data} and would be read as one of its "
-                         "classes: name a folder elsewhere.")
-
-def _check_writable(out):
-    "Write a temporary file, and leave nothing behind"
-    new = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out):
-            pass
-    except OSError as e:
-        raise cannot_write(e, out) from e
-    finally:
-        for folder in new:
-            with suppress(OSError):
-                folder.rmdir()
 
 # %% ../nbs/records.ipynb #c040
 def machine()->dict: # Device, processor threads, versions

@@ -265,7 +265,8 @@ def channel_names(
 )->tuple: # Names out of `channel_codes`
     "Jurkat channels as a tuple of names; raises `ValueError` for an unknown one"
     if channels is None: return 'brightfield', 'darkfield'
-    names = (channels,) if isinstance(channels, str) else tuple(channels)
+    single = isinstance(channels, (str, int))
+    names = (channels,) if single else tuple(channels)
     for name in names:
         if name not in channel_codes:
             raise ValueError(

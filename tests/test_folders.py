@@ -11,8 +11,8 @@ from rare_cells import some_cells
 import cell_diffusion.augmentation as augmentation
 import cell_diffusion.recipes as recipes
 from cell_diffusion.augmentation import balance
-from cell_diffusion.classifier import CellClassifier
-from cell_diffusion.data import load_cells
+from cell_diffusion.classifier import CellClassifier, reference_classifier
+from cell_diffusion.data import cell_dls, load_cells
 from cell_diffusion.denoiser import Denoiser, save
 from cell_diffusion.gan import Generator
 from cell_diffusion.inpainting import Inpainter
@@ -208,3 +208,22 @@ def test_a_class_without_test_cells_is_named_before(tmp_path):
                                    **small)
     record = json.loads((tmp_path/'out'/'record.json').read_text())
     assert [row['class'] for row in record['accuracy']] == ['a', 'b', 'all']
+
+
+@pytest.mark.parametrize('channels', [0, -1, 2.5, 'red', ('red',), True])
+def test_channels_of_a_folder_are_a_number(cells, channels):
+    with pytest.raises(ValueError, match='channels'):
+        load_cells(cells, size=16, channels=channels, cache=False)
+
+
+def test_channels_of_jurkat_cells_are_names():
+    with pytest.raises(ValueError, match='Unknown Jurkat channel 3'):
+        load_cells('simulated-jurkat', size=16, channels=3, n=10)
+
+
+def test_without_a_cache_a_classifier_is_only_not_kept(cells, tmp_path, monkeypatch):
+    (tmp_path/'file').write_text('')
+    monkeypatch.setenv('CELL_DIFFUSION_CACHE', str(tmp_path/'file'))
+    dls = cell_dls(cells, size=16, bs=8, cache=False)
+    with pytest.warns(UserWarning, match='could not be kept'):
+        assert reference_classifier(dls, 1, keep=True).classes == ('a', 'b', 'c')

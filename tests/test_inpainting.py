@@ -1207,7 +1207,8 @@ def smaller(image, mask, size=128):
     "The same cell in the middle of a field of twice the side, with others around it"
     field = [drawn_cell(label, size//2, seed)[0] for seed, label in
              enumerate(('erythroblast', 'lymphocyte', 'monocyte', 'neutrophil'))]
-    pixels = np.concatenate([np.concatenate(field[:2], 1), np.concatenate(field[2:], 1)])
+    rows = [np.concatenate(field[i:i + 2], 1) for i in (0, 2)]
+    pixels = np.concatenate(rows)
     hole = np.zeros((size, size), bool)
     middle = slice(size//4, size//4 + size//2)
     pixels[middle, middle] = image

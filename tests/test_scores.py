@@ -7,11 +7,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from common import root
+
 import cell_diffusion.recipes as recipes
 from cell_diffusion.classifier import CellClassifier
 from cell_diffusion.cli import app
 from cell_diffusion.denoiser import load, shipped, weights_hash
 from cell_diffusion.recipes import model_card, score_weights, too_short, train_model
+from cell_diffusion.training import check_unet
 
 run = dict(data='simulated', size=28, n=160, bs=16, dim=8, mults=(1, 2), classes=True,
            progress=False, steps=1, scored=16, judged='valid')
@@ -238,3 +241,30 @@ def test_what_cannot_be_scored(out, given, says):
     call = {**dict(model=out, data='simulated', n=160), **same_cells, **given}
     with pytest.raises(ValueError, match=says):
         score_weights(**call)
+
+
+# What the README says
+
+def command_for_a_gpu():
+    "The words of the README's `train` command for a GPU, without the program"
+    text = (root/'README.md').read_text(encoding='utf-8')
+    block = text.split('### I have a GPU')[1].split('```')[1].replace('\\\n', ' ')
+    line = next(line for line in block.splitlines() if ' train ' in line)
+    return line.split(' train ')[1].split()
+
+
+def test_the_command_for_a_gpu_runs_in_miniature(tmp_path):
+    words = command_for_a_gpu()
+    assert {'--classes', '--dim', '--bs', '--lr', '--minutes'} <= set(words)
+    options = dict(zip(words, words[1:]))
+    check_unet(int(options['--size']), int(options['--dim']))
+    assert int(options['--dim']) >= 96 and int(options['--size']) >= 64
+
+    small = {'--data': 'simulated', '--size': 28, '--dim': 8, '--bs': 16,
+             '--minutes': .002}
+    for name, value in small.items():
+        words[words.index(name) + 1] = str(value)
+    words += ['--n', '160', '--scored', '0', '--out', str(tmp_path/'run')]
+    result = CliRunner().invoke(app, ['train', *words])
+    assert result.exit_code == 0, result.output
+    assert record_of(tmp_path/'run')['lr'] == float(options['--lr'])
