@@ -460,7 +460,7 @@ def save_grid(
         titles[::cols] = model.classes
     x = sample(model, rows*cols, label, seed, steps, progress=progress)
     fig = show_cells(x, titles, ncols=cols, zoom=.8)
-    fig.savefig(path, dpi=110)
+    write_whole(path, lambda f: fig.savefig(f, dpi=110, format='png'))
     plt.close(fig)
     return x
 
