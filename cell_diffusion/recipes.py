@@ -25,7 +25,8 @@ from cell_diffusion.classifier import (
     CellClassifier, enough_epochs, features_and_predictions, reference_classifier,
     train_classifier,
 )
-from cell_diffusion.core import check_limits, check_number, encode, show_cells
+from cell_diffusion.core import (
+    check_limits, check_number, encode, limits, show_cells)
 from cell_diffusion.data import cell_dls
 from cell_diffusion.denoiser import (
     Denoiser, load, save, weights_folder, weights_hash,
@@ -392,9 +393,12 @@ def score_weights(
     Warns if the cells are not those of its training. Raises `ValueError` for cells of
     other classes or channels.
     """
-    check_choices('edm', judged, scored or 1, None, None)
+    check_limits(n=n)
+    check_number('scored', scored, 4, limits['scored']['high'], whole=True)
+    check_choices('edm', judged, scored, None, None)
     if out is not None: _check_writable(Path(out).parent)
     network = load(model, kind=Denoiser)
+    check_number('steps', steps, 1, network.schedule.T, whole=True)
     folder = Path(model) if Path(model).is_dir() else weights_folder/str(model)
     record = earlier_record(folder)
     dls = cells_to_score(network, record, data, crop, channels, n)
