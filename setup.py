@@ -16,7 +16,8 @@ version = re.search(r'__version__ = "(.*?)"', begin)[1]
 
 extras = 'dev', 'web', 'site'
 shipped = ['weights/**/*.safetensors', 'weights/**/*.json', 'weights/**/*.md',
-           'results/**/*.csv', 'results/**/*.json']
+           'results/**/*.csv', 'results/**/*.json',
+           'browser/*.js', 'browser/*.css', 'browser/*.html']
 
 setup(
     version=version,

@@ -88,9 +88,9 @@ def own_size(source, path=None, crop=None, channels=None, **_)->int:
     root = Path(path) if source == 'folder' else find_data(source, path)
     if root is None: return 32
     if source == 'jurkat':
-        items = list_jurkat(root, channels)
+        items, _ = list_jurkat(root, channels)
     else:
-        items = list_images(root, folder_classes(root, source))
+        items, _ = list_images(root, folder_classes(root, source))
     keep = 40 if source == 'jurkat' else 200/360
     sides = []
     for _, (file, *_) in items[::1 + len(items)//200]:
@@ -328,6 +328,7 @@ def balance(
     """
     goal, minutes, seed, steps = check_limits(
         goal=goal, minutes=minutes, seed=seed, steps=steps)
+    if size is not None: size, = check_limits(size=size)
     out = Path(out)
     check_output_folder(folder, out)
     model = load(weights, kind=Denoiser) if weights else None

@@ -104,9 +104,7 @@ default_epochs = 12
 
 # %% ../nbs/07_evaluation.ipynb #c014
 class ForSteps(Callback):
-    """Ends training after some steps, and fits the learning rate's schedule to them
-
-    Raises `FloatingPointError` at the first loss that is not finite."""
+    "Ends training after some steps, and fits the learning rate's schedule to them"
     order = 55 # After fastai has counted, before the schedule asks for `pct_train`
     def __init__(self,
         steps, # Optimiser steps
@@ -123,12 +121,6 @@ class ForSteps(Callback):
 
     def before_batch(self):
         if self.training: self.learn.pct_train = self.learn.train_iter/self.steps
-
-    def after_loss(self):
-        if not self.training or torch.isfinite(self.learn.loss): return
-        raise FloatingPointError(
-            f"The loss became {self.learn.loss.item()} after {self.learn.train_iter} "
-            "steps: lower the learning rate. Nothing was kept.")
 
     def after_batch(self):
         done = self.learn.train_iter >= self.steps
@@ -270,7 +262,8 @@ def trained_how(
 )->dict: # Those that are not its defaults, as text
     "What sets a training apart from that of a reference classifier"
     return {name: str(value) for name, value in sorted(settings.items())
-            if str(value) != str(trainer_arguments[name].default)}
+            if name != 'checkpoint'
+            and str(value) != str(trainer_arguments[name].default)}
 
 def classifier_folder(
     dls, # From `cell_dls`
@@ -347,10 +340,15 @@ def keep_classifier(
     predicted = features_and_predictions(model, encode(images))[1]
     right = (predicted == torch.as_tensor(labels)).float().mean().item()
     folder = classifier_folder(dls, **settings)
-    save(model, folder)
     record = dict(kind='classifier', **cells_of(dls), epochs=settings['epochs'],
                   trained=trained_how(**settings), accuracy=right)
-    write_json(folder/'record.json', record)
+    try:
+        save(model, folder)
+        write_json(folder/'record.json', record)
+    except OSError as e:
+        warnings.warn(f"The classifier could not be kept ({e}), so it will be trained "
+                      "again next time. CELL_DIFFUSION_CACHE names another folder.")
+        return model.cpu()
     return load_classifier(folder, dls)
 
 # %% ../nbs/07_evaluation.ipynb #n020

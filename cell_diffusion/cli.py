@@ -16,6 +16,7 @@ import warnings
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Optional
 import typer
 from fastcore.docments import docments
@@ -36,7 +37,7 @@ def command(
     parameters are options too, and replace those of the same name.
     """
     def register(f):
-        name = f.__name__.rstrip('_')
+        name = f.__name__.rstrip('_').replace('_', '-')
         commands[name] = dict(run=f, calls=calls, leave_out=leave_out, options=options,
                               kept=kept)
         return f
@@ -58,16 +59,25 @@ def shell_type(parameter):
         kind = str if default in (None, parameter.empty) else type(default)
     return Optional[kind] if default is None else kind
 
-def not_empty(text):
+def not_empty(value):
     "Refuse what an unset variable of the shell leaves: `--out \"$FOLDER\"`"
-    if isinstance(text, str) and not text.strip():
+    texts = value if isinstance(value, list) else [value]
+    if any(isinstance(text, str) and not text.strip() for text in texts):
         raise typer.BadParameter("it is empty.")
-    return text
+    return value
+
+def a_path(text):
+    "A path from the text of the shell"
+    return Path(not_empty(text))
 
 def shell_parameter(parameter, help, is_option):
     "A parameter as Typer wants it"
+    is_argument = parameter.default is parameter.empty and not is_option
     checked = dict(help=help, callback=not_empty)
-    if parameter.default is parameter.empty and not is_option:
+    if shell_type(parameter) in (Path, Optional[Path]):
+        checked = dict(help=help, parser=a_path)
+        if not is_argument: checked['metavar'] = '<Path>'
+    if is_argument:
         kind = typer.Argument(**checked)
     else:
         kind = typer.Option(*flags(parameter.name), **checked)
@@ -122,8 +132,9 @@ def sentence(error):
     "What went wrong, in one line; PyTorch and others write whole paragraphs"
     if isinstance(error, MemoryError):
         return "This needs more memory than there is: ask for fewer or smaller cells."
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f'{error.filename}: {error.strerror}.'
+    if isinstance(error, OSError) and error.strerror:
+        about = f'{error.filename}: ' if error.filename else ''
+        return f'{about}{error.strerror}'
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
@@ -264,7 +275,7 @@ def check_sheet(path, n, size, zoom):
         raise ValueError(f"--out {path}: n={n:,} at zoom={zoom} make a picture of "
                          f"{side:,} pixels a side, and {path.suffix} holds {limit:,}: "
                          "ask for less.")
-    check_memory(2*3*4*side**2, f"A picture of {side:,} × {side:,} pixels")
+    check_memory(2*3*4*side**2, f"n={n:,} cells in one picture")
 
 def shown_channels(x):
     "Three channels as colours, of others the first: pixels in 0..1"
@@ -289,6 +300,23 @@ def write_picture(path, pixels):
     form = Image.registered_extensions()[path.suffix.lower()]
     Image.fromarray(pixels).save(content, form)
     write_whole(path, content.getvalue())
+
+def write_pictures(paths, pictures):
+    "Write pictures of any depth, all of them or none"
+    from cell_diffusion.imageio import picture_bytes
+    from cell_diffusion.records import cannot_write, part_name
+    parts = [part_name(path) for path in paths]
+    try:
+        for path, part, pixels in zip(paths, parts, pictures):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(picture_bytes(pixels, path.suffix.lower()))
+        for path, part in zip(paths, parts):
+            os.replace(part, path)
+    except OSError as e:
+        raise cannot_write(e, path) from e
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
 
 def file_text(name):
     "The name of a class without what a file name cannot hold, and not too long"
@@ -317,17 +345,17 @@ def inpaint_(
     from cell_diffusion.core import check_limits
     check_limits(n=n)
     out = out or Path(f'{image.stem}_filled.png')
-    check_picture(out, '.png', '.tif', '.tiff')
     paths = [out]
     if n > 1: paths = [out.with_stem(f'{out.stem}_{i + 1}') for i in range(n)]
+    for path in paths:
+        check_picture(path, '.png', '.tif', '.tiff')
     for name, taken in dict(picture=image, mask=mask).items():
         if taken.resolve() in [p.resolve() for p in paths]:
             raise ValueError(f"--out {out} would replace the {name} itself: "
                              "name another file.")
     fills = inpaint(image, mask, model=model, n=n, **options)
-    for path, pixels in zip(paths, fills):
-        one_channel = pixels.shape[-1] == 1
-        write_picture(path, pixels[..., 0] if one_channel else pixels)
+    write_pictures(paths, fills)
+    for path in paths:
         typer.echo(path)
 
 # %% ../nbs/cli.ipynb #c015
@@ -375,6 +403,20 @@ def classifier_(
     train_reference_classifier(out=out, channels=channel_list(channels), **options)
     show_card(out)
 
+# %% ../nbs/cli.ipynb #n010
+@command('recipes.score_weights', options=['data'])
+def score_(
+    score_weights, # The function that does the work
+    model:str, # Folder of a run, or the name of shipped weights
+    channels:str=None, # As in training, unless given
+    out:Path=None, # JSON file to write the score to as well
+    **options, # More arguments of `score_weights`
+):
+    "Score a trained network beside real cells, on the test cells of its data."
+    from cell_diffusion.recipes import score_of
+    score = score_weights(model, out=out, channels=channel_list(channels), **options)
+    typer.echo(score_of(score).strip())
+
 # %% ../nbs/cli.ipynb #c019
 @command('studies.race.race', leave_out=['names', 'size', 'dim'], kept=goes_on)
 def race_(
@@ -391,25 +433,22 @@ def race_(
 @command('studies.bench.bench', leave_out=['calls'])
 def bench_(
     bench, # The function that does the work
-    size:int=64, # Height and width, in pixels
-    bs:int=16, # Images in a batch
-    rounds:int=7, # Timed rounds
     out:Path=None, # JSON file to write as well
+    **options, # More arguments of `bench`
 ):
     "Time a training step and a short sample beside diffusers (to be installed)."
     from cell_diffusion.records import _check_writable, write_json
     from cell_diffusion.studies.bench import bench_summary
     if out and out.is_dir(): raise ValueError(f"--out {out} is a folder: name a file.")
     if out: _check_writable(out.parent)
-    table = bench(size, bs, rounds)
+    table = bench(**options)
     summary = bench_summary(table)
     typer.echo(table.round(3).to_string(index=False))
     typer.echo("Best setting of each: training {train_ratio:.2f} times as fast as "
                "diffusers, sampling {sample_ratio:.2f} times; {share:.2f} of the "
                "convolution ceiling.".format(**summary))
     if out:
-        settings = dict(size=size, bs=bs, rounds=rounds)
-        write_json(out, dict(summary, **settings, rows=table.to_dict('records')))
+        write_json(out, dict(summary, **options, rows=table.to_dict('records')))
 
 # %% ../nbs/cli.ipynb #c022
 @command('studies.augmentation.AugmentationStudy', leave_out=(
@@ -425,8 +464,8 @@ def study_(
     fold:list[int]=[], # Do this fold only; may be repeated
     goal:int=None, # Size to which small classes are brought, else the median
     keep:list[str]=[], # Make a class rare: monocyte=50; may be repeated
-    ddpm_epochs:int=8, # Passes over its training fold of every DDPM
-    gan_epochs:int=18, # Passes over its training fold of every GAN
+    ddpm_epochs:int=None, # Passes over its training fold of every DDPM
+    gan_epochs:int=None, # Passes over its training fold of every GAN
     **options, # More fields of `AugmentationStudy`
 ):
     "Compare classifiers with and without generated cells, fold by fold."
@@ -437,9 +476,9 @@ def study_(
     check_out(out, 'study', data)
     kept = dict(kept_cells(words) for words in keep)
     cells = load_cells(data, size=size, channels=channel_list(channels), n=n)
-    study = AugmentationStudy(
-        cells, out, goal=goal, keep=kept or None, ddpm=dict(epochs=ddpm_epochs),
-        gan=dict(epochs=gan_epochs), **options)
+    for kind, epochs in dict(ddpm=ddpm_epochs, gan=gan_epochs).items():
+        if epochs is not None: options[kind] = dict(epochs=epochs)
+    study = AugmentationStudy(cells, out, goal=goal, keep=kept or None, **options)
     study.run(fold or None)
     typer.echo(write_results(out))
 
@@ -471,6 +510,21 @@ def balance_(
 def download_(
     download, # The function that does the work
     source:str, # pbc, bloodmnist or jurkat
+    **options, # More arguments of `download`
 ):
     "Fetch a data set into the cache folder."
-    typer.echo(download(source))
+    typer.echo(download(source, **options))
+
+# %% ../nbs/cli.ipynb #x002
+@command('web.export_page', options=['out'])
+def export_onnx_(
+    export_page, # The function that does the work
+    model:str, # Shipped weights or a folder from `train`
+    out:Path, # New folder for the page; an earlier page in it is replaced
+    **options, # More arguments of `export_page`
+):
+    "Write a network and a page that runs it in a browser."
+    index = export_page(model, out, **options)
+    typer.echo(f"Page: {index}")
+    typer.echo("Serve it to this machine alone, and open http://127.0.0.1:8000:")
+    typer.echo(f"python -m http.server --bind 127.0.0.1 --directory {quote(str(out))}")

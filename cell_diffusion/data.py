@@ -19,43 +19,57 @@ from fastai.data.core import DataLoaders
 from fastai.torch_core import num_distrib, rank_distrib, to_detach as _to_detach
 from . import simulation
 from .core import (
-    check_limits, default_device, encode, generator, show_cells)
-from .imageio import count_channels, read_planes, reader_version
-from .records import write_whole
+    check_limits, check_number, default_device, encode, generator, show_cells)
+from .imageio import (
+    channels_and_bits, read_planes, reader_version, to_8_bits)
+from .records import locked, write_whole
 from .simulation import blood_classes, simulate_blood, simulate_jurkat
-from .sources import (
-    cache_folder, channel_names, class_names, download, find_bloodmnist, find_data,
-    list_images, list_jurkat, read_bloodmnist, resolve_source)
+from cell_diffusion.sources import (
+    cache_folder, channel_names, check_folder, class_folders, class_names, download,
+    find_bloodmnist, find_data, list_images, list_jurkat, read_bloodmnist,
+    resolve_source)
 from .splits import pixel_hash, split_cells
 from .transforms import random_dihedral
 
 # %% ../nbs/02_data.ipynb #c020
+def center_side(
+    field:int,    # Shorter side of an image, in pixels
+    keep:float,   # A share of the side, or pixels if above 1
+)->float: # In pixels
+    "The side of the center: of about the published size 200 pixels, else a share"
+    if keep > 1: return min(keep, field)
+    return 200 if 350 <= field <= 380 else keep*field
+
 def crop_box(
     width:int,          # Width of the image, in pixels
     height:int,         # Height of the image, in pixels
     crop:str,           # `field`: the largest central square; `center`: its middle
-    keep:float=200/360, # What `center` keeps of the side: a share, or pixels if above 1
+    keep:float=200/360, # What `center` keeps, see `center_side`
 )->tuple: # Left, top, right, bottom, in (fractional) pixels
     "The square that is kept of an image. Raises `ValueError` for an unknown crop."
     if crop not in ('field', 'center'):
         raise ValueError(
             f"Unknown crop {crop!r}: use 'field' (all of it) or 'center' (its middle).")
     side = field = min(width, height)
-    if crop == 'center': side = min(keep, field) if keep > 1 else keep*field
+    if crop == 'center': side = center_side(field, keep)
     left = (width - side)/2
     top = (height - side)/2
+    if crop == 'center' and side == int(side):
+        left = round(left)
+        top = round(top)
     return left, top, left + side, top + side
 
 # %% ../nbs/02_data.ipynb #d007
 def open_cell(
     paths,        # Its file, or a file for each channel
     channels:int, # Of each file: 1, 3, or the pages of a stack
-)->list: # PIL images of one size, or a sentence on what is wrong
+    bits:int=8,   # 8, or 16 for more than 8
+)->list: # Arrays as from `read_planes`, or a sentence on what is wrong
     "Open all pictures of one cell"
     planes = []
     for path in paths:
         try:
-            planes += read_planes(path, channels)
+            planes += read_planes(path, channels, bits)
         except FileNotFoundError:
             return f"{path} is missing"
         except ValueError as e:
@@ -63,7 +77,7 @@ def open_cell(
         except Exception as e:
             reason = f"{type(e).__name__}: {e}".replace(f" '{path}'", '')
             return f"{path} cannot be read as an image ({reason})"
-    if len({im.size for im in planes}) > 1:
+    if len({a.shape for a in planes}) > 1:
         return f"{paths[0]} and its other channels differ in size"
     return planes
 
@@ -72,26 +86,37 @@ def open_cell(
 class Cell:
     "One cell, ready to be stacked with others"
     pixels:np.ndarray # uint8 `(channel, size, size)`
-    hash:str          # Of its pixels as they are stored
+    hash:str          # Of its pixels as they are stored, and how they were changed
     side:float        # Of the square that was kept, in pixels of the file
+
+def cell_hash(stored, white, side, crop):
+    "A hash of stored pixels; its end names a scale, and a center of 200 whole pixels"
+    scaled = '' if white == 255 and stored.dtype == np.uint8 else f'-white{white:g}'
+    cut = '-200' if crop == 'center' and side == 200 else ''
+    return pixel_hash(stored) + scaled + cut
 
 def read_cell(
     paths,        # Its file, or a file for each channel
     channels:int, # Of each file: 1, 3, or the pages of a stack
+    bits:int,     # 8, or 16 for more than 8
+    white:float,  # The grey level that becomes 255
     size:int,     # Pixels wanted
     crop:str,     # `field` or `center`
-    keep:float,   # As in `crop_box`
+    keep:float,   # As in `center_side`
 )->Cell: # Or a sentence on what is wrong
-    "Read, crop and resize one cell"
-    planes = open_cell(paths, channels)
+    "Read, scale, crop and resize one cell"
+    planes = open_cell(paths, channels, bits)
     if isinstance(planes, str): return planes
-    box = crop_box(*planes[0].size, crop, keep)
-    small = [im.resize((size, size), Image.BICUBIC, box=box) for im in planes]
-    arrays = [np.asarray(im) for im in small]
-    in_colour = arrays[0].ndim == 3
-    pixels = arrays[0].transpose(2, 0, 1) if in_colour else np.stack(arrays)
-    stored = np.stack([np.asarray(im) for im in planes])
-    return Cell(pixels, pixel_hash(stored), box[2] - box[0])
+    height, width = planes[0].shape[:2]
+    box = crop_box(width, height, crop, keep)
+    side = box[2] - box[0]
+    small = []
+    for plane in planes:
+        im = Image.fromarray(to_8_bits(plane, white))
+        small.append(np.asarray(im.resize((size, size), Image.BICUBIC, box=box)))
+    in_colour = small[0].ndim == 3
+    pixels = small[0].transpose(2, 0, 1) if in_colour else np.stack(small)
+    return Cell(pixels, cell_hash(np.stack(planes), white, side, crop), side)
 
 # %% ../nbs/02_data.ipynb #c033
 @dataclass(eq=False)
@@ -107,6 +132,8 @@ class CellImages:
     splits:dict = None     # The source's own `train`, `valid` and `test`, or None
     source:str = None      # One of `sources`
     crop:str = None        # `field`, `center`, or None for cells taken as they are
+    white:float = 255      # The grey level of the files that became 255
+    bits:int = 8           # Bits of the files: 8, or 16 for more than 8
     generated:tuple = ()   # Those of `files` that are marked as generated
 
     def __post_init__(self):
@@ -157,6 +184,31 @@ def choose_cells(
         chosen.append(rng.permutation(np.flatnonzero(labels == k))[:m])
     return np.sort(np.concatenate(chosen))
 
+# %% ../nbs/02_data.ipynb #n005
+def measure_white(
+    items,        # `(label, files)` of each cell
+    channels:int, # As in `read_cell`
+    percent:float=99.9, # Of the pixels, that are not to be clipped
+)->int: # 1 to 65535
+    "The grey level of a set of 16-bit files that becomes white"
+    chosen = np.linspace(0, len(items) - 1, min(len(items), 1000)).astype(int)
+    counts = np.zeros(65536, dtype=np.int64)
+    for i in chosen:
+        planes = open_cell(items[i][1], channels, bits=16)
+        for plane in [] if isinstance(planes, str) else planes:
+            counts += np.bincount(plane.ravel(), minlength=65536)
+    shares = counts.cumsum()/max(counts.sum(), 1)
+    return max(1, int(np.searchsorted(shares, percent/100)))
+
+def check_white(white, bits:int):
+    "Raise `ValueError` for a level that cannot be white in files of these bits"
+    top = 255 if bits == 8 else 65535
+    is_number = isinstance(white, (int, float, np.number))
+    if not is_number or isinstance(white, bool) or not 1 <= white <= top:
+        raise ValueError(
+            f"white={white!r} should be a grey level from 1 to {top}, what files of "
+            f"{bits} bits can hold.")
+
 # %% ../nbs/02_data.ipynb #d031
 def check_classes(items, good, names, first_complaint):
     "Raise `ValueError` for a class of `items` of which no cell is good"
@@ -172,7 +224,7 @@ def decode_cells(
     folder:Path, # Holds the class folders
     items,       # `(label, files)` of each cell
     names,       # Names of the classes
-    **how,       # `channels`, `size`, `crop` and `keep` of `read_cell`
+    **how,       # All but the first argument of `read_cell`
 )->CellImages: # Of every cell that can be read; names the others
     "Read all cells of a folder; raises `ValueError` where a class has no good image"
     def read(item): return read_cell(item[1], **how)
@@ -198,23 +250,42 @@ def decode_cells(
         files=tuple(file.relative_to(folder).as_posix() for file in files),
         skipped=tuple(skipped),
         hashes=np.array([cell.hash for cell in cells]),
-        enlarged=sum(cell.side < how['size']*.99 for cell in cells))
+        enlarged=sum(cell.side < how['size']*.99 for cell in cells),
+        white=how['white'],
+        bits=how['bits'])
 
 # %% ../nbs/02_data.ipynb #c046
+def file_mark(
+    file:Path,
+    part:int=65536, # Bytes of each of three parts of a large file
+)->str: # Or 'missing'
+    "What changes when a file does: size, times, and a hash of its bytes"
+    try:
+        state = file.stat()
+        with open(file, 'rb') as f:
+            parts = []
+            for start in (0, state.st_size//2, state.st_size - part):
+                if state.st_size <= 3*part:
+                    parts.append(f.read())
+                    break
+                f.seek(start)
+                parts.append(f.read(part))
+    except OSError:
+        return 'missing'
+    digest = hashlib.blake2b(b''.join(parts), digest_size=12).hexdigest()
+    return f'{state.st_size}|{state.st_mtime_ns}|{state.st_ctime_ns}|{digest}'
+
 def cache_file(
     folder:Path, # Holds the class folders
     items,       # `(label, files)` of each cell
     **settings,  # All else that decides what the cells look like
 )->Path: # In the cache folder; it need not exist
-    "A name made of every file's name, size and time, and of the settings"
-    start = json.dumps(['1', str(folder), settings], sort_keys=True)
+    "A name made of every file's name and content, and of the settings"
+    start = json.dumps(['2', str(folder), settings], sort_keys=True)
     h = hashlib.blake2b(start.encode(), digest_size=12)
     for _, paths in items:
         for p in paths:
-            stat = p.stat() if p.exists() else None
-            size = stat and stat.st_size
-            modified = stat and stat.st_mtime_ns
-            h.update(f"{p.relative_to(folder)}|{size}|{modified}\n".encode())
+            h.update(f"{p.relative_to(folder)}|{file_mark(p)}\n".encode())
     return cache_folder()/'decoded'/f"{h.hexdigest()}.npz"
 
 # %% ../nbs/02_data.ipynb #c047
@@ -223,13 +294,16 @@ def save_cache(file:Path, cells:CellImages):
     arrays = dict(
         images=cells.images, labels=cells.labels, names=np.array(cells.names),
         files=np.array(cells.files, dtype=str), hashes=cells.hashes,
-        skipped=np.array(cells.skipped, dtype=str), enlarged=cells.enlarged)
+        skipped=np.array(cells.skipped, dtype=str), enlarged=cells.enlarged,
+        white=cells.white, bits=cells.bits)
     try:
-        write_whole(file, lambda f: np.savez(f, **arrays))
+        # The lock also removes what killed processes left
+        with locked(file.parent, 'caching cells', wait=True):
+            write_whole(file, lambda f: np.savez(f, **arrays))
     except OSError as e:
         warnings.warn(
             f"The decoded cells could not be cached in {file.parent} "
-            f"({e.__cause__}), so they will be decoded again next time. "
+            f"({e.__cause__ or e}), so they will be decoded again next time. "
             "CELL_DIFFUSION_CACHE names another folder.")
 
 def load_cache(file:Path)->CellImages: # Or None where there is none, or it is damaged
@@ -241,7 +315,7 @@ def load_cache(file:Path)->CellImages: # Or None where there is none, or it is d
             tuple(d[k].tolist()) for k in ('names', 'files', 'skipped'))
         return CellImages(
             d['images'], d['labels'], names, files, skipped, d['hashes'],
-            int(d['enlarged']))
+            int(d['enlarged']), white=d['white'].item(), bits=int(d['bits']))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
 
@@ -260,16 +334,16 @@ def cached(
     return cells
 
 # %% ../nbs/02_data.ipynb #c049
-def folder_channels(
+def folder_form(
     items, # `(label, files)` of each cell
-)->int: # 1 or 3, or the pages of a stack
-    "What the first readable file of a folder has; 3 where none can be read"
+)->tuple: # 1 or 3, or the pages of a stack; and 8 or 16 bits
+    "What the first readable file of a folder has; 3 channels of 8 bits without any"
     for _, (file, *_) in items:
         try:
-            return count_channels(file)
+            return channels_and_bits(file)
         except Exception:
             continue
-    return 3
+    return 3, 8
 
 def folder_classes(
     folder:Path,
@@ -277,14 +351,41 @@ def folder_classes(
 )->tuple: # Names of the classes
     "The classes of a published set, or the subfolders; raises `ValueError` without any"
     if source in class_names: return class_names[source]
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir())
-    names = tuple(n for n in names if n[0] != '.' and n != '__MACOSX')
+    names = tuple(p.name for p in class_folders(folder))
     if not names:
         raise ValueError(
             f"{folder} is empty: it should hold a folder of images for each class.")
     return names
 
 # %% ../nbs/02_data.ipynb #d010
+@dataclass
+class Listing:
+    "What is to be read of a folder"
+    names:tuple   # Of the classes
+    items:list    # `(label, files)` of each cell
+    odd:list      # Sentences on what is not read
+    channels:int  # Of each file
+    bits:int      # Of each file: 8 or 16
+    keep:float    # As in `center_side`
+
+def list_folder(
+    folder:Path,
+    source:str, # `pbc`, `jurkat` or `folder`
+    channels,   # As in `load_cells`
+)->Listing:
+    "List the files of a folder of class folders, and look into the first"
+    names = folder_classes(folder, source)
+    if source == 'jurkat':
+        items, odd = list_jurkat(folder, channels)
+    else:
+        items, odd = list_images(folder, names)
+    first_channels, bits = folder_form(items)
+    if source == 'jurkat': return Listing(names, items, odd, 1, bits, keep=40)
+    if channels is not None: check_number('channels', channels, 1, whole=True)
+    channels = 3 if source == 'pbc' else channels or first_channels
+    return Listing(names, items, odd, channels, bits, keep=200/360)
+
+# %% ../nbs/02_data.ipynb #n006
 def load_folder(
     folder:Path,
     source:str, # `pbc`, `jurkat` or `folder`
@@ -294,27 +395,26 @@ def load_folder(
     n:int,
     seed:int,
     cache:bool,
+    white:float,
 )->CellImages:
     "Cells of a folder of class folders; the arguments are those of `load_cells`"
-    names = folder_classes(folder, source)
-    if source == 'jurkat':
-        items = list_jurkat(folder, channels)
-        channels = 1
-        keep = 40
-    else:
-        items = list_images(folder, names)
-        keep = 200/360
-        if source == 'pbc':
-            channels = 3
-        elif not channels:
-            channels = folder_channels(items)
+    found = list_folder(folder, source, channels)
+    if white is None and found.bits == 8: white = 255
+    if white is not None: check_white(white, found.bits)
+    labels = np.array([label for label, _ in found.items])
+    items = [found.items[i] for i in choose_cells(labels, n, seed)]
+    how = dict(size=size, crop=crop, channels=found.channels, bits=found.bits)
 
-    labels = np.array([label for label, _ in items])
-    items = [items[i] for i in choose_cells(labels, n, seed)]
-    how = dict(size=size, crop=crop, channels=channels)
-    file = cache_file(folder, items, reader=reader_version, **how)
-    def make(): return decode_cells(folder, items, names, keep=keep, **how)
-    return cached(file, make, cache)
+    # Other files count too where white is measured on them
+    seen = found.items if white is None else items
+    settings = dict(how, reader=reader_version, white=white, n=n, seed=seed)
+    def make():
+        level = white or measure_white(found.items, found.channels)
+        return decode_cells(
+            folder, items, found.names, keep=found.keep, white=level, **how)
+    cells = cached(cache_file(folder, seen, **settings), make, cache)
+    odd = [sentence.replace(f'{folder}{os.sep}', '') for sentence in found.odd]
+    return replace(cells, skipped=(*odd, *cells.skipped))
 
 # %% ../nbs/02_data.ipynb #c051
 def load_bloodmnist(path, size:int, n:int, seed:int)->CellImages:
@@ -366,12 +466,19 @@ def load_simulated(
     return cached(file, draw, cache and n >= 500)
 
 # %% ../nbs/02_data.ipynb #c055
-def report_problems(
+def grey_levels(
+    images:np.ndarray, # uint8 `(n, channel, height, width)`
+)->list: # For each channel the darkest and the brightest level
+    "The range of each channel, without the most extreme 0.1 % on both sides"
+    some = images[::max(1, len(images)//500)]
+    low, high = np.percentile(some, [.1, 99.9], axis=(0, 2, 3)).astype(int).tolist()
+    return list(zip(low, high))
+
+def problems(
     cells:CellImages,
-    size:int,    # Pixels asked for
-    strict:bool, # Raise instead of warn
-):
-    "Warn about cells that were skipped or enlarged, or raise `ValueError` when strict"
+    size:int, # Pixels asked for
+)->list: # Sentences without a full stop
+    "What is wrong with cells that were read"
     said = []
     if n := len(cells.skipped):
         first = '; '.join(cells.skipped[:5]) + ('; …' if n > 5 else '')
@@ -380,10 +487,31 @@ def report_problems(
         said.append(
             f"{n} cells are smaller than size={size} and were enlarged, which adds "
             "no detail: choose a smaller size, or crop='field'")
-    if not said: return
-    said = '. '.join(said)
-    if strict: raise ValueError(f'{said} (strict=True).')
-    warnings.warn(f'{said}. (See `skipped`; strict=True makes this an error.)')
+    ranges = grey_levels(cells.images)
+    if any(high < 20 or high - low < 8 for low, high in ranges):
+        levels = ' and '.join(f'{low} to {high}' for low, high in ranges)
+        said.append(
+            f"the cells are nearly black or flat, with the grey levels {levels} of 255 "
+            "(one range for each channel): look at them, and if they are too dark, "
+            "pass white= (the grey level in the files that is to become white)")
+    return said
+
+def report_problems(
+    cells:CellImages,
+    size:int,    # Pixels asked for
+    strict:bool, # Raise instead of warn
+):
+    "Warn about cells that were skipped, enlarged or flat; or raise `ValueError`"
+    said = '. '.join(problems(cells, size))
+    if said and strict: raise ValueError(f'{said} (strict=True).')
+    if said: warnings.warn(f'{said}. (See `skipped`; strict=True makes this an error.)')
+
+def report_white(cells:CellImages, folder:Path):
+    "Say which grey level was measured"
+    warnings.warn(
+        f"{folder} holds files of 16 bits. Grey level {cells.white:g} became white "
+        "(255), which 99.9 % of the pixels do not exceed; white= sets another, and the "
+        "other parts of a set should be read with the same.")
 
 # %% ../nbs/02_data.ipynb #n001
 def generated_files(
@@ -426,6 +554,14 @@ def default_crop(source:str)->str: # None for simulated cells, which come as the
     if source.startswith('simulated'): return None
     return 'field' if source == 'folder' else 'center'
 
+def find_folder(source:str, path)->Path:
+    "The folder of the class folders of a source, downloaded if need be"
+    if source != 'folder':
+        return find_data(source, path) or find_data(source, download(source))
+    folder = Path(path).expanduser()
+    check_folder(folder)
+    return folder
+
 # %% ../nbs/02_data.ipynb #c056
 def load_cells(
     source='pbc',   # One of `sources`, or the path of a folder of class folders
@@ -437,12 +573,18 @@ def load_cells(
     seed:int=0,     # Decides which cells, or what is drawn
     strict:bool=False, # Raise for a cell that cannot be used or is too small
     cache:bool=True,   # Keep the decoded cells in `cache_folder()`
+    white:float=None,  # Grey level that becomes 255; by default see below
 )->CellImages: # Images uint8 `(n, channel, size, size)` with labels, names and files
     """Read cells from any source into one array.
 
     Raises `ValueError` or `FileNotFoundError` with a sentence on what is wrong and what
     to do. Fewer cells than there are come in the proportions of the classes. `center`
     keeps 200 of 360 pixels of a blood cell, and 40 pixels of a Jurkat cell.
+
+    White is 255 in files of 8 bits. In files of 16 bits it is the level that 99.9 % of
+    the pixels do not exceed, over up to 1,000 files: a warning says which, and `white`
+    and `bits` of the result keep it. Entries of the class folders that are no readable
+    pictures are counted and named in a warning, or are an error when `strict`.
     """
     size, n, seed = check_limits(size=size, n=n, seed=seed)
     source, path = resolve_source(source, path)
@@ -459,10 +601,11 @@ def load_cells(
                 "source='pbc' has the whole field.")
         cells = load_bloodmnist(path, size, n, seed)
     else:
-        folder = Path(path) if source == 'folder' else find_data(source, path)
-        if folder is None: folder = find_data(source, download(source))
-        cells = load_folder(folder, source, size, crop, channels, n, seed, cache)
+        folder = find_folder(source, path)
+        how = channels, n, seed, cache, white
+        cells = load_folder(folder, source, size, crop, *how)
         report_problems(cells, size, strict)
+        if cells.bits > 8 and white is None: report_white(cells, folder)
         cells = replace(cells, generated=generated_files(folder, cells.files))
     return replace(cells, source=source, crop=crop)
 
@@ -627,6 +770,21 @@ class CellLoaders(DataLoaders):
     @property
     def test(self): return self.loaders[2]
 
+# %% ../nbs/02_data.ipynb #n007
+def check_split(cells:CellImages, idxs:dict, split):
+    "Raise `ValueError` where a class has no cell to train on, or none to test on"
+    for share, side in zip(split, ('train', 'valid', 'test')):
+        if not share: continue
+        counts = np.bincount(cells.labels[idxs[side]], minlength=len(cells.names))
+        small = counts.argmin()
+        if counts[small] == 0 and (side != 'valid' or not counts.any()):
+            name = cells.names[small]
+            n = cells.counts[name]
+            raise ValueError(
+                f"Class {name!r} has {n} cell{'s'*(n != 1)}, too few to split: none is "
+                f"left for {side}. Add pictures (ten or more), take the class away, "
+                "or read more cells if n= left some out.")
+
 # %% ../nbs/02_data.ipynb #c100
 def cell_dls(
     source='simulated',  # One of `sources`, or the path of a folder of class folders
@@ -642,12 +800,12 @@ def cell_dls(
     device=None,         # Where batches come out; by default `default_device()`
     labels:bool=True,    # Batches `(x, y)`, else `(x,)`
     balanced:bool=False, # Draw the training classes equally often, with replacement
-    **kwargs,            # `strict` and `cache` of `load_cells`
+    **kwargs,            # `strict`, `cache` and `white` of `load_cells`
 )->CellLoaders: # Batches of float32 `(bs, channel, size, size)` and int64 `(bs,)`
     """Cells from any source as fastai `DataLoaders`, with pixels in -1..1.
 
-    Split, shuffled and turned reproducibly. Raises as `load_cells` does, and for cells
-    that `balance` generated.
+    Split, shuffled and turned reproducibly. Raises as `load_cells` does, and
+    `ValueError` for cells that `balance` generated and for classes too small to split.
     """
     bs, = check_limits(bs=bs)
     cells = load_cells(source, path, size, crop, channels, n, seed, **kwargs)
@@ -655,6 +813,7 @@ def cell_dls(
     idxs = cells.splits
     if not idxs:
         idxs = split_cells(cells.labels, cells.hashes, split, seed, cells.files)
+        if cells.files: check_split(cells, idxs, split)
     device = device or default_device()
     images = place_pixels(torch.from_numpy(cells.images), device)
 

@@ -405,11 +405,14 @@ def class_number(classes, label):
 # %% ../nbs/06b_long_runs.ipynb #c087
 def warm_start(
     model:Denoiser, # A new network, whose weights are overwritten
-    trained:Denoiser, # A trained one, perhaps with fewer inputs or without classes
+    trained:Denoiser, # A trained one, perhaps with fewer inputs or other classes
 )->Denoiser: # `model`
-    "Copy trained weights; new ones begin at zero. `ValueError` if they do not fit"
+    """Copy trained weights; new inputs begin at zero, new classes as the null class.
+
+    Raises `ValueError` for weights that do not fit."""
     check_same_task(model, trained)
     old = trained.state_dict()
+    if trained.classes: old[label_rows] = rows_by_name(model, trained, old[label_rows])
     new = model.state_dict()
     if lost := sorted(set(old) - set(new)):
         raise ValueError(f"Cannot start from this network: it has {lost[0]}, and there "
@@ -422,7 +425,14 @@ def warm_start(
 
 # %% ../nbs/06b_long_runs.ipynb #n026
 # New input channels, and the embedding of classes in a network that had none
-may_grow = ('unet.conv_in.weight', 'unet.embedding.label.weight')
+label_rows = 'unet.embedding.label.weight'
+may_grow = ('unet.conv_in.weight', label_rows)
+
+def rows_by_name(model, trained, rows):
+    "What a network learned of each class, in the order of another one's classes"
+    number = {name: i for i, name in enumerate(trained.classes)}
+    null = len(number)
+    return rows[[*(number.get(name, null) for name in model.classes), null]]
 
 def check_weights(name, old, new):
     "A tensor has the same shape, or grows by inputs, or is new where classes are new"
@@ -453,10 +463,10 @@ def check_same_task(model, trained):
         if here != there:
             raise ValueError(f"Cannot start from this network: its {name} is {there}, "
                              f"here it is {here}.")
-    if trained.classes and model.classes != trained.classes:
+    if trained.classes and not model.classes:
         raise ValueError("Cannot start from this network: its classes are "
-                         f"{', '.join(trained.classes)}, here they are "
-                         f"{', '.join(model.classes) or 'none'}.")
+                         f"{', '.join(trained.classes)}, here they are none: train "
+                         "with classes.")
 
 # %% ../nbs/weights.ipynb #n003
 import hashlib
@@ -464,13 +474,15 @@ import inspect
 import json
 import math
 import os
-import tempfile
+from fastcore.basics import patch
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as tensor_bytes
 from cell_diffusion.core import default_device, fast_bfloat16
+from cell_diffusion.records import _read, write_together
 from cell_diffusion.unet import UNet
 
 # %% ../nbs/weights.ipynb #n005
@@ -574,6 +586,25 @@ def _tensors_to_save(model, folder):
                              f"precision: nothing was saved in {folder}.")
     return state
 
+def file_bytes(state, metadata):
+    "A safetensors file; the same tensors and metadata always give the same bytes"
+    data = tensor_bytes(state, metadata)
+    end = 8 + int.from_bytes(data[:8], 'little')
+    header = json.loads(data[8:end])
+    # safetensors writes the metadata in any order
+    header['__metadata__'] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(',', ':')).encode()
+    text += b' '*(-len(text) % 8)
+    return len(text).to_bytes(8, 'little') + text + data[end:]
+
+def checksum(state):
+    "SHA-256 of tensors with their names, types and shapes, as 64 hexadecimal digits"
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
 # %% ../nbs/weights.ipynb #n045
 def weights_hash(
     model:Network, # A network of the course
@@ -608,21 +639,18 @@ def save(
     model:Network, # A network of the course
     folder, # Gets `model.safetensors` and `config.json`; other files in it stay
 ):
-    "Save weights in half precision, with class, format version and every setting"
+    """Save weights in half precision, with class, settings and a checksum
+
+    Raises `ValueError` for what `load` would refuse, and `OSError` where nothing can be
+    written. Then the old files stay as they were."""
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder for the weights.")
     state = _tensors_to_save(model, folder)
     config = json.dumps(_config_to_save(model, folder), indent=2) + '\n'
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix='.unfinished-') as unfinished:
-        unfinished = Path(unfinished)
-        save_file(state, unfinished/'model.safetensors',
-                  metadata=dict(format='pt', config=config))
-        (unfinished/'config.json').write_text(config, encoding='utf-8')
-        for name in ('model.safetensors', 'config.json'):
-            os.replace(unfinished/name, folder/name)
+    metadata = dict(format='pt', config=config, sha256=checksum(state))
+    weights = file_bytes(state, metadata)
+    write_together({folder/'model.safetensors': weights, folder/'config.json': config})
 
 # %% ../nbs/weights.ipynb #n027
 def _not_json(name): raise ValueError(f"{name} is no number of JSON")
@@ -692,7 +720,8 @@ def _read_tensors(folder, expected, config):
     try:
         with safe_open(file, 'pt') as f:
             _check_table(folder, f, expected)
-            _check_pair(folder, f.metadata() or {}, config)
+            metadata = f.metadata() or {}
+            _check_pair(folder, metadata, config)
             state = {name: f.get_tensor(name) for name in expected}
     except (SafetensorError, OSError) as e:
         _refuse(folder, "its model.safetensors is not a safetensors file, or is "
@@ -700,14 +729,25 @@ def _read_tensors(folder, expected, config):
     for name, tensor in state.items():
         if not _is_finite(tensor):
             _refuse(folder, f"{name} holds numbers that are not finite")
+    _check_sum(folder, metadata, state)
     return state
+
+def _check_sum(folder, metadata, state):
+    "The weights are those that were saved; the first releases noted no checksum"
+    noted = metadata.get('sha256')
+    if noted is None:
+        record = _read(folder/'record.json')
+        noted = record.get('sha256') if isinstance(record, dict) else None
+    if noted is not None and noted != checksum(state):
+        _refuse(folder, "its weights are not those that were saved: their checksum "
+                        "has changed")
 
 def _check_pair(folder, metadata, config):
     "Weights and settings were written together; the first release noted nothing"
     if 'config' not in metadata: return
     try:
         written = json.loads(metadata['config'])
-    except ValueError:
+    except (ValueError, RecursionError):
         written = None
     if written != config:
         _refuse(folder, "its config.json is not the one saved with its weights")
@@ -771,3 +811,36 @@ def _find_folder(name):
     if os.path.isfile(name):
         raise ValueError(f"{name} is a file: name the folder that holds it.")
     return shipped(str(name))
+
+# %% ../nbs/weights.ipynb #hubload
+@patch(cls_method=True)
+def from_pretrained(cls:Network,
+    name, # A folder, shipped weights, or a repository of the Hugging Face Hub
+    device='cpu', # Where the network is to run
+    **kwargs, # More arguments of `huggingface_hub.snapshot_download`
+)->Network:
+    "As `load`, in float32; from the Hub too"
+    try:
+        folder = _find_folder(name)
+    except ValueError:
+        if '/' not in str(name): raise
+        folder = _download(name, kwargs)
+    return load(folder, device, 'float32', cls)
+
+def _download(name, kwargs):
+    "The folder of a repository in the cache of `huggingface_hub`"
+    files = ['config.json', 'model.safetensors']
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=files, **kwargs))
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{name} is no folder, and the Hugging Face Hub does not hand "
+                         f"it out ({_first_line(e)}).") from e
+
+@patch
+def save_pretrained(self:Network,
+    folder, # Gets `model.safetensors` and `config.json`
+    config=None, # Not used
+    model_card_kwargs=None, # Not used
+):
+    "As `save`; `push_to_hub` calls it"
+    save(self, folder)

@@ -8,11 +8,12 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/imageio.html.md"""
 __all__ = ['read_image', 'read_mask', 'save_image']
 
 # %% ../nbs/imageio.ipynb #i004
-import json, re
+import io, json, re, struct, sys, warnings, zlib
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 import numpy as np, torch
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 # %% ../nbs/imageio.ipynb #i009
 @dataclass(frozen=True)
@@ -29,14 +30,16 @@ def stored_bits(
 )->int: # 1, 8, 16 or 32
     "Bits for each channel as the file stores them"
     if im.mode.startswith('I;16'): return 16
-    if im.mode.startswith(('I', 'F')): return 32
 
-    # Colours of 16 bits: Pillow cuts them to 8, and only its decoder's name tells
+    # A TIFF says so in tag 258. Of others only the decoder's name tells
+    tag = getattr(im, 'tag_v2', {}).get(258, 8)
+    if 8 < np.max(tag) <= 16: return 16
     for tile in getattr(im, 'tile', ()):
         decoder = tile[0]
         details = tile[-1]
         if re.search(';16[BLN]', str(details)): return 16
         if decoder.startswith('ppm') and details[1] > 255: return 16
+    if im.mode.startswith(('I', 'F')): return 32
     return 1 if im.mode == '1' else 8
 
 # %% ../nbs/imageio.ipynb #i012
@@ -54,30 +57,39 @@ def picture_kind(
 
 # %% ../nbs/imageio.ipynb #i017
 def check_colours(kind:PictureKind):
-    "Raise `ValueError` for pixels that are neither grey nor RGB"
+    "Raise `ValueError` for pixels that are neither grey nor RGB, or no whole numbers"
     if kind.mode == 'CMYK':
         raise ValueError(
             "has CMYK pixels (mode CMYK), which are made for print: convert it to RGB")
     if kind.channels == 0:
         raise ValueError(
             f"has pixels of mode {kind.mode}: convert it to grey, RGB or RGBA")
+    if kind.mode.startswith('F'):
+        raise ValueError(
+            f"has floating-point pixels (mode {kind.mode}): scale the whole set by one "
+            "factor to whole numbers from 0 to 65535, and save those with 16 bits")
 
 def check_for_training(
     kind:PictureKind, # One picture or one page
     channels:int,     # 1 for grey or 3 for colour
+    bits:int,         # 8, or 16 for more than 8
 ):
-    "Raise `ValueError` unless a picture has 8 bits and the colours of its set"
+    "Raise `ValueError` unless a picture has the bits and the colours of its set"
     check_colours(kind)
-    if kind.bits > 8:
+    if depth(kind) != bits:
         raise ValueError(
-            f"has more than 8 bits a pixel (mode {kind.mode}): "
-            "scale the whole set to 8 bits by one factor")
+            f"has {depth(kind)} bits a pixel (mode {kind.mode}) where the set has "
+            f"{bits}: save all files of the set with {bits} bits, by one factor")
     if kind.channels != channels:
         is_grey = kind.channels == 1
         has, expected = ('grey', 'colour') if is_grey else ('colour', 'grey')
         raise ValueError(
             f"is {has} where {expected} is expected: convert it, "
             f"or pass channels={kind.channels} if the whole set is {has}")
+
+def depth(kind:PictureKind)->int: # 8, or 16 for more than 8
+    "The bits that are needed to keep the pixels of a picture"
+    return 16 if kind.bits > 8 else 8
 
 # %% ../nbs/imageio.ipynb #i021
 def check_pages(
@@ -93,11 +105,106 @@ def check_pages(
             f"has {kind.pages} pages where {channels} channels are expected")
 
 # %% ../nbs/imageio.ipynb #i023
+def upright(
+    im:Image.Image, # Opened
+)->Image.Image: # Loaded
+    "A picture turned as its EXIF orientation says; a damaged note is no note"
+    im.load()
+    try:
+        return ImageOps.exif_transpose(im)
+    except Exception:
+        return im
+
+# %% ../nbs/imageio.ipynb #n011
+def swapped(
+    mode:str, # How pixels are stored, such as `RGB;16L`: here the lower byte is first
+)->str:
+    "The same with the two bytes of each colour exchanged"
+    native = 'L' if sys.byteorder == 'little' else 'B'
+    order = native if mode[-1] == 'N' else mode[-1]
+    return mode[:-1] + ('B' if order == 'L' else 'L')
+
+def swap_bytes(im:Image.Image):
+    "Make Pillow decode an opened picture with its bytes exchanged"
+    tiles = []
+    for tile in im.tile:
+        details = tile[-1]
+        is_text = isinstance(details, str)
+        mode, *rest = [details] if is_text else details
+        if not re.fullmatch('(RGB|RGBA|RGBX);16[BLN]', str(mode)):
+            raise ValueError(
+                "has 16 bits a colour in a form that is cut to 8 here: save it as "
+                "an RGB TIFF without transparency, or pass its pixels as an array")
+        details = swapped(mode) if is_text else (swapped(mode), *rest)
+        tiles.append(tile._replace(args=details))
+    im.tile = tiles
+
+# %% ../nbs/imageio.ipynb #n000
+def deep_colours(
+    im:Image.Image, # Opened, and not yet loaded
+)->np.ndarray: # uint16 `(height, width, 3 or 4)`
+    "Colours of 16 bits, upright: the higher bytes, then the lower ones"
+    if not getattr(im, 'tile', None):
+        raise ValueError(
+            "has 16 bits a colour, and was cut to 8 when it was loaded: "
+            "pass the file's name")
+    im.fp.seek(0)
+    file = im.fp.read()
+    if getattr(im, 'tag_v2', {}).get(284) == 2:
+        return planar_colours(file, im.tell())
+
+    halves = []
+    for swap in (False, True):
+        half = Image.open(io.BytesIO(file))
+        half.seek(im.tell())
+        if swap: swap_bytes(half)
+        halves.append(np.asarray(upright(half), dtype=np.uint16))
+    high, low = halves
+    return high*256 + low
+
+def planar_colours(
+    file:bytes, # A TIFF
+    page:int,
+)->np.ndarray: # uint16 `(height, width, 3 or 4)`
+    "Colours of 16 bits, stored a plane each, which Pillow reads wrong"
+    from tifffile import TiffFile
+    try:
+        planes = TiffFile(io.BytesIO(file)).pages[page].asarray()
+    except ValueError as e:
+        raise ValueError(
+            f"has a plane for each colour, in a form that is not read here ({e}): "
+            "save it without compression") from e
+    return np.moveaxis(planes, 0, -1)
+
+# %% ../nbs/imageio.ipynb #n002
+def picture_pixels(
+    im:Image.Image,   # Opened, not yet loaded if it comes from a file
+    kind:PictureKind, # Its kind, read before loading
+)->np.ndarray: # uint8, or uint16 for more than 8 bits
+    "The pixels of a picture or page, upright"
+    if kind.bits > 8 and kind.mode in ('RGB', 'RGBA'): return deep_colours(im)
+    im = upright(im)
+    if im.mode == 'P': im = im.convert('RGBA' if 'transparency' in im.info else 'RGB')
+    if im.mode == '1': im = im.convert('L')
+    a = np.array(im)
+    if a.dtype == np.uint8: return a
+
+    if a.min() < 0 or a.max() > 65535:
+        raise ValueError(
+            f"has pixels from {a.min()} to {a.max()}, which do not fit into 16 bits: "
+            "rescale the image")
+    return a.astype(np.uint16)
+
+# %% ../nbs/imageio.ipynb #n004
 def read_planes(
     path,         # File name
     channels:int, # 1 for grey, 3 for colour, or the pages of a stack
-)->list: # PIL images of 8 bits: one in colour, or a grey one for each channel
-    "Read one cell of a training set; raises `ValueError` for another kind of picture"
+    bits:int=8,   # 8, or 16 for more than 8
+)->list: # uint8 or uint16: one `(height, width, 3)`, or `(height, width)` a channel
+    """Read one cell of a training set, upright and without transparency.
+
+    Raises `ValueError` for another kind of picture.
+    """
     with Image.open(path) as im:
         kind = picture_kind(im)
         check_pages(kind, channels)
@@ -106,67 +213,79 @@ def read_planes(
         planes = []
         for page in range(kind.pages):
             im.seek(page)
-            check_for_training(picture_kind(im), page_channels)
-            planes.append(im.convert('RGB' if page_channels == 3 else 'L'))
+            kind_of_page = picture_kind(im)
+            check_for_training(kind_of_page, page_channels, bits)
+            pixels = picture_pixels(im, kind_of_page)
+            planes.append(without_alpha(pixels))
         return planes
 
+def without_alpha(pixels:np.ndarray)->np.ndarray:
+    "Grey `(height, width)` or colours `(height, width, 3)`"
+    if pixels.ndim == 2: return pixels
+    return pixels[..., 0] if pixels.shape[2] < 3 else pixels[..., :3]
+
 # %% ../nbs/imageio.ipynb #i026
-def count_channels(
+def channels_and_bits(
     path, # File name
-)->int: # 1 for grey, 3 for colour, or the pages of a stack
-    "How many channels a cell in this file has"
+)->tuple: # 1 for grey, 3 for colour, or the pages of a stack; and 8 or 16
+    "How many channels a cell in this file has, and how many bits"
     with Image.open(path) as im:
         kind = picture_kind(im)
-    if kind.pages > 1: return kind.pages
-    return 1 if kind.channels == 1 else 3
+    if kind.pages > 1: return kind.pages, depth(kind)
+    return 1 if kind.channels == 1 else 3, depth(kind)
+
+# %% ../nbs/imageio.ipynb #n006
+def to_8_bits(
+    pixels:np.ndarray, # uint8 or uint16
+    white:float,       # The grey level that becomes 255
+)->np.ndarray: # uint8, of the same shape
+    "Scale pixels in proportion, so that `white` and all above becomes 255"
+    if pixels.dtype == np.uint8 and white == 255: return pixels
+    return (pixels*(255/white)).clip(0, 255).round().astype(np.uint8)
+
+def from_8_bits(
+    pixels:np.ndarray, # uint8
+    white:float,       # As in `to_8_bits`
+    bits:int,          # 8 or 16
+)->np.ndarray: # uint8 or uint16, of the same shape
+    "Give pixels back the range and the depth of the files that they came from"
+    if bits == 8 and white == 255: return pixels
+    return (pixels*(white/255)).round().astype(np.uint8 if bits == 8 else np.uint16)
 
 # %% ../nbs/imageio.ipynb #i029
-reader_version = 2
+reader_version = 3
 
 # %% ../nbs/imageio.ipynb #i031
 def check_for_editing(kind:PictureKind):
     "Raise `ValueError` for a picture whose pixels cannot be given back unchanged"
     check_colours(kind)
-    if kind.mode.startswith('F'):
-        raise ValueError(
-            f"has floating-point pixels (mode {kind.mode}): "
-            "convert it to grey of 8 or 16 bits")
-    if kind.bits > 8 and kind.mode in ('RGB', 'RGBA', 'LA'):
-        raise ValueError(
-            "has 16 bits a colour, which Pillow cuts to 8: "
-            "read it with another library and pass the array")
     if kind.pages > 1:
         raise ValueError(
             f"has {kind.pages} pages: choose one and pass its pixels as an array")
 
-def picture_pixels(
-    im:Image.Image, # Loaded, and found good by `check_for_editing`
-)->np.ndarray: # uint8, or uint16 for more than 8 bits
-    "The pixels of a picture; palettes become colours, and two levels become grey"
-    if im.mode == 'P': im = im.convert('RGBA' if 'transparency' in im.info else 'RGB')
-    if im.mode == '1': im = im.convert('L')
-    a = np.array(im)
-    if not im.mode.startswith('I'): return a
-
-    if a.min() < 0 or a.max() > 65535:
-        raise ValueError(
-            f"has pixels from {a.min()} to {a.max()}, which do not fit into 16 bits: "
-            "rescale the image")
-    return a.astype(np.uint16)
-
 # %% ../nbs/imageio.ipynb #i033
-def open_picture(
+def decoded_picture(
     image, # File name or PIL image
-)->tuple: # The loaded PIL image and its `PictureKind`
-    "Open and decode a picture; raises `ValueError` where that fails"
+)->np.ndarray: # As from `picture_pixels`
+    "Open, check and decode a picture; raises `ValueError` where that fails"
+    is_open = isinstance(image, Image.Image)
     try:
-        im = image if isinstance(image, Image.Image) else Image.open(image)
+        im = image if is_open else Image.open(image)
         kind = picture_kind(im)
-        im.load()
+        check_for_editing(kind)
+        return picture_pixels(im, kind)
+    except ValueError:
+        raise
     except Exception as e:
-        reason = f'{type(e).__name__}: {e}'
-        raise ValueError(f"cannot be read as an image ({reason})") from e
-    return im, kind
+        raise ValueError(f"cannot be read as an image ({why(e)})") from e
+    finally:
+        if not is_open and 'im' in locals(): im.close()
+
+def why(e:Exception)->str:
+    "What went wrong, in a few words; names of exceptions say nothing to a user"
+    if isinstance(e, UnidentifiedImageError): return 'it has no known format'
+    lines = str(getattr(e, 'strerror', None) or e).strip().splitlines()
+    return lines[0] if lines else type(e).__name__
 
 def check_array(pixels:np.ndarray):
     "Raise `TypeError` or `ValueError` unless an array can be a picture"
@@ -185,7 +304,7 @@ def check_array(pixels:np.ndarray):
 def read_image(
     image, # File name, PIL image, or array `(height, width)` or `(height, width, 1..4)`
 )->np.ndarray: # uint8 or uint16: `(height, width)` or `(height, width, channel)`
-    """Read the pixels of a picture as they are stored.
+    """Read the pixels of a picture as they are stored, turned as its EXIF says.
 
     Raises `FileNotFoundError`, `ValueError` or `TypeError` with a reason for what
     cannot be read, and for what could not be given back unchanged.
@@ -203,59 +322,153 @@ def read_image(
     if is_file and not Path(image).exists():
         raise FileNotFoundError(f"{image} does not exist.")
     try:
-        im, kind = open_picture(image)
-        check_for_editing(kind)
-        return picture_pixels(im)
+        return decoded_picture(image)
     except ValueError as e:
         raise ValueError(f"{image if is_file else 'The picture'} {e}.") from e
 
 # %% ../nbs/imageio.ipynb #i038
+def painted_plane(
+    a:np.ndarray, # A mask `(height, width, channel)`
+)->np.ndarray: # `(height, width)`
+    "The brightest colour of each pixel; or, where transparency differs, what is opaque"
+    has_alpha = a.shape[2] in (2, 4)
+    colours = a[..., :-1] if has_alpha else a
+    alpha = a[..., -1]
+    if not has_alpha or alpha.min() == alpha.max(): return colours.max(-1)
+
+    opaque = alpha > white_of(alpha)/2
+    ink = colours[opaque]
+    if len(ink) and np.ptp(ink, axis=0).max() > white_of(a)/4:
+        raise ValueError(
+            "has several colours and transparency, and only one of them can mark the "
+            "hole: paint the hole white on black, or alone on a transparent layer")
+    warnings.warn(
+        f"The mask is a layer: its painted part, {opaque.mean():.1%} of the picture, "
+        "is filled, and what is transparent stays.")
+    return opaque
+
 def mask_plane(
     a:np.ndarray, # A mask of any shape that stands for `(height, width)`
     shape:tuple,  # Height and width of the image
 )->np.ndarray: # `(height, width)`, where that is possible
-    "Drop axes of length 1, and average the colours of a mask in colour"
+    "Drop axes of length 1, and reduce colours and transparency to one number a pixel"
     if a.shape[:2] != shape: a = np.squeeze(a)
-    if a.ndim != 3: return a
-    return a[..., :3].mean(-1) if a.shape[2] > 2 else a[..., 0]
+    return painted_plane(a) if a.ndim == 3 and a.shape[2] <= 4 else a
 
-def mask_threshold(a:np.ndarray)->int: # Pixels above it are to be filled
-    "Half of full scale, or 0 where there are only zeros and ones"
-    if a.dtype == bool or a.max() <= 1: return 0
-    return 32767 if a.max() > 255 else 127
+def white_of(a:np.ndarray)->int: # 1, or what 8, 10, 12, 14 or 16 bits can hold
+    "The value of white in a mask"
+    if a.min() < 0 or not a.max() <= 65535:
+        raise ValueError(
+            f"has values from {a.min()} to {a.max()}: use 0 and 1, or 0 and 255")
+    return next(w for w in (1, 255, 1023, 4095, 16383, 65535) if a.max() <= w)
+
+# %% ../nbs/imageio.ipynb #n009
+def hole_of(
+    a:np.ndarray, # A mask `(height, width)` of any type
+)->np.ndarray: # bool `(height, width)`
+    "Which pixels are to be filled; raises `ValueError` for what is no mask"
+    white = white_of(a)
+    nonzero = a > 0
+    if not nonzero.all() and nonzero.any() and a[nonzero].min() == a.max():
+        return nonzero
+
+    hole = a > white/2
+    if not hole.any():
+        raise ValueError(
+            f"is empty: nothing is to be filled, its values go up to {a.max()} where "
+            f"white is {white}. Paint white (or 1) what is to be filled; "
+            "of a mask of numbered cells pass mask == number")
+    grey = (a > white*.1) & (a < white*.9)
+    if grey.mean() > .5:
+        raise ValueError(
+            f"is no mask: {grey.mean():.0%} of its pixels are neither black nor "
+            "white. Is it the picture itself?")
+    return hole
 
 # %% ../nbs/imageio.ipynb #i039
 def read_mask(
     mask,        # File name, PIL image or array; True, 1 or white is to be filled
     shape:tuple, # Height and width of the image
 )->np.ndarray: # bool `(height, width)`
-    "Read a mask from anything like a picture. Raises `ValueError` for other sizes."
+    """Read a mask from anything like a picture, upright.
+
+    The brightest colour of a pixel counts, and on a transparent layer what is painted.
+    Raises `ValueError` for other sizes and for what is no mask.
+    """
     name = mask if isinstance(mask, (str, Path)) else 'The mask'
     if isinstance(mask, (str, Path, Image.Image)): mask = read_image(mask)
     shape = tuple(shape)
-    a = mask_plane(np.asarray(mask), shape)
-
-    if a.ndim != 2:
-        raise ValueError(f"{name} has shape {a.shape}: a mask is (height, width).")
-    if a.shape != shape:
-        raise ValueError(
-            f"{name} has {a.shape[1]} × {a.shape[0]} pixels and the image "
-            f"{shape[1]} × {shape[0]}: they must be the same.")
-
-    hole = a > mask_threshold(a)
-    if not hole.any():
-        raise ValueError(
-            f"{name} is empty: nothing is to be filled. "
-            "Paint white (or 1) what is to be filled.")
-    return hole
+    try:
+        a = mask_plane(np.asarray(mask), shape)
+        if a.ndim != 2:
+            raise ValueError(f"has shape {a.shape}: a mask is (height, width)")
+        if a.shape != shape:
+            raise ValueError(
+                f"has {a.shape[1]} × {a.shape[0]} pixels and the image "
+                f"{shape[1]} × {shape[0]}: they must be the same")
+        return hole_of(a)
+    except ValueError as e:
+        raise ValueError(f"{name} {e}.") from e
 
 # %% ../nbs/imageio.ipynb #i044
+def save_deep_colours(
+    path,              # File name, `.png`, `.tif` or `.tiff`
+    pixels:np.ndarray, # uint16 `(height, width, 2 to 4)`
+    chunks=(),         # More parts of a PNG: `(name, bytes)` of each
+):
+    "Write colours of 16 bits"
+    if Path(path).suffix.lower() != '.png':
+        from tifffile import imwrite
+        c = pixels.shape[2]
+        alpha = dict(extrasamples=['unassalpha']) if c in (2, 4) else {}
+        colours = 'rgb' if c > 2 else 'minisblack'
+        imwrite(path, pixels, photometric=colours, planarconfig='contig', metadata=None,
+                **alpha)
+        return
+
+    h, w, c = pixels.shape
+    header = struct.pack('>IIBBBBB', w, h, 16, {2: 4, 3: 2, 4: 6}[c], 0, 0, 0)
+    rows = np.zeros((h, 1 + 2*w*c), np.uint8)
+    rows[:, 1:] = pixels.astype('>u2').reshape(h, -1).view(np.uint8)
+    parts = [(b'IHDR', header), *chunks]
+    parts += [(b'IDAT', zlib.compress(rows.tobytes())), (b'IEND', b'')]
+    with open(path, 'wb') as f:
+        f.write(b'\x89PNG\r\n\x1a\n')
+        for name, data in parts:
+            PngImagePlugin.putchunk(f, name, data)
+
+def save_pixels(
+    path,              # File name, `.png`, `.tif` or `.tiff`
+    pixels:np.ndarray, # As from `read_image`
+    **options,         # More arguments of Pillow's `save`
+):
+    "Write what `read_image` reads, unchanged: grey or colour, of 8 or 16 bits"
+    if pixels.ndim == 3 and pixels.shape[2] == 1: pixels = pixels[..., 0]
+    if pixels.dtype == np.uint16 and pixels.ndim == 3:
+        save_deep_colours(path, pixels)
+    else:
+        Image.fromarray(pixels).save(path, **options)
+
+def picture_bytes(
+    pixels:np.ndarray, # As from `read_image`
+    suffix:str,        # `.png`, `.tif` or `.tiff`
+)->bytes:
+    "What `save_pixels` would write into a file"
+    with TemporaryDirectory() as folder:
+        file = Path(folder)/f'picture{suffix}'
+        save_pixels(file, pixels)
+        return file.read_bytes()
+
+# %% ../nbs/imageio.ipynb #n010
 def save_image(
     path,              # File name, `.png` for one or three channels, else `.tif`
     pixels:np.ndarray, # uint8 `(channel, height, width)`
     notes:dict,        # Text by name, written into the file
+    bits:int=8,        # Depth of the file, 8 or 16
+    white:float=255,   # What 255 becomes in the file
 ):
     "Write a picture that carries notes: a PNG, or a TIFF with a page for each channel"
+    pixels = from_8_bits(pixels, white, bits)
     if len(pixels) not in (1, 3):
         pages = [Image.fromarray(plane) for plane in pixels]
         described = dict(append_images=pages[1:], description=json.dumps(notes))
@@ -265,5 +478,8 @@ def save_image(
     info = PngImagePlugin.PngInfo()
     for name, text in notes.items():
         info.add_text(name, str(text))
-    im = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-    im.save(path, pnginfo=info)
+    if len(pixels) == 3 and bits > 8:
+        chunks = [chunk[:2] for chunk in info.chunks]
+        save_deep_colours(path, pixels.transpose(1, 2, 0), chunks)
+    else:
+        save_pixels(path, pixels.transpose(1, 2, 0), pnginfo=info)

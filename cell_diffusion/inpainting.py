@@ -6,7 +6,6 @@
 __all__ = ['random_masks', 'stained_masks', 'masked_view', 'Inpainter', 'fill_holes', 'hole_error', 'seam_energy', 'inpainting_learner', 'inpaint']
 
 # %% ../nbs/10_inpainting.ipynb #n012
-import numbers
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from PIL import Image, ImageDraw
 from functools import partial
 from pathlib import Path
 from scipy import ndimage
-from cell_diffusion.core import check_limits, encode, old_keywords
+from cell_diffusion.core import check_limits, check_number, encode, old_keywords
 from cell_diffusion.denoiser import (
     Denoiser, check_masks, check_types, class_numbers, load)
 from cell_diffusion.imageio import read_image, read_mask
@@ -333,6 +332,7 @@ def find_window(
     h, w = hole.shape
     ys, xs = np.nonzero(hole)
     extent = max(np.ptp(ys), np.ptp(xs)) + 1
+    if side is not None: side = check_number('window', side, whole=True)
     if side is None: side = default_side(h, w, extent)
     if not extent <= side <= 2*max(h, w):
         raise ValueError(f"The hole is {extent} pixels long and the picture "
@@ -395,20 +395,16 @@ def white_level(
     known:np.ndarray, # Known pixels, uint8 or uint16 `(…, channel)`
     white:float=None, # What the user says
 )->float: # 1 to 255, or to 65535
-    """The value of white: `white`, or 255, or of 16 bits 10/9 of the 99.9th percentile.
+    """The value of white: `white`, or 255, or of 16 bits the 99.9th percentile.
 
     Raises `ValueError` for a white that does not fit into the pixels' type.
     """
     largest = np.iinfo(known.dtype).max
-    if white is not None:
-        if not isinstance(white, numbers.Real) or not 1 <= white <= largest:
-            raise ValueError(f"white={white!r} should be a number in 1..{largest}: the "
-                             "value of white in this picture.")
-        return float(white)
+    if white is not None: return check_number('white', white, 1, largest)
     if known.dtype == np.uint8 or not known.size: return largest
     brightest = known.reshape(-1, known.shape[-1]).max(1)
     level = np.percentile(brightest, 99.9, method='lower')
-    return float(np.clip(level/.9, 1, largest))
+    return max(1., float(level))
 
 def colour_channels(
     pixels:np.ndarray, # `(height, width)` or `(height, width, channel)`
@@ -456,9 +452,18 @@ def cell_in_view(
     x:torch.Tensor, # Close-up `(1, 3, size, size)`
     mask:torch.Tensor, # Its hole, bool `(1, 1, size, size)`
 )->tuple: # Smallest and largest diameter that the cell may have, in sides
-    "How wide the stained cell is in a close-up with a hole"
-    cell = find_cells(optical_density(x).numpy())[0]
+    "How wide the stained cell at the hole of a close-up is"
+    density = optical_density(x)[0].permute(1, 2, 0).numpy()
     hole = mask[0, 0].numpy()
+
+    # `find_cells` looks in the middle
+    size = len(hole)
+    ys, xs = np.nonzero(hole)
+    around = round(ys.mean()) - size//2, round(xs.mean()) - size//2, size
+    density = crop_window(density, around).transpose(2, 0, 1)[None]
+    hole = crop_window(hole, around)
+    cell = find_cells(density)[0]
+
     if (ndimage.binary_dilation(cell, iterations=2) & hole).any():
         return diameter(cell & ~hole), diameter(cell | hole)
     if cell.sum() > hole.sum(): return diameter(cell), diameter(cell)
@@ -471,9 +476,11 @@ def check_scale(model, x, mask, label, side):
     if label is not None and len(model.cell_sizes) > 1:
         typical.append(model.cell_sizes[class_numbers(model, label)[0]])
     smallest, largest = cell_in_view(x, mask)
-    if largest < .75*min(typical): found, expected = largest, min(typical)
-    elif smallest > max(typical)/.75: found, expected = smallest, max(typical)
-    else: return
+    too_small = largest < .75*min(typical)
+    too_large = smallest > max(typical)/.75
+    if not too_small and not too_large: return
+    found = largest if too_small else smallest
+    expected = min(typical) if too_small else max(typical)
     warnings.warn(
         f"The cell fills {found:.0%} of the side of the window ({side} pixels), and "
         f"training cells of this network fill about {expected:.0%}: pass "
@@ -493,7 +500,7 @@ def put_back(
     top, left, side = window
     ys, xs = np.nonzero(hole)
     large = resize(fill.permute(1, 2, 0).numpy(), side)
-    values = ((large + 1)/2*white).clip(0, white).round()
+    values = ((large + 1)/2*white).clip(0, np.iinfo(pixels.dtype).max).round()
     colours = values[ys - top, xs - left]
     if grey: colours = colours.mean(-1, keepdims=True).round()
 
@@ -563,8 +570,9 @@ def inpaint(
     x, small_hole, white = look_through(pixels, hole, window, model.size, white)
     if not grey: check_scale(model, x, small_hole, label, window[2])
 
-    fills = fill_holes(model, x.expand(n, model.channels, -1, -1), small_hole, label,
-                       seed, guidance_scale=guidance_scale, progress=progress,
+    x = x[:, :model.channels].expand(n, model.channels, -1, -1)
+    fills = fill_holes(model, x, small_hole, label, seed,
+                       guidance_scale=guidance_scale, progress=progress,
                        show_known=method == 'trained', **settings)
     return np.stack([put_back(pixels, hole, window, fill, white, grey)
                      for fill in fills])

@@ -36,7 +36,7 @@ def wilson(
     hits:int, # How many times it happened, 0..n
     n:int, # Out of how many, at least 1
 )->tuple: # Low and high end, 0..1
-    "95% interval of a share (Wilson 1927), through scipy. `ValueError` if hits is above n"
+    "95% interval of a share (Wilson 1927). Raises `ValueError` if hits is above n."
     n = check_number('n', n, 1, whole=True)
     hits = check_number('hits', hits, 0, n, whole=True)
     interval = binomtest(hits, n).proportion_ci(method='wilson')
@@ -45,7 +45,7 @@ def wilson(
 # %% ../nbs/07_evaluation.ipynb #c028
 def class_accuracy(
     predicted, # The classes that a classifier predicts `(n,)`
-    requested, # The classes that were requested, or the true ones `(n,)`, 0 to classes-1
+    requested, # The classes that were requested, or the true ones `(n,)`
     classes:tuple, # Names of the classes
 )->pd.DataFrame: # `class`, `share`, `low`, `high`, `n`: a row a class, then `all`
     """Share of cells predicted as their class, with intervals; no row for empty classes

@@ -8,7 +8,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/painter.html.md"""
 __all__ = ['MaskPainter']
 
 # %% ../nbs/painter.ipynb #c009
-import base64, html, io, warnings
+import base64, html, warnings
 from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,8 @@ from traitlets import Bool, Int, Unicode, link
 from fastcore.basics import patch, store_attr
 from .core import encode
 from .viewer import FrameSlider, grid_frame
-from .imageio import read_image, read_mask
+from .imageio import picture_bytes, read_image, read_mask
+from .records import write_whole
 from .denoiser import load
 from .sampling import nfe
 from .inpainting import find_window, inpaint, masked_view, methods
@@ -38,21 +39,9 @@ def screen_picture(pixels, top):
 
 # %% ../nbs/painter.ipynb #c011a
 def png_bytes(picture):
-    """
-    A PIL image, or an array of pixels, as the bytes of a PNG file.
-
-    Raises `ValueError` for 16 bits a colour, which Pillow cannot write.
-    """
-    if not isinstance(picture, Image.Image):
-        pixels = picture[..., 0] if picture.shape[2:] == (1,) else picture
-        if pixels.dtype == np.uint16 and pixels.ndim == 3:
-            raise ValueError(
-                "A PNG of 16 bits a colour cannot be written here: save the array with "
-                "`np.save`, or with a library for microscopy.")
-        picture = Image.fromarray(pixels)
-    buffer = io.BytesIO()
-    picture.save(buffer, 'PNG')
-    return buffer.getvalue()
+    "A PIL image, or an array of pixels, as the bytes of a PNG file"
+    if isinstance(picture, Image.Image): picture = np.array(picture)
+    return picture_bytes(picture, '.png')
 
 def data_url(png):
     "The bytes of a PNG file as an address that a page can show"
@@ -521,11 +510,7 @@ def show_chosen(p):
     fill = p.fills[p.chosen]
     large = contact_sheet([screen_picture(fill, p.top)], side=320)
     p.ui.result.value = png_bytes(large)
-    try:
-        file = data_url(png_bytes(fill))
-    except ValueError as e:
-        p.ui.download.value = html.escape(str(e))
-        return
+    file = data_url(png_bytes(fill))
     p.ui.download.value = (
         f'<a download="fill.png" style="text-decoration:underline" href="{file}">'
         f'Download fill {p.chosen + 1}</a>')
@@ -543,7 +528,7 @@ def save(self:MaskPainter,
         raise ValueError(
             "Fills are saved as PNG, which loses nothing: "
             f"{file.name} should end in .png.")
-    file.write_bytes(png_bytes(self.fills[self.chosen]))
+    write_whole(file, png_bytes(self.fills[self.chosen]))
     return file
 
 # %% ../nbs/painter.ipynb #c045

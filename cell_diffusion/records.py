@@ -17,11 +17,74 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from . import __version__
 
-# %% ../nbs/records.ipynb #n001
-from importlib.resources import files
-from tempfile import TemporaryFile
+# %% ../nbs/records.ipynb #n002
+def part_name(path)->Path: # In the same folder, another one at each call
+    "The name under which a file is written until it is whole"
+    path = Path(path)
+    return path.with_name(f'{path.name}.{uuid.uuid4().hex[:8]}.part')
 
-results_folder = Path(str(files('cell_diffusion')))/'results'
+def remove_parts(folder, name='*'):
+    "Remove what killed processes left of the file `name`, which may be a pattern"
+    for part in Path(folder).glob(f'{name}.????????.part'):
+        part.unlink(missing_ok=True)
+
+# %% ../nbs/records.ipynb #n003
+def write_whole(
+    path,    # File to write; missing folders are made
+    content, # Text, bytes, or a function that writes to the open file
+):
+    """Write a file whole or not at all; if that fails, the old file stays.
+
+    Raises `OSError` with what to do where the disk is full or the folder forbidden.
+    """
+    write_together({path: content})
+
+def write_together(
+    contents:dict, # As of `write_whole`, for each path
+):
+    "As `write_whole`, for files that belong together: all are written, then renamed"
+    parts = {Path(path): part_name(path) for path in contents}
+    try:
+        for (path, part), content in zip(parts.items(), contents.values()):
+            _write_synced(path, part, content)
+        for path, part in parts.items():
+            os.replace(part, path)
+    except OSError as e:
+        raise cannot_write(e, path) from e
+    finally:
+        for part in parts.values():
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+def _write_synced(path, part, content):
+    "Write to `part`, on its way to `path`, down to the disk"
+    if isinstance(content, str): content = content.encode('utf-8')
+    write = content if callable(content) else lambda f: f.write(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(part, 'xb') as f:
+        write(f)
+        f.flush()
+        os.fsync(f.fileno())
+
+# %% ../nbs/records.ipynb #n005
+full_disk = {errno.ENOSPC, errno.EFBIG, getattr(errno, 'EDQUOT', errno.ENOSPC)}
+
+def cannot_write(
+    e:OSError, # What went wrong
+    path:Path, # File or folder that was written
+)->OSError: # Of the same kind, to be raised in its place
+    "An exception that says which file could not be written, and what to do"
+    reason = e.strerror or e
+    file = next((p for p in [path, *path.parents] if p.is_file()), None)
+    if e.errno in full_disk:
+        what = f"No room left to write {path} ({reason}): free some, and run it again."
+    elif isinstance(e, (FileExistsError, NotADirectoryError)) and file:
+        what = f"Cannot write {path}: {file} is a file, so name another folder."
+    else:
+        what = f"Cannot write {path} ({reason}): name a folder that you may write to."
+    known = type(e)(what)
+    known.errno = e.errno
+    return known
 
 # %% ../nbs/records.ipynb #c008
 def write_json(
@@ -65,62 +128,94 @@ def read_json(
     if not Path(file).exists(): raise FileNotFoundError(f"There is no {file}: {advice}")
     raise ValueError(f"{file} is damaged: {advice}")
 
-# %% ../nbs/records.ipynb #n002
-def part_name(path)->Path: # In the same folder, another one at each call
-    "The name under which a file is written until it is whole"
-    path = Path(path)
-    return path.with_name(f'{path.name}.{uuid.uuid4().hex[:8]}.part')
+# %% ../nbs/records.ipynb #n001
+from importlib.resources import files
+from tempfile import TemporaryFile
 
-def remove_parts(folder, name='*'):
-    "Remove what killed processes left of the file `name`, which may be a pattern"
-    for part in Path(folder).glob(f'{name}.????????.part'):
-        part.unlink(missing_ok=True)
+results_folder = Path(str(files('cell_diffusion')))/'results'
 
-# %% ../nbs/records.ipynb #n003
-def write_whole(
-    path,    # File to write; missing folders are made
-    content, # Text, bytes, or a function that writes to the open file
-):
-    """Write a file whole or not at all; if that fails, the old file stays.
+# %% ../nbs/records.ipynb #x003
+kinds = dict(denoiser='a trained generator', classifier='a classifier', gan='a GAN',
+             study='a study', cells='generated cells')
 
-    Raises `OSError` with what to do where the disk is full or the folder forbidden.
-    """
-    path = Path(path)
-    if isinstance(content, str): content = content.encode('utf-8')
-    write = content if callable(content) else lambda f: f.write(content)
-    part = part_name(path)
+def kind_of_folder(
+    folder, # Any folder
+)->str: # One of `kinds`, or None
+    "What an earlier call has left in a folder"
+    folder = Path(folder)
+    if (folder/'settings.json').exists(): return 'study'
+    if (folder/'.work').is_dir() or _lists_cells(folder/'manifest.csv'): return 'cells'
+    record = _read(folder/'record.json')
+    if isinstance(record, dict) and record.get('kind') in kinds: return record['kind']
+    return _kind_of_network(folder)
+
+def _lists_cells(file):
+    "Whether a table is a manifest of generated cells"
+    if not file.is_file(): return False
+    with open(file, encoding='utf-8', errors='replace') as f:
+        return f.readline().startswith('file,class,synthetic')
+
+def _kind_of_network(folder):
+    "Whose weights or checkpoint a folder holds; the first release named no class"
+    config = _read(folder/'config.json')
+    if isinstance(config, dict):
+        if 'unet' in config: return 'denoiser'
+        if 'latent' in config: return 'gan'
+        if 'classes' in config: return 'classifier'
+    return _kind_of_checkpoint(folder/'checkpoint.pt')
+
+def _kind_of_checkpoint(file):
+    "Whose unfinished training a file holds, or None"
+    if not file.is_file(): return None
+    import torch
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, 'xb') as f:
-            write(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
+        run = torch.load(file, 'cpu', weights_only=True, mmap=True)['run']
+    except Exception: # Damaged: the training itself says so
+        return None
+    return 'classifier' if isinstance(run.get('classes'), list) else 'denoiser'
+
+# %% ../nbs/records.ipynb #x005
+def check_out(
+    out,       # Where results are to go
+    kind:str,  # What they are: one of `kinds`
+    data=None, # The folder or the source that the cells come from
+):
+    """Raise an error unless results of a kind can go into a folder.
+
+    `FileExistsError` for a file or a folder with other things, `ValueError` for one
+    among the cells, `OSError` for one that cannot be written.
+    """
+    out = Path(out).expanduser()
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file: name a folder.")
+    _check_outside(out, data)
+    _check_writable(out)
+    there = kind_of_folder(out)
+    if there not in (None, kind):
+        raise FileExistsError(f"{out} holds {kinds[there]}: give {kinds[kind]} a "
+                              "folder of its own.")
+
+def _check_outside(out, data):
+    if data is None or not Path(data).expanduser().is_dir(): return
+    data = Path(data).expanduser()
+    here = out.resolve()
+    if data.resolve() in (here, *here.parents):
+        raise ValueError(f"{out} lies inside {data} and would be read as one of its "
+                         "classes: name a folder elsewhere.")
+
+def _check_writable(out):
+    "Write a temporary file, and leave nothing behind"
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
     except OSError as e:
-        raise cannot_write(e, path) from e
+        raise cannot_write(e, out) from e
     finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-
-# %% ../nbs/records.ipynb #n005
-full_disk = {errno.ENOSPC, errno.EFBIG, getattr(errno, 'EDQUOT', errno.ENOSPC)}
-
-def cannot_write(
-    e:OSError, # What went wrong
-    path:Path, # File or folder that was written
-)->OSError: # Of the same kind, to be raised in its place
-    "An exception that says which file could not be written, and what to do"
-    reason = e.strerror or e
-    file = next((p for p in [path, *path.parents] if p.is_file()), None)
-    if e.errno in full_disk:
-        what = f"No room left to write {path} ({reason}): free some, and run it again."
-    elif isinstance(e, (FileExistsError, NotADirectoryError)) and file:
-        what = f"Cannot write {path}: {file} is a file, so name another folder."
-    else:
-        what = f"Cannot write {path} ({reason}): name a folder that you may write to."
-    known = type(e)(what)
-    known.errno = e.errno
-    return known
+        for folder in new:
+            with suppress(OSError):
+                folder.rmdir()
 
 # %% ../nbs/records.ipynb #n007
 @contextmanager
@@ -136,7 +231,7 @@ def locked(
     folder that cannot be written; both say what to do.
     """
     folder = Path(folder)
-    made = not folder.exists()
+    made = [f for f in (folder, *folder.parents) if not f.exists()]
     lock = _take(folder, f'.{name}.lock' if name else '.lock', what, wait)
     outermost = lock.lock_counter == 1
     try:
@@ -147,9 +242,10 @@ def locked(
             with suppress(OSError):
                 os.remove(lock.lock_file)
         lock.release()
-        if made:
-            with suppress(OSError):
-                folder.rmdir() # Only if nothing was written
+        with suppress(OSError):
+            # Only if nothing was written
+            for empty in made:
+                empty.rmdir()
 
 # %% ../nbs/records.ipynb #n008
 def _take(folder, name, what, wait)->FileLock:
@@ -419,80 +515,6 @@ def run(self:Records,
         for job in tqdm(left, total=total, disable=not progress):
             self.write(job, f(**job))
     return self.table(grid)
-
-# %% ../nbs/records.ipynb #x003
-kinds = dict(denoiser='a trained generator', classifier='a classifier', gan='a GAN',
-             study='a study', cells='generated cells')
-
-def kind_of_folder(
-    folder, # Any folder
-)->str: # One of `kinds`, or None
-    "What an earlier call has left in a folder"
-    folder = Path(folder)
-    if (folder/'settings.json').exists(): return 'study'
-    if (folder/'.work').is_dir() or _lists_cells(folder/'manifest.csv'): return 'cells'
-    record = _read(folder/'record.json')
-    if isinstance(record, dict) and record.get('kind') in kinds: return record['kind']
-    return _kind_of_network(folder)
-
-def _lists_cells(file):
-    "Whether a table is a manifest of generated cells"
-    if not file.is_file(): return False
-    with open(file, encoding='utf-8', errors='replace') as f:
-        return f.readline().startswith('file,class,synthetic')
-
-def _kind_of_network(folder):
-    "Whose weights or checkpoint a folder holds; the first release named no class"
-    config = _read(folder/'config.json')
-    if isinstance(config, dict):
-        if 'unet' in config: return 'denoiser'
-        if 'latent' in config: return 'gan'
-        if 'classes' in config: return 'classifier'
-    return 'denoiser' if (folder/'checkpoint.pt').exists() else None
-
-# %% ../nbs/records.ipynb #x005
-def check_out(
-    out,       # Where results are to go
-    kind:str,  # What they are: one of `kinds`
-    data=None, # The folder or the source that the cells come from
-):
-    """Raise an error unless results of a kind can go into a folder.
-
-    `FileExistsError` for a file or a folder with other things, `ValueError` for one
-    among the cells, `OSError` for one that cannot be written.
-    """
-    out = Path(out).expanduser()
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"{out} is a file: name a folder.")
-    there = kind_of_folder(out)
-    if there not in (None, kind):
-        raise FileExistsError(f"{out} holds {kinds[there]}: give {kinds[kind]} a "
-                              "folder of its own.")
-    _check_outside(out, data)
-    _check_writable(out)
-
-def _check_outside(out, data):
-    if data is None or not Path(data).expanduser().is_dir(): return
-    data = Path(data).expanduser()
-    here = out.resolve()
-    if data.resolve() in (here, *here.parents):
-        raise ValueError(f"{out} lies inside {data} and would be read as one of its "
-                         "classes: name a folder elsewhere.")
-
-def _check_writable(out):
-    "Write a temporary file, and leave nothing behind"
-    new = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out):
-            pass
-    except OSError as e:
-        raise type(e)(f"{out} cannot be written ({e.strerror}): name another "
-                      "folder.") from e
-    finally:
-        for folder in new:
-            with suppress(OSError):
-                folder.rmdir()
 
 # %% ../nbs/records.ipynb #c040
 def machine()->dict: # Device, processor threads, versions

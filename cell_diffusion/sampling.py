@@ -376,7 +376,7 @@ def karras_timesteps(
     schedule:Schedule, # Gives the noise level of each timestep
     steps:int, # How many, 1..T
     rho:float=7., # 1 is even in σ; the larger, the more steps at low noise; above 0
-)->torch.Tensor: # Falling from T-1, no two alike; fewer where the schedule is too coarse
+)->torch.Tensor: # Falling from T-1, no two alike; fewer on a coarse schedule
     "Timesteps whose σ to the power 1/ρ are even (Karras et al. 2022, equation 5)"
     check_number('rho', rho, above=0)
     log_snr = _log_snr(schedule)
@@ -428,14 +428,14 @@ def slerp(
     b:torch.Tensor, # Noise of the same shape
     share:float, # From 0, which gives `a`, to 1, which gives `b`
 )->torch.Tensor: # Of the same shape, with a length between theirs
-    """Spherical interpolation: along the great circle between two noises (Shoemake 1985)
+    """Spherical interpolation, along the great circle between noises (Shoemake 1985)
 
     Raises `ValueError` for opposite noises, which no single great circle joins."""
     share = check_number('share', share, 0, 1)
     cosine = (_unit(a)*_unit(b)).sum(1).clamp(-1, 1)
     if not (cosine > -1 + 1e-6).all():
-        raise ValueError("slerp needs noises that are neither opposite nor empty: "
-                         "no great circle, or any, runs through those.")
+        raise ValueError("slerp needs two noises that are neither 0 nor opposite: "
+                         "no single great circle joins those.")
     angle = cosine.acos().clamp(min=1e-4).reshape(-1, *[1]*(a.ndim - 1))
     return (((1 - share)*angle).sin()*a + (share*angle).sin()*b)/angle.sin()
 
@@ -446,6 +446,7 @@ def _unit(x):
 
 # %% ../nbs/10_inpainting.ipynb #n013
 from itertools import pairwise
+from cell_diffusion.core import check_number
 
 # %% ../nbs/10_inpainting.ipynb #c043
 def jump_schedule(
@@ -458,9 +459,9 @@ def jump_schedule(
     As its authors walk (Lugmayr et al. 2022): jumps begin where 1, 1 + `jump`,
     1 + 2·`jump`, … steps are left, and never lead from a clean picture.
     """
-    if min(steps, jump, repeats) < 1:
-        raise ValueError("steps, jump and repeats must be 1 or more, got "
-                         f"{steps}, {jump} and {repeats}.")
+    steps = check_number('steps', steps, 1, 100_000, whole=True)
+    jump = check_number('jump', jump, 1, 100_000, whole=True)
+    repeats = check_number('repeats', repeats, 1, 10_000, whole=True)
     jumps = {left: repeats - 1 for left in range(1, steps - jump + 1, jump)}
     walk = [steps]
     while walk[-1]:

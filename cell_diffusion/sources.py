@@ -8,10 +8,11 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/sources.html.md"""
 __all__ = ['sources', 'cache_folder', 'find_data', 'download']
 
 # %% ../nbs/sources.ipynb #o004
-import errno, hashlib, os, re, shutil, zipfile
+import errno, hashlib, os, re, shutil, stat, warnings, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pooch
+from PIL import Image
 from tqdm.auto import tqdm
 from .records import full_disk, locked
 from .simulation import blood_classes, jurkat_phases
@@ -57,7 +58,7 @@ origins = dict(
 def cache_folder()->Path: # `CELL_DIFFUSION_CACHE`, or such as `~/.cache/cell_diffusion`
     "The folder in which downloaded and decoded cells are kept"
     named = os.environ.get('CELL_DIFFUSION_CACHE')
-    return Path(named or pooch.os_cache('cell_diffusion'))
+    return Path(named or pooch.os_cache('cell_diffusion')).expanduser()
 
 # %% ../nbs/sources.ipynb #o015
 # Where the class folders may lie below the folder that a user names
@@ -76,6 +77,61 @@ def class_root(
     for below in layouts[source]:
         folder = root/below
         if need((folder/name).is_dir() for name in class_names[source]): return folder
+
+# %% ../nbs/sources.ipynb #n004
+def check_folder(folder:Path):
+    "Raise `OSError` unless this is a folder"
+    if folder.is_dir(): return
+    if folder.is_file():
+        raise NotADirectoryError(
+            f"{folder} is not a folder: unpack it if it is an archive, "
+            "and name the folder that holds the class folders.")
+    raise FileNotFoundError(f"{folder} is not a folder: check its name, or fetch it.")
+
+def entries(folder:Path)->list: # Sorted paths
+    "What lies in a folder, without what operating systems add; raises `OSError`"
+    try:
+        found = sorted(folder.iterdir())
+    except PermissionError as e:
+        raise PermissionError(
+            f"{folder} cannot be read ({e.strerror}): "
+            "ask for its permissions, or move it away.") from e
+    added = '__MACOSX', 'Thumbs.db', 'desktop.ini'
+    return [p for p in found if not p.name.startswith('.') and p.name not in added]
+
+def what_else(p:Path)->str:
+    "What an entry is that is not a file, as the end of a sentence"
+    if p.is_dir():
+        n = sum(q.is_file() for q in p.rglob('*'))
+        return f"is a folder ({n} files): move its pictures up, they are not read"
+    if p.is_symlink():
+        return f"is a link to {os.readlink(p)}, which is missing: fetch the data set"
+    return "is not a file"
+
+def class_entries(folder:Path)->tuple: # Sorted files, and sentences on other entries
+    "The files of one class folder, and what else lies in it"
+    found = entries(folder)
+    files = [p for p in found if p.is_file()]
+    odd = [f"{p} {what_else(p)}" for p in found if not p.is_file()]
+    return files, odd
+
+def class_folders(root:Path)->list: # Sorted paths
+    "The folders that may be classes"
+    return [p for p in entries(root) if p.is_dir()]
+
+def beside_classes(root:Path, names)->list: # Sentences
+    "What lies beside the class folders and would be lost: folders, links and pictures"
+    pictures = Image.registered_extensions()
+    odd = []
+    for p in entries(root):
+        if p.name in names and p.is_dir(): continue
+        if p.is_dir():
+            odd.append(f"{p} is left out: its name is not that of a class")
+        elif not p.is_file():
+            odd.append(f"{p} {what_else(p)}")
+        elif p.suffix.lower() in pictures:
+            odd.append(f"{p} lies beside the class folders: move it into one")
+    return odd
 
 # %% ../nbs/sources.ipynb #c039
 def find_data(
@@ -96,7 +152,8 @@ def find_data(
         root = Path(root).expanduser()
         if not root.is_dir():
             raise FileNotFoundError(
-                f"{named_by} names {str(root)!r}, which is not a folder.")
+                f"{named_by} names {str(root)!r}, which is not a folder: "
+                "check its name, or fetch it.")
         if found := class_root(root, source): return found
     if path is not None:
         raise FileNotFoundError(
@@ -105,6 +162,54 @@ def find_data(
     return class_root(cache_folder()/source, source)
 
 # %% ../nbs/sources.ipynb #o018
+def has_pbc_size(file:Path)->bool:
+    "Whether a picture has about 360 × 363 pixels, or the 128 × 128 of our copy"
+    try:
+        with Image.open(file) as im:
+            small, large = sorted(im.size)
+    except OSError:
+        return False
+    return (small, large) == (128, 128) or 350 <= small and large <= 380
+
+def unlike_published(
+    root:Path,  # Holds folders named like all classes of a source
+    source:str, # `pbc` or `jurkat`
+)->str: # What differs, or '' for the published set
+    "Why a folder with all classes of a published set is not that set"
+    names = class_names[source]
+    others = [p.name for p in class_folders(root) if p.name not in names]
+    if others: return f"also {', '.join(others)}"
+    if source != 'pbc': return ''
+    for name in names:
+        file = next(iter(class_entries(root/name)[0]), None)
+        if file and not has_pbc_size(file):
+            return f"pictures of another size, such as {file}"
+    return ''
+
+# %% ../nbs/sources.ipynb #n005
+def published_source(
+    folder:Path, # Named by a caller
+)->tuple: # `pbc`, `jurkat` or `folder`, and the folder to read
+    "Whether a folder holds a published set; warns if it is only like one"
+    for name in layouts:
+        root = class_root(folder, name, all)
+        if root is None: continue
+        differs = unlike_published(root, name)
+        if not differs: return name, folder
+        warnings.warn(
+            f"{folder} holds the classes of {name!r}, and {differs}: it is read as a "
+            f"folder of your own. source='folder' says so without this warning, and "
+            f"source={name!r} with path= reads it as the published set.")
+        return 'folder', root
+    return 'folder', folder
+
+def named_source(
+    data,        # A source's name or a folder
+    source=None, # How to read the folder `data`, for example as `folder`
+)->tuple: # `source` and `path` for `load_cells`
+    "What a command means by `data`, and by `source` where it is given"
+    return (data, None) if source is None else (source, data)
+
 def resolve_source(
     source, # One of `sources`, or the path of a folder of class folders
     path,   # Folder, or None
@@ -118,39 +223,39 @@ def resolve_source(
         return source, path
 
     folder = Path(source).expanduser()
-    if not folder.is_dir():
-        if isinstance(source, Path) or os.sep in source:
-            raise FileNotFoundError(f"{source} is not a folder.")
+    if source == '' or not folder.is_dir():
+        if isinstance(source, Path) or os.sep in source: check_folder(folder)
         raise ValueError(
             f"Unknown source {source!r}: use one of {', '.join(sources)}, "
             "or the path of a folder of class folders.")
-    for name in layouts:
-        if class_root(folder, name, all): return name, folder
-    return 'folder', folder
+    return published_source(folder)
 
 # %% ../nbs/sources.ipynb #c035
 def class_files(
     folder:Path, # Holds the class folders
     names,       # Names of the classes
-)->list: # The sorted files of each class; hidden files are left alone
+)->tuple: # The sorted files of each class, and a sentence on each other entry
     "List the files of each class; raises `ValueError` for a class without any"
     files_of = []
+    said = beside_classes(folder, names)
     for name in names:
-        files = [p for p in (folder/name).glob('*') if p.is_file()]
-        files = sorted(p for p in files if not p.name.startswith('.'))
+        files, odd = class_entries(folder/name) if (folder/name).is_dir() else ([], [])
         if not files:
+            because = f" ({odd[0]})" if odd else ''
             raise ValueError(
-                f"Class {name!r} has no images: put some into {folder/name}, "
+                f"Class {name!r} has no images{because}: put some into {folder/name}, "
                 "or remove that folder if you made up the class.")
         files_of.append(files)
-    return files_of
+        said += odd
+    return files_of, said
 
-def list_images(folder:Path, names)->list: # `(label, [file])` for each cell
-    "What to read where each cell is one file"
+def list_images(folder:Path, names)->tuple: # `(label, [file])` of each cell; sentences
+    "What to read where each cell is one file, and what is not read"
     items = []
-    for label, files in enumerate(class_files(folder, names)):
+    files_of, odd = class_files(folder, names)
+    for label, files in enumerate(files_of):
         items += [(label, [file]) for file in files]
-    return items
+    return items, odd
 
 # %% ../nbs/sources.ipynb #o021
 channel_codes = dict(brightfield='Ch3', darkfield='Ch6', dna='Ch4')
@@ -160,7 +265,8 @@ def channel_names(
 )->tuple: # Names out of `channel_codes`
     "Jurkat channels as a tuple of names; raises `ValueError` for an unknown one"
     if channels is None: return 'brightfield', 'darkfield'
-    names = (channels,) if isinstance(channels, str) else tuple(channels)
+    single = isinstance(channels, (str, int))
+    names = (channels,) if single else tuple(channels)
     for name in names:
         if name not in channel_codes:
             raise ValueError(
@@ -173,28 +279,34 @@ jurkat_file = re.compile(r'(.+)_(Ch\d+)(\.ome)?\.(jpe?g|tiff?|png)')
 
 def jurkat_cells(
     files, # Of one phase
-)->dict: # For each cell a dict from channel code to file
+)->tuple: # For each cell a dict from channel code to file; a sentence on other files
     "Sort the files of a phase by cell and channel"
     cells = {}
+    odd = []
     for file in files:
         if m := jurkat_file.fullmatch(file.name):
             cell = m[1]
             code = m[2]
             cells.setdefault(cell, {})[code] = file
-    return cells
+        else:
+            odd.append(f"{file} is not named as a channel of a cell (7_Ch3.ome.jpg)")
+    return cells, odd
 
 # %% ../nbs/sources.ipynb #o043
 def list_jurkat(
     folder:Path, # Holds the folders of the phases
     channels,    # As in `channel_names`
-)->list: # `(label, [a file for each channel])` for each cell
+)->tuple: # `(label, [a file for each channel])` of each cell; sentences
     "What to read of Jurkat cells; raises `ValueError` where no cell has a channel"
     codes = [channel_codes[c] for c in channel_names(channels)]
     items = []
     seen = set()
-    for label, files in enumerate(class_files(folder, jurkat_phases)):
+    files_of, odd = class_files(folder, jurkat_phases)
+    for label, files in enumerate(files_of):
         phase = folder/jurkat_phases[label]
-        for cell, by_code in sorted(jurkat_cells(files).items()):
+        cells, other = jurkat_cells(files)
+        odd += other
+        for cell, by_code in sorted(cells.items()):
             # A file that should be there and is not is reported when it is read
             paths = [by_code.get(k, phase/f'{cell}_{k}.ome.jpg') for k in codes]
             items.append((label, paths))
@@ -204,7 +316,7 @@ def list_jurkat(
             raise ValueError(
                 f"No cell in {folder} has channel {code} (…_{code}.ome.jpg); "
                 f"there are {sorted(seen)}.")
-    return items
+    return items, odd
 
 # %% ../nbs/sources.ipynb #o025
 def unfinished_file(
@@ -236,7 +348,7 @@ def receive(
             f.write(chunk)
             bar.update(len(chunk))
 
-# %% ../nbs/sources.ipynb #n004
+# %% ../nbs/sources.ipynb #x002
 def fetch(
     url:str,
     checksum:str,  # `md5:…` or `sha256:…`, or None
@@ -267,38 +379,58 @@ def fetch(
     return part
 
 # %% ../nbs/sources.ipynb #o027
+def check_archive(
+    members:list, # From `infolist` of a zip
+    room:float,   # Bytes that may be written
+)->float: # Bytes that are left after them
+    "Raise `ValueError` for an archive with links, or with more than there is room for"
+    size = sum(member.file_size for member in members)
+    if size > room or len(members) > 200_000:
+        raise ValueError(
+            f"it unpacks to far more than it should: {size/1e9:,.3g} GB in "
+            f"{len(members):,} files, where {room/1e9:.3g} GB and 200,000 files may be")
+    for member in members:
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise ValueError(f"it holds a link, {member.filename!r}")
+    return room - size
+
+# %% ../nbs/sources.ipynb #n006
 def unpack(
     archive:Path,
     folder:Path,   # Gets `<class>/<image>`
     names,         # Names of the classes
     progress:bool, # Show a progress bar
     room:float,    # Bytes that may be written
-)->int: # How many images
+)->tuple: # How many images, and bytes that are left
     """Extract the images of the classes from a zip, or from zips inside it.
 
-    Raises `ValueError` for an archive that would fill more than `room`.
+    Raises `ValueError` for an archive that would fill more than `room`, or has links.
     """
     n = 0
+    if Path(archive).stem.count('-inner') > 2:
+        raise ValueError("it holds zip files within zip files, more than two deep")
     with zipfile.ZipFile(archive) as z:
         members = [m for m in z.infolist() if is_wanted(m, names)]
-        room -= sum(m.file_size for m in members)
-        if room < 0: raise ValueError("it unpacks to far more than it should")
+        left = check_archive(members, room)
+        check_room(folder, (room - left)/1e9)
         bar = dict(desc='unpacking', unit='file', disable=not progress)
         for member in tqdm(members, **bar):
             *_, name, file = '', *Path(member.filename).parts
             if member.filename.endswith('.zip'):
-                inner = extract(z, member, folder/'inner'/file)
-                n += unpack(inner, folder, names, progress, room)
+                inner = extract(z, member, folder/f'{Path(archive).stem}-inner.zip')
+                more, left = unpack(inner, folder, names, progress, left)
+                n += more
                 inner.unlink()
             else:
                 extract(z, member, folder/name/file)
                 n += 1
-    return n
+    return n, left
 
 def is_wanted(member, names)->bool:
     "Whether a member of a zip is an image of a class, or a zip"
     parts = Path(member.filename).parts
-    if member.is_dir() or '__MACOSX' in parts or parts[-1].startswith('.'): return False
+    added = '__MACOSX' in parts or not parts or parts[-1].startswith('.')
+    if member.is_dir() or added: return False
     return member.filename.endswith('.zip') or len(parts) > 1 and parts[-2] in names
 
 def extract(z, member, to:Path)->Path: # `to`
@@ -324,8 +456,7 @@ def install(
     out = archive.parent/'out'
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    n = unpack(archive, out, names, progress, 4e9*o.gigabytes)
-    shutil.rmtree(out/'inner', ignore_errors=True)
+    n, _ = unpack(archive, out, names, progress, 4e9*o.gigabytes)
     for name in names:
         if not (out/name).is_dir():
             raise ValueError(f"it holds no folder named {name!r}")

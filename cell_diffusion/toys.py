@@ -27,8 +27,8 @@ class Toy:
                              f"these sum to {total.item():.4g}.")
         alike = len(self.weights) == len(self.means) == len(self.sds)
         if not alike or not (self.sds > 0).all() or not self.means.isfinite().all():
-            raise ValueError("Each kind needs a weight, a mean and a standard deviation "
-                             f"above 0, got means {means} and sds {sds}.")
+            raise ValueError("Each kind needs a weight, a mean and a spread above 0, "
+                             f"got means {means} and sds {sds}.")
 
     def sample(self,
         n:int, # How many numbers

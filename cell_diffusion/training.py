@@ -294,8 +294,8 @@ def lognormal_timesteps(
 )->torch.Tensor: # Timesteps `(n,)`, int64
     """
     Timesteps whose noise-to-signal ratio σ is log-normal (Karras et al. 2022).
-    Each is the nearest to what was drawn, in ln σ. The mean of ln σ rises by ln(size/32), because larger images need more noise
-    (Hoogeboom et al. 2023).
+    Each is the nearest, in ln σ, to what was drawn. The mean of ln σ rises by
+    ln(size/32), because larger images need more noise (Hoogeboom et al. 2023).
     """
     z = torch.randn(n, generator=rng, device=rng.device)
     log_sigma = mean + math.log(size/32) + std*z
@@ -392,6 +392,7 @@ def check_unet(size, dim=32, patch=None, mults=(1, 2, 3), **others):
         Denoiser(unet, size=size)
 
 # %% ../nbs/06b_long_runs.ipynb #n072
+import glob
 import io
 import math
 import numpy as np
@@ -407,8 +408,9 @@ from fastcore.foundation import L
 from itertools import islice
 from pathlib import Path
 from tqdm.auto import tqdm
+from zipfile import ZipFile
 from cell_diffusion.core import check_limits
-from cell_diffusion.records import write_whole
+from cell_diffusion.records import remove_parts, write_whole
 
 # %% ../nbs/06b_long_runs.ipynb #c061
 def unwrap(
@@ -533,9 +535,10 @@ class Checkpoint(Callback):
         self.batches = 0 # Of the current epoch
         self.first_epoch = 0
         self.pending = None # State of the noise within an epoch, until it is needed
-        self.written = time.monotonic()
+        self.begun = self.written = time.monotonic()
         self.changed = False # Since it was written
         self.found = None
+        remove_parts(self.path.parent, glob.escape(self.path.name))
         if not self.path.exists(): return
         self.found = read_checkpoint(self.path, self.learn.dls.device)
         self.refuse_other_run(self.found)
@@ -585,7 +588,7 @@ def state(self:Checkpoint):
         opt=self.opt.state_dict(),
         epochs=self.done,
         steps=self.learn.train_iter,
-        seconds=budget.seconds if budget else 0.,
+        seconds=budget.seconds if budget else time.monotonic() - self.begun,
         losses=torch.stack(losses).cpu() if losses else torch.zeros(0),
         batches=self.batches if num_distrib() < 2 else 0,
         ema_steps=ema.steps if ema else 0,
@@ -649,8 +652,10 @@ first_keys = 'run', 'model', 'ema', 'opt', 'epochs', 'steps', 'seconds', 'losses
 def read_checkpoint(path, device):
     "What a checkpoint holds. `ValueError` with the file where it is none"
     try:
+        with ZipFile(path) as z:
+            whole = z.testzip() is None # Compares checksums, which PyTorch does not
         state = torch.load(path, device, weights_only=True)
-        whole = isinstance(state['run'], dict) and set(first_keys) <= set(state)
+        whole &= isinstance(state['run'], dict) and set(first_keys) <= set(state)
     except OSError:
         raise
     except Exception as e: # Whatever a damaged file makes PyTorch raise
@@ -698,6 +703,7 @@ def restore(self:Checkpoint, state):
     # Version 0.2 and older wrote after whole epochs only, and had fewer keys
     self.batches = state.get('batches', 0)
     self.learn.train_iter = state['steps']
+    self.begun -= state['seconds']
     if ema := getattr(self.learn, 'ema', None):
         ema.averaged.load_state_dict(state['ema'])
         ema.steps = state.get('ema_steps', state['steps'])

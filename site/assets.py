@@ -1,4 +1,4 @@
-"Files that the pages need and git does not hold: KaTeX, ONNX Runtime, the network"
+"Files beside the pages: KaTeX, ONNX Runtime, the network, and the package's scripts"
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -107,6 +107,8 @@ def licences(folder):
 
 def make(nbs):
     "Bring the assets into `nbs`, beside the sources of the pages"
+    for file in sorted((here.parent/'cell_diffusion'/'browser').glob('*.[jc]s*')):
+        copy(file, nbs/'browser'/file.name)
     for name in ort:
         copy(modules/'onnxruntime-web'/'dist'/name, nbs/'browser'/'ort'/name)
     katex = modules/'katex'/'dist'

@@ -3,6 +3,7 @@ import functools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import cell_diffusion.imageio as imageio
 import cell_diffusion.recipes as recipes
 from cell_diffusion.cli import app, commands
 from cell_diffusion.denoiser import Denoiser, save
+from cell_diffusion.imageio import read_image, save_pixels
 from cell_diffusion.inpainting import Inpainter
 from cell_diffusion.simulation import blood_classes
 
@@ -134,6 +137,79 @@ def test_inpaint_from_the_shell(filler, picture):
     for filled in fills:
         assert (filled[~hole] == pixels[~hole]).all()
     assert (fills[0] != fills[1]).any()
+
+
+def oriented(path, pixels, orientation=6):
+    "A file whose viewers turn it: they show `pixels`"
+    # 6: the first row of what is stored is the right column of what is shown
+    stored = Image.fromarray(np.rot90(pixels, 1))
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    stored.save(path, exif=exif)
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tif', '.jpg'])
+def test_a_mask_drawn_on_what_a_viewer_shows(filler, picture, suffix):
+    pixels, hole = picture
+    oriented(f'turned{suffix}', pixels)
+    succeeds('inpaint', f'turned{suffix}', '--mask', 'hole.png', '--model', filler,
+             '--steps', 1)
+    filled = np.array(Image.open('turned_filled.png'))
+    assert filled.shape == pixels.shape
+    if suffix != '.jpg': assert (filled[~hole] == pixels[~hole]).all()
+    assert Image.open('turned_filled.png').getexif().get(0x112, 1) == 1
+
+
+def test_pages_are_refused(filler, picture):
+    pages = [Image.fromarray(np.full((50, 40, 3), i, np.uint8)) for i in range(5)]
+    pages[0].save('stack.tif', save_all=True, append_images=pages[1:])
+    said = fails('inpaint', 'stack.tif', '--mask', 'hole.png', '--model', filler)
+    assert '5 pages' in said
+    said = fails('inpaint', 'cell.png', '--mask', 'stack.tif', '--model', filler)
+    assert '5 pages' in said
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tif'])
+@pytest.mark.parametrize('channels, dtype', [
+    ((), np.uint8), ((), np.uint16), ((3,), np.uint8), ((3,), np.uint16),
+    ((4,), np.uint8), ((4,), np.uint16)])
+def test_what_is_written_is_as_deep_and_wide(filler, picture, channels, dtype, suffix):
+    top = np.iinfo(dtype).max//3
+    pixels = np.random.default_rng(0).integers(0, top, (50, 40, *channels), dtype)
+    save_pixels(f'deep{suffix}', pixels)
+    out = f'out{suffix}'
+    grey = [] if channels else ['--as-colour']
+    white = ['--white', top] if dtype == np.uint16 else []
+    said = succeeds('inpaint', f'deep{suffix}', '--mask', 'hole.png', '--model', filler,
+                    '--steps', 1, '--out', out, *grey, *white)
+    assert 'warning' not in said
+    written = read_image(out)
+    hole = picture[1]
+    assert written.dtype == dtype and written.shape == pixels.shape
+    assert (written[~hole] == pixels[~hole]).all()
+    assert (written != pixels)[hole].any()
+    assert not list(Path().glob('*.part'))
+
+
+def test_all_fills_are_written_or_none(filler, picture, monkeypatch):
+    words = ['inpaint', 'cell.png', '--mask', 'hole.png', '--model', filler, '--steps',
+             1, '-n', 3]
+    def full(pixels, suffix):
+        if len(list(Path().glob('*.part'))) == 2: raise OSError(28, 'No space left')
+        return real(pixels, suffix)
+    real = imageio.picture_bytes
+    monkeypatch.setattr(imageio, 'picture_bytes', full)
+    assert 'No room left' in fails(*words)
+    assert sorted(p.name for p in Path().iterdir()) == ['cell.png', 'hole.png']
+
+
+def test_where_fills_go_is_checked_first(filler, picture, monkeypatch):
+    monkeypatch.setattr('cell_diffusion.inpainting.fill_holes', None)
+    Path('cell_filled_2.png').mkdir()
+    words = ['inpaint', 'cell.png', '--mask', 'hole.png', '--model', filler]
+    assert 'folder' in fails(*words, '-n', 2)
+    Path('file').write_text('')
+    assert 'file' in fails(*words, '--out', 'file/a.png')
 
 
 @pytest.mark.parametrize('words, says', [

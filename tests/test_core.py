@@ -1,11 +1,13 @@
 "Pixels and model values, pictures of any batch, randomness from a seed"
+import inspect
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from cell_diffusion.core import check_limits, check_memory, check_number, decode
 from cell_diffusion.core import default_device, encode, fast_bfloat16, generator
-from cell_diffusion.core import limits, show_cells
+from cell_diffusion.core import limits, mix_seed, old_keywords, show_cells
 
 def test_decode_is_the_inverse_of_encode():
     every = torch.arange(256, dtype=torch.uint8)
@@ -59,6 +61,30 @@ def test_show_cells_refuses_what_is_no_batch():
 def test_a_seed_repeats():
     first, second, other = [torch.randn(9, generator=generator(s)) for s in (0, 0, 1)]
     assert torch.equal(first, second) and not torch.equal(first, other)
+
+def test_neighbouring_and_large_seeds_differ():
+    seeds = [0, 1, 2, 2**32, 2**32 + 1, 2**33, 2**63 - 1, 2**63 - 2]
+    draws = [torch.rand(4, generator=generator(s)).tolist() for s in seeds]
+    assert len({tuple(d) for d in draws}) == len(seeds)
+
+def test_mixed_seeds_of_neighbours_never_meet():
+    "A sum would: 0 + 1 and 1 + 0"
+    mixed = {mix_seed(seed, part) for seed in range(60) for part in range(60)}
+    assert len(mixed) == 3600 and mix_seed(3, 5) == mix_seed(3, 5)
+    assert all(0 <= m < 2**32 for m in mixed)
+
+def test_old_keywords_are_translated():
+    table = {True: 'bfloat16', None: 'auto'}
+    @old_keywords(w='scale', half=('precision', table))
+    def f(x, scale=1, precision='float32'): return x, scale, precision
+
+    with pytest.warns(DeprecationWarning, match='w of f is now scale'):
+        assert f(1, w=2) == (1, 2, 'float32')
+    with pytest.warns(DeprecationWarning, match='0.2 only'):
+        assert f(1, half=True, scale=3) == (1, 3, 'bfloat16')
+    with pytest.raises(TypeError, match='both scale and its old name, w'):
+        f(1, w=2, scale=2)
+    assert list(inspect.signature(f).parameters) == ['x', 'scale', 'precision']
 
 def test_device_from_the_environment(monkeypatch):
     monkeypatch.setenv('CELL_DIFFUSION_DEVICE', 'cpu')
@@ -123,5 +149,5 @@ def test_more_memory_than_there_is():
 
 @pytest.mark.parametrize('seed', [-1, 2**63 - 1, 2**64 - 1, 1_000_003*2**63])
 def test_every_whole_number_is_a_seed(seed):
-    g = generator(seed)
-    assert g.initial_seed() % 2**64 == seed % 2**64
+    assert torch.equal(torch.rand(4, generator=generator(seed)),
+                       torch.rand(4, generator=generator(seed % 2**64)))

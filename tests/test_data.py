@@ -1,6 +1,6 @@
 "Cells from every source, good and bad: small made images, no network"
-import hashlib, io
-import numpy as np, pytest, torch
+import hashlib, io, os
+import numpy as np, pytest, tifffile, torch
 from PIL import Image
 from cell_diffusion import data, sources
 from cell_diffusion.core import decode
@@ -75,7 +75,7 @@ def test_folder_source_needs_path():
 
 @pytest.mark.parametrize('below', ['', 'PBC_dataset_normal_DIB', 'pbc128'])
 def test_pbc_is_found_at_or_below_the_folder(tmp_path, monkeypatch, below):
-    class_folders(tmp_path/'d'/below, blood_classes, n=2, size=(36, 37))
+    class_folders(tmp_path/'d'/below, blood_classes, n=2, size=(128, 128))
     cells = load_cells('pbc', tmp_path/'d', size=16)
     assert cells.names == blood_classes and len(cells) == 16
     monkeypatch.setenv('CELL_DIFFUSION_DATA', str(tmp_path/'d'))
@@ -95,6 +95,21 @@ def test_pbc_crops(tmp_path):
     assert (by_default.images == center.images).all(), 'center by default'
     with pytest.raises(ValueError, match="Unknown crop 'middle'"):
         load_cells('pbc', tmp_path, size=20, crop='middle')
+
+@pytest.mark.parametrize('size', [(360, 363), (363, 360), (366, 369), (360, 360)])
+def test_center_is_that_of_torchvision(tmp_path, size):
+    from torchvision.transforms.v2.functional import center_crop
+    class_folders(tmp_path, ('a', 'b'), n=1, size=size)
+    center = load_cells(tmp_path, size=200, crop='center')
+    with Image.open(tmp_path/'a'/'a0.png') as im:
+        expected = np.asarray(center_crop(im, 200)).transpose(2, 0, 1)
+    assert (center.images[0] == expected).all() and center.hashes[0].endswith('-200')
+
+def test_center_is_a_share_of_pictures_of_another_size():
+    left, top, right, bottom = data.crop_box(128, 128, 'center')
+    assert left == top == 128 - right and right - left == pytest.approx(128*200/360)
+    assert data.crop_box(720, 726, 'center') == (160, 163, 560, 563)
+    assert data.crop_box(101, 100, 'field') == (.5, 0, 100.5, 100)
 
 def test_jurkat(tmp_path):
     cells = load_cells('jurkat', jurkat_folder(tmp_path), size=40)
@@ -168,6 +183,41 @@ def test_stacks_of_channels(tmp_path, channels):
 
 # ---- bad input
 
+def test_only_exactly_the_published_classes_are_a_published_set(tmp_path):
+    root = class_folders(tmp_path/'d', blood_classes, n=1, size=(360, 363))
+    assert load_cells(root, size=16).source == 'pbc'
+    (root/'.DS_Store').write_text('')
+    assert load_cells(root, size=16).crop == 'center'
+
+    own = load_cells('folder', root, size=16)
+    assert own.source == 'folder' and own.crop == 'field'
+    class_folders(root, ('blast',), n=2, size=(360, 363))
+    said = "holds the classes of 'pbc', and also blast: it is read as a folder of your"
+    with pytest.warns(UserWarning, match=said):
+        cells = load_cells(root, size=16)
+    assert cells.source == 'folder' and cells.crop == 'field'
+    assert cells.names == ('basophil', 'blast', *blood_classes[1:])
+    assert cells.counts['blast'] == 2
+
+    with pytest.warns(UserWarning, match='1 of 9 cells skipped: blast is left out'):
+        cells = load_cells('pbc', root, size=16)
+    assert cells.names == blood_classes and len(cells) == 8
+    with pytest.raises(ValueError, match='blast is left out.*strict'):
+        load_cells('pbc', root, size=16, strict=True)
+
+def test_pictures_of_another_size_are_no_published_set(tmp_path):
+    class_folders(tmp_path/'d'/'pbc', blood_classes, n=1, size=(90, 80))
+    with pytest.warns(UserWarning, match="pictures of another size, such as .*baso"):
+        cells = load_cells(tmp_path/'d', size=16)
+    assert cells.source == 'folder' and len(cells) == 8
+
+def test_jurkat_with_another_class_is_a_folder_of_ones_own(tmp_path):
+    root = jurkat_folder(tmp_path)/'CellCycle'
+    assert load_cells(tmp_path, size=40).source == 'jurkat'
+    class_folders(root, ('dead',), n=2, mode='L', size=(40, 40))
+    with pytest.warns(UserWarning, match="classes of 'jurkat', and also dead"):
+        assert 'dead' in load_cells(root, size=40).names
+
 def test_unknown_source():
     said = "Unknown source 'blod': use one of simulated, .*folder of class folders"
     with pytest.raises(ValueError, match=said):
@@ -176,6 +226,12 @@ def test_unknown_source():
         load_cells('no/such')
 
 def test_missing_folders(tmp_path, monkeypatch):
+    for source in ('folder', tmp_path/'none'):
+        with pytest.raises(FileNotFoundError, match='none is not a folder: check its'):
+            load_cells(source, tmp_path/'none')
+    (tmp_path/'cells.zip').write_bytes(b'')
+    with pytest.raises(NotADirectoryError, match='cells.zip is not a folder: unpack'):
+        load_cells(tmp_path/'cells.zip')
     with pytest.raises(FileNotFoundError, match='path names .* not a folder'):
         load_cells('pbc', tmp_path/'none')
     said = "holds no 'pbc' cells: expected folders named basophil"
@@ -195,6 +251,54 @@ def test_class_without_images(tmp_path):
     (tmp_path/'c'/'.DS_Store').write_text('')
     with pytest.raises(ValueError, match="Class 'c' has no images"):
         load_cells(tmp_path, size=16)
+
+def test_class_of_links_to_nowhere(tmp_path):
+    (class_folders(tmp_path)/'c').mkdir()
+    for i in range(3):
+        (tmp_path/'c'/f'{i}.png').symlink_to('/annex/objects/gone')
+    said = r"Class 'c' has no images \(.*0.png is a link to /annex.*missing: fetch"
+    with pytest.raises(ValueError, match=said):
+        load_cells(tmp_path, size=16)
+
+def test_what_lies_beside_the_class_folders_is_named(tmp_path):
+    class_folders(tmp_path)
+    (tmp_path/'c').symlink_to(tmp_path/'gone')
+    (tmp_path/'__MACOSX').mkdir()
+    (tmp_path/'manifest.csv').write_text('')
+    for name in ('Thumbs.db', '.DS_Store'):
+        (tmp_path/'a'/name).write_text('')
+    picture(0).save(tmp_path/'extra.PNG')
+    said = ('2 of 14 cells skipped: c is a link to .*; '
+            'extra.PNG lies beside the class folders')
+    with pytest.warns(UserWarning, match=said):
+        cells = load_cells(tmp_path, size=16)
+    assert len(cells) == 12 and len(cells.skipped) == 2
+    with pytest.warns(UserWarning, match=said):
+        assert load_cells(tmp_path, size=16).skipped == cells.skipped
+
+def test_a_locked_folder_is_named(tmp_path, monkeypatch):
+    class_folders(tmp_path)
+    iterdir = type(tmp_path).iterdir
+    def locked(self):
+        if self.name == 'b': raise PermissionError(13, 'Permission denied', str(self))
+        return iterdir(self)
+    monkeypatch.setattr(type(tmp_path), 'iterdir', locked)
+    with pytest.raises(PermissionError, match='b cannot be read .Permission'):
+        load_cells(tmp_path, size=16)
+
+@pytest.mark.parametrize('n, side', [(1, 'test'), (2, 'test')])
+def test_a_class_too_small_to_split_is_refused(tmp_path, n, side):
+    class_folders(tmp_path)
+    (tmp_path/'rare').mkdir()
+    for i in range(n):
+        picture(900 + i).save(tmp_path/'rare'/f'{i}.png')
+    said = f"Class 'rare' has {n} cells?, too few to split: none is left for {side}"
+    with pytest.raises(ValueError, match=said):
+        cell_dls(tmp_path, size=16, bs=4)
+    assert len(cell_dls(tmp_path, size=16, bs=4, split=(1, 0, 0)).idxs['train']) > 10
+    for i in (3, 4):
+        picture(900 + i).save(tmp_path/'rare'/f'{i}.png')
+    cell_dls(tmp_path, size=16, bs=4)
 
 def test_pbc_class_missing(tmp_path):
     class_folders(tmp_path, blood_classes[:-1], n=1)
@@ -223,7 +327,11 @@ bad = dict(
           'is grey where colour is expected.*channels=1'),
     cmyk=(lambda p: picture(0, mode='CMYK').save(p.with_suffix('.jpg')),
           'CMYK.*convert it to RGB'),
-    sixteen_bit=(deep_png, 'more than 8 bits.*one factor'))
+    sixteen_bit=(deep_png, 'has 16 bits .*where the set has 8.*one factor'),
+    folder=(lambda p: (p.with_suffix('')/'deeper').mkdir(parents=True),
+            r'is a folder \(0 files\): move its pictures up'),
+    dangling=(lambda p: p.symlink_to(p.parent/'gone.png'),
+              'is a link to .*gone.png, which is missing: fetch the data set'))
 
 @pytest.mark.parametrize('kind', bad)
 def test_bad_file_is_skipped_and_named_or_an_error(tmp_path, kind):
@@ -313,6 +421,50 @@ def test_cache_follows_the_files(tmp_path, read):
     changed = load_cells(tmp_path, size=16)
     assert len(read) == 36 and (changed.images[0] != first.images[0]).any()
     assert (changed.images[1:] == first.images[1:]).all()
+
+def test_cache_follows_the_content_where_size_and_time_stay(tmp_path, read):
+    "As after unpacking an archive with fixed times, or `cp -p`"
+    class_folders(tmp_path)
+    file = tmp_path/'a'/'a0.bmp'
+    picture(1).save(file)
+    old = file.stat()
+    first = load_cells(tmp_path, size=16)
+    picture(2).save(file)
+    os.utime(file, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert file.stat().st_size == old.st_size
+    again = load_cells(tmp_path, size=16)
+    assert (again.images[0] != first.images[0]).any()
+    assert len(read) == 26
+
+def test_the_mark_of_a_file_follows_its_bytes(tmp_path, monkeypatch):
+    file = tmp_path/'large'
+    marks = set()
+    for size in (300_000, 5000):
+        for place in (0, size//2, size - 1):
+            content = bytearray(size)
+            content[place] = 1
+            file.write_bytes(content)
+            marks.add(data.file_mark(file).split('|')[-1])
+    assert len(marks) == 6, 'beginning, middle and end count'
+    before = data.file_mark(file)
+    os.utime(file, ns=(0, 0))
+    assert data.file_mark(file) != before and data.file_mark(tmp_path/'no') == 'missing'
+
+def test_what_a_killed_process_left_in_the_cache_is_removed(tmp_path, cache):
+    (cache/'decoded').mkdir()
+    part = cache/'decoded'/'0123.npz.abcdef01.part'
+    part.write_bytes(b'half')
+    load_cells(class_folders(tmp_path), size=16)
+    assert not part.exists()
+    assert [p.suffix for p in (cache/'decoded').iterdir()] == ['.npz']
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch):
+    (tmp_path/'file').write_text('')
+    monkeypatch.setenv('CELL_DIFFUSION_CACHE', str(tmp_path/'file'))
+    folder = class_folders(tmp_path/'d')
+    with pytest.warns(UserWarning, match='could not be cached') as said:
+        cells = load_cells(folder, size=16)
+    assert len(cells) == 12 and len(said) == 1
 
 def test_cells_of_an_older_reader_are_decoded_again(tmp_path, read, monkeypatch):
     load_cells(class_folders(tmp_path), size=16)
@@ -486,3 +638,133 @@ def test_few_of_each():
     labels = np.array([0]*9 + [1]*2)
     idx = few_of_each(labels, 4)
     assert labels[idx].tolist() == [0]*4 + [1]*4 and len(set(idx[:4])) == 4
+
+# ---- 16 bits
+
+def deep_folder(root, top=4095, colour=True, names=('a', 'b'), n=12, dtype=np.uint16):
+    "Class folders of TIFFs of a camera; the brightest pixel of each is `top`"
+    rng = np.random.default_rng(0)
+    for name in names:
+        (root/name).mkdir(parents=True)
+        for i in range(n):
+            shape = (40, 44, 3) if colour else (40, 44)
+            image = rng.integers(0, top + 1, shape).astype(dtype)
+            image.flat[0] = top
+            tifffile.imwrite(root/name/f'{i}.tif', image,
+                             photometric='rgb' if colour else 'minisblack')
+    return root
+
+def eight_bits(root, to, white):
+    "The same folder with files of 8 bits, scaled by hand"
+    for file in root.rglob('*.tif'):
+        image = tifffile.imread(file)*(255/white)
+        new = to/file.relative_to(root).with_suffix('.png')
+        new.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.clip(0, 255).round().astype(np.uint8)).save(new)
+    return to
+
+@pytest.mark.parametrize('colour', [True, False])
+@pytest.mark.parametrize('white', [None, 4095, 2000.5])
+def test_files_of_16_bits_are_read_by_one_level_for_the_set(tmp_path, colour, white):
+    root = deep_folder(tmp_path/'deep', colour=colour)
+    if white is None:
+        with pytest.warns(UserWarning, match='16 bits. Grey level 40.* became'):
+            cells = load_cells(root, size=16, strict=True)
+        pixels = np.stack([tifffile.imread(f) for f in root.rglob('*.tif')])
+        assert cells.white == np.percentile(pixels, 99.9, method='inverted_cdf')
+    else:
+        cells = load_cells(root, size=16, white=white, strict=True)
+        assert cells.white == white
+    assert cells.bits == 16 and cells.images.dtype == np.uint8
+    by_hand = load_cells(eight_bits(root, tmp_path/'8', cells.white), size=16)
+    assert (cells.images == by_hand.images).all()
+    assert by_hand.white == 255 and by_hand.bits == 8
+    assert cells.hashes[0].endswith(f'-white{cells.white:g}')
+
+def test_the_level_does_not_depend_on_hot_pixels_nor_on_what_is_read(tmp_path, read):
+    root = deep_folder(tmp_path, top=1000, colour=False)
+    hot = tifffile.imread(root/'a'/'3.tif')
+    hot[5, 5] = 65535
+    tifffile.imwrite(root/'a'/'3.tif', hot)
+    with pytest.warns(UserWarning, match='Grey level (999|1000) '):
+        whole = load_cells(root, size=16)
+    with pytest.warns(UserWarning, match='Grey level (999|1000) '):
+        few = load_cells(root, size=16, n=4, seed=3)
+    assert few.white == whole.white < 1001
+    assert len(read) == 28
+    with pytest.warns(UserWarning, match='Grey level (999|1000) '):
+        again = load_cells(root, size=16)
+    assert len(read) == 28 and again.white == whole.white and again.bits == 16
+    assert (again.images == whole.images).all()
+    other = load_cells(root, size=16, white=500)
+    assert other.images.mean() > whole.images.mean()*1.3
+
+def test_dark_fields_are_not_black(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in 'ab':
+        (tmp_path/name).mkdir()
+        for i in range(8):
+            image = rng.poisson(20, (64, 64)).astype(np.uint16)
+            image[24:40, 24:40] += 900 + 100*i
+            Image.fromarray(image).save(tmp_path/name/f'{i}.png')
+    with pytest.warns(UserWarning, match='Grey level 1'):
+        cells = load_cells(tmp_path, size=32, strict=True)
+    assert cells.images[:, 0, 14:18, 14:18].mean() > 150
+    means = cells.images[:8, 0, 14:18, 14:18].mean((1, 2))
+    assert (np.diff(means) > 5).all(), 'faint cells stay fainter'
+
+def test_nearly_black_cells_are_said_or_an_error(tmp_path):
+    root = eight_bits(deep_folder(tmp_path/'deep'), tmp_path/'8', white=65535)
+    said = 'nearly black or flat, with the grey levels 4 to 12 and .* of 255.*pass whi'
+    with pytest.warns(UserWarning, match=said):
+        load_cells(root, size=16)
+    with pytest.raises(ValueError, match=said):
+        load_cells(root, size=16, strict=True)
+    assert load_cells(root, size=16, strict=True, white=16).images.max() > 200
+    with pytest.raises(ValueError, match=said):
+        load_cells(tmp_path/'deep', size=16, strict=True, white=65535)
+
+@pytest.mark.parametrize('white, bits', [
+    (0, 8), (256, 8), (4095, 8), (-1, 16), (65536, 16), (float('nan'), 16),
+    (True, 16), ('4095', 16)])
+def test_levels_that_cannot_be_white(tmp_path, white, bits):
+    root = deep_folder(tmp_path/'d', top=200, dtype=np.uint8 if bits == 8 else 'u2')
+    with pytest.raises(ValueError, match='white=.* should be a grey level from 1 to'):
+        load_cells(root, size=16, white=white)
+
+def test_bits_are_not_mixed(tmp_path):
+    root = deep_folder(tmp_path, colour=True)
+    picture(0).save(root/'b'/'zz.png')
+    said = '1 of 25 cells skipped: b/zz.png has 8 bits .*where the set has 16'
+    with pytest.warns(UserWarning, match=said):
+        load_cells(root, size=16, white=4095)
+
+def test_floating_point_is_refused(tmp_path):
+    root = deep_folder(tmp_path, colour=False, dtype=np.float32)
+    with pytest.raises(ValueError, match="No image of class 'a'.*floating-point"):
+        load_cells(root, size=16)
+
+def test_pages_of_16_bits(tmp_path):
+    for name in 'ab':
+        (tmp_path/name).mkdir()
+        for i in range(8):
+            pages = np.random.default_rng(i).integers(0, 4096, (2, 40, 40))
+            tifffile.imwrite(tmp_path/name/f'{i}.tif', pages.astype(np.uint16))
+    assert load_cells(tmp_path, size=16, white=4095).images.shape == (16, 2, 16, 16)
+
+def test_the_split_names_the_level(tmp_path):
+    from cell_diffusion.splits import fingerprint
+    deep_folder(tmp_path)
+    prints = []
+    for white in (900, 4095):
+        prints.append(fingerprint(cell_dls(tmp_path, size=16, bs=4, white=white)))
+    assert prints[0] != prints[1]
+
+def test_pictures_are_read_upright(tmp_path):
+    class_folders(tmp_path, n=4)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    picture(0).save(tmp_path/'a'/'a0.png', exif=exif)
+    turned = load_cells(tmp_path, size=16).images[0]
+    picture(0).rotate(180).save(tmp_path/'a'/'a0.png')
+    assert (turned == load_cells(tmp_path, size=16).images[0]).all()

@@ -1,4 +1,5 @@
 "Weights and their folders, what a network is conditioned on, and the samplers"
+import errno
 import itertools
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import load_file, save_file
 
 from cell_diffusion import denoiser
@@ -90,9 +92,10 @@ def test_tensors_are_stored_in_half_precision(name, tmp_path):
 
 @pytest.mark.parametrize('name', everything)
 def test_hub_reads_the_folders_too(name, tmp_path):
-    "`from_pretrained` of huggingface_hub passes over the keys that it does not know"
+    "By its own names, and with no card of a template"
     model = everything[name]()
-    save(model, tmp_path)
+    model.save_pretrained(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ['config.json', 'model.safetensors']
     again = type(model).from_pretrained(tmp_path)
     assert again.settings == model.settings
     for a, b in zip(model.parameters(), again.parameters()):
@@ -103,7 +106,7 @@ def test_hub_reads_the_folders_too(name, tmp_path):
 def test_folders_of_the_first_release(name, tmp_path):
     "It saved through huggingface_hub: no class, no format version"
     model = everything[name]().half()
-    model.save_pretrained(tmp_path)
+    PyTorchModelHubMixin.save_pretrained(model, tmp_path)
     assert 'class' not in json.loads((tmp_path/'config.json').read_text())
     again = load(tmp_path, 'cpu', 'float32')
     assert type(again) is type(model) and again.settings == model.settings
@@ -320,7 +323,7 @@ def test_required_settings(tmp_path):
 
 
 def test_weights_of_the_first_release_are_checked_as_strictly(tmp_path):
-    everything['Denoiser']().half().save_pretrained(tmp_path)
+    PyTorchModelHubMixin.save_pretrained(everything['Denoiser']().half(), tmp_path)
     with_tensors(drop)(tmp_path)
     with pytest.raises(ValueError, match='lacks tensors'):
         load(tmp_path, 'cpu')
@@ -413,15 +416,19 @@ def test_what_cannot_be_loaded_is_not_saved(case, tmp_path):
     assert not (tmp_path/'new').exists()
 
 
-@pytest.mark.parametrize('where', ['save_file', 'write_text', 'replace'])
-def test_a_failed_save_changes_nothing(where, saved, tmp_path, monkeypatch):
-    def fail(*args, **kwargs): raise OSError('No space left on device')
-    owner = dict(save_file=denoiser, write_text=denoiser.Path, replace=os)[where]
+@pytest.mark.parametrize('where, call', [('fsync', 1), ('fsync', 2), ('replace', 1)])
+def test_a_failed_save_changes_nothing(where, call, saved, tmp_path, monkeypatch):
+    "The disk is full at the first file or at the second"
+    calls = []
+    def fail(*args):
+        calls.append(args)
+        if len(calls) == call: raise OSError(errno.ENOSPC, 'No space left on device')
     folder = shutil.copytree(saved, tmp_path/'folder')
-    monkeypatch.setattr(owner, where, fail)
-    with pytest.raises(OSError, match='No space'):
+    monkeypatch.setattr(os, where, fail)
+    with pytest.raises(OSError, match='No room left to write .*folder/') as e:
         save(tiny(), folder)
     monkeypatch.undo()
+    assert is_one_sentence(str(e.value))
     assert sorted(os.listdir(folder)) == ['config.json', 'model.safetensors']
     for file in folder.iterdir():
         assert file.read_bytes() == (saved/file.name).read_bytes()
@@ -457,6 +464,51 @@ def test_a_killed_save_never_mixes_two_networks(saved, tmp_path):
         # A new save repairs it
         save(randomise(Denoiser(small, size=16, data_std=.7)), folder)
         assert load(folder, 'cpu').data_std == .7
+
+
+def flip_bit(file, at):
+    data = bytearray(file.read_bytes())
+    data[at] ^= 4
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize('name', everything)
+def test_a_flipped_bit_is_found(name, tmp_path):
+    save(everything[name](), tmp_path)
+    size = (tmp_path/'model.safetensors').stat().st_size
+    for at in (-1, -size//10, -size//3):
+        flip_bit(tmp_path/'model.safetensors', at)
+        with pytest.raises(ValueError, match='checksum has changed|not finite') as e:
+            load(tmp_path, 'cpu')
+        assert is_one_sentence(str(e.value))
+        with pytest.raises(ValueError, match='checksum has changed|not finite'):
+            kinds[name].from_pretrained(tmp_path)
+        flip_bit(tmp_path/'model.safetensors', at)
+    load(tmp_path, 'cpu')
+
+
+@pytest.mark.parametrize('name', outputs_of_release)
+def test_shipped_weights_have_a_checksum(name, tmp_path):
+    folder = shutil.copytree(weights_folder/name, tmp_path/name)
+    flip_bit(folder/'model.safetensors', -1000)
+    with pytest.raises(ValueError, match='checksum has changed'):
+        load(folder, 'cpu')
+
+
+def test_a_damaged_record_does_not_keep_weights_from_loading(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path/'folder')
+    for text in ('', '[', '['*100_000, '[1]', '{"sha256": 5}'):
+        (folder/'record.json').write_text(text)
+        load(folder, 'cpu')
+
+
+@pytest.mark.parametrize('name', ['no/such/folder/anywhere', 'someone/some-cells'])
+def test_a_repository_that_is_not_there(name, monkeypatch):
+    def offline(*args, **kwargs): raise OSError('We have no connection.\nTwo lines.')
+    monkeypatch.setattr(denoiser, 'snapshot_download', offline)
+    with pytest.raises(ValueError, match=f'{name} is no folder') as e:
+        Denoiser.from_pretrained(name)
+    assert is_one_sentence(str(e.value))
 
 
 def test_other_files_of_a_folder_stay(tmp_path):

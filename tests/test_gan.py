@@ -546,3 +546,14 @@ def test_shipped_tables_have_new_names(name):
     table = gan_results(name)
     assert {'class_accuracy', 'diversity', 'fd'} <= set(table)
     assert not {'recognised', 'spread', 'game', 'kd'} & set(table)
+
+
+def test_old_keywords_of_the_learner():
+    dls = loaders()
+    with pytest.warns(DeprecationWarning) as notes:
+        learn = gan_learner(dls, dim=8, critic=8, game='hinge', bfloat16=False)
+    assert len([n for n in notes if 'of gan_learner is now' in str(n.message)]) == 3
+    assert learn.loss_func is gan_losses['hinge'].discriminator
+    assert learn.model.generator.precision == 'float32'
+    with pytest.raises(TypeError, match='both loss'):
+        gan_learner(dls, game='hinge', loss='hinge')

@@ -277,7 +277,7 @@ def _texts():
         *package.rglob('*.py'), *package.rglob('weights/**/*.json'),
         *root.glob('*.md'), *root.glob('*.toml'), *root.glob('*.ini'),
         *root.glob('*.cff'), *root.glob('.github/**/*.*'),
-        *nbs.glob('*.qmd'), *(nbs/'browser').glob('*.js'),
+        *nbs.glob('*.qmd'), *(package/'browser').glob('*.*'),
         *(root/'site').glob('*.*'), *(root/'tools').glob('*.py'),
         *(root/'tests'/'site').glob('*.py'),
     ]

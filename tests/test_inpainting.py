@@ -1,5 +1,6 @@
 """Filling holes: known pixels stay, hidden ones are never looked at, RePaint is that of
 diffusers, and every kind of picture is filled or refused with a reason"""
+import re
 import struct
 import warnings
 import zlib
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from diffusers import RePaintScheduler
 from fastai.learner import Callback
 from PIL import Image
+from scipy import ndimage
 
 from cell_diffusion.core import encode, generator
 from cell_diffusion.data import cell_dls
@@ -22,7 +24,8 @@ from cell_diffusion.imageio import read_image
 from cell_diffusion.inpainting import (
     Inpainter, InpaintingCallback, biharmonic_fill, close_up, crop_window, fill_holes,
     find_window, hole_error, hole_mse, inpaint, inpainting_learner, masked_view,
-    mean_fill, random_masks, seam_energy, shapes, stained_masks,
+    mean_fill, put_back, random_masks, seam_energy, shapes, stained_masks,
+    typical_sizes, white_level,
 )
 from cell_diffusion.sampling import (
     batched_denoise, ddim, dpm_solver, heun, jump_schedule, nfe, repaint, repaint_nfe,
@@ -186,13 +189,23 @@ def test_warm_start_changes_nothing_at_first(patch, taught):
     generates = warm_start(network(Denoiser, seed=1, patch=patch), old)
     assert torch.equal(generates.estimate(xt, t, label), expected)
 
+def test_warm_start_keeps_what_was_learned_of_a_class():
+    "Others, more or fewer classes: by name, and new ones begin as the null class"
+    old = network(Denoiser, classes=('a', 'b', 'c'))
+    xt = pictures(4)
+    t = torch.tensor([3, 8, 15, 19])
+    for mine, theirs in (('c', 'x', 'a', 'y'), [2, 3, 0, 3]), (('b',), [1, 3, 1, 3]):
+        new = warm_start(network(Denoiser, seed=1, classes=mine), old)
+        labels = torch.arange(4) % (len(mine) + (len(mine) == 1))
+        expected = old.estimate(xt, t, torch.tensor(theirs))
+        assert torch.equal(new.estimate(xt, t, labels), expected)
+
 @pytest.mark.parametrize('new, old, says', [
     (dict(prediction='eps'), dict(), 'prediction'), (dict(size=32), dict(), 'size'),
     (dict(dim=16), dict(), 'shape'), (dict(mults=[1, 2, 3]), dict(), 'shape'),
     (dict(patch=2), dict(), 'shape'), (dict(channels=1), dict(), 'shape'),
     (dict(kind=Denoiser), dict(kind=Inpainter), 'conv_in'),
-    (dict(classes=()), dict(classes=classes), 'here they are none'),
-    (dict(classes=('a', 'c', 'b')), dict(classes=classes), 'classes are a, b, c')])
+    (dict(classes=()), dict(classes=classes), 'here they are none')])
 def test_warm_start_refuses_what_does_not_fit(new, old, says):
     with pytest.raises(ValueError, match=f'Cannot start.*{says}'):
         warm_start(network(**new), network(**(dict(kind=Denoiser) | old)))
@@ -540,8 +553,9 @@ def test_measures_take_no_other_masks(measure, images, masks, error):
 def test_repaint_says_what_is_wrong():
     with pytest.raises(ValueError, match='known pixels and a mask'):
         sample(network(Denoiser), 2, sampler='repaint', progress=False)
-    for wrong in ((0, 1, 1), (5, 0, 1), (5, 1, 0)):
-        with pytest.raises(ValueError, match='1 or more'):
+    for wrong in ((0, 1, 1), (5, 0, 1), (5, 1, 0), (5, 1.5, 2), (5, 1, float('nan')),
+                  (5, 1, 10**9)):
+        with pytest.raises(ValueError, match='should be a whole number from 1'):
             jump_schedule(*wrong)
 
 # two pixels of which everything is known
@@ -826,7 +840,7 @@ def test_arrays(dtype, top, channels):
     out = filled(image, mask, n=2)
     check(out, image, mask, 2)
     colours = out[:, mask][..., :-1] if has_alpha else out[:, mask]
-    assert colours.max() < 1.12*top and (top == 256 or colours.max() > 255)
+    assert colours.max() <= np.iinfo(dtype).max and (top == 256 or colours.max() > 255)
     assert (out[0] != out[1]).any() and (image == before).all()
 
 @pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'I', 'I;16'])
@@ -1018,20 +1032,18 @@ def deep_png(path, image):
                      + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b''))
     return path
 
-@pytest.mark.parametrize('channels', [2, 3, 4])
+@pytest.mark.parametrize('channels', [1, 3, 4])
 def test_colours_of_16_bits_are_not_cut_to_8(channels, tmp_path):
     image = pixels(40, 50, channels, dtype=np.uint16, top=65536)
     path = deep_png(tmp_path/'a.png', image)
+    if channels == 1: image = image[..., 0]
     for picture in (path, Image.open(path)):
-        with pytest.raises(ValueError, match='16 bits a colour.*pass the array'):
-            filled(picture, spot(40, 50))
+        check(filled(picture, spot(40, 50)), image, spot(40, 50))
 
 def test_other_files_of_16_bits(tmp_path):
     (tmp_path/'a.ppm').write_bytes(b'P6 50 40 65535\n' + bytes(40*50*6))
     with pytest.raises(ValueError, match='16 bits'):
         filled(tmp_path/'a.ppm', spot(40, 50))
-    grey = pixels(40, 50, 1, dtype=np.uint16, top=65536)
-    assert (read_image(deep_png(tmp_path/'1.png', grey)) == grey[..., 0]).all()
 
 @pytest.mark.parametrize('suffix', ['bmp', 'tif', 'png', 'ppm', 'webp', 'gif', 'jpg'])
 def test_files_of_8_bits_are_read_as_they_are(suffix, tmp_path):
@@ -1067,8 +1079,10 @@ good = dict(image=pixels(40, 50, 3), mask=spot(40, 50))
     (dict(image=pixels(40, 50, 1), as_colour=False), 'is grey.*as_colour'),
     (dict(image=pixels(40, 50, 2), as_colour=False), 'is grey.*as_colour'),
     (dict(image=pixels(40, 50, 1).repeat(3, -1), as_colour=False), 'is grey'),
-    (dict(white=0), 'white=0.*1..255'), (dict(white=256), '1..255'),
+    (dict(white=0), 'white=0.*from 1 to 255'), (dict(white=256), 'from 1 to 255'),
     (dict(white=float('nan')), 'white=nan'), (dict(white='4095'), "white='4095'"),
+    (dict(white=True), 'white=True'), (dict(white=2**16,
+     image=pixels(40, 50, 3, dtype=np.uint16)), 'white=65536.*65,535'),
     (dict(sampler='dimm'), 'Unknown sampler'),
     (dict(guidance_scale=float('nan'), label='a'), 'scale=nan')])
 def test_inpaint_says_what_is_wrong(change, says):
@@ -1092,3 +1106,181 @@ def test_shipped_network_fills_a_cell():
     check(out, image, mask, 2)
     assert (out[0] != out[1]).any() and out[:, mask].std() > 5
     assert isinstance(load('blood64-inpaint'), Inpainter)
+
+# White of 16 bits, grey and colour, and the scale of the cells
+
+def drawn_cell(label='neutrophil', size=64, seed=3):
+    drawn = simulate_blood(1, size=size, labels=label, seed=seed)
+    image = np.moveaxis(np.asarray(drawn.images[0]), 0, -1)
+    mask = np.asarray(drawn.nucleus[0])
+    return image, ndimage.binary_dilation(mask, iterations=size//32)
+
+def share_of_white(image, mask, **kwargs):
+    "Mean brightness of the fill, in units of the median known pixel"
+    out = filled(image, mask, model=load('blood64-inpaint', 'cpu', 'float32'), steps=3,
+                 **kwargs)[0]
+    return out[mask].mean()/np.median(image[~mask])
+
+def test_the_brightness_of_a_fill_goes_with_that_of_the_picture():
+    cell, mask = drawn_cell()
+    shares = [share_of_white(cell, mask)]
+    for factor in (4, 16, 16.5, 100, 257):
+        image = (cell.astype(float)*factor).round().astype(np.uint16)
+        shares.append(share_of_white(image, mask))
+    assert np.ptp(shares) < .01*min(shares), shares
+
+@pytest.mark.parametrize('hot', [1, 5])
+def test_hot_pixels_change_nothing(hot):
+    cell, mask = drawn_cell()
+    image = cell.astype(np.uint16)*9
+    damaged = image.copy()
+    ys, xs = np.nonzero(~mask)
+    places = np.random.default_rng(0).choice(len(ys), hot, replace=False)
+    far = [i for i in places if not mask[max(0, ys[i] - 4):ys[i] + 5,
+                                         max(0, xs[i] - 4):xs[i] + 5].any()]
+    damaged[ys[far], xs[far]] = 65535
+    before = share_of_white(image, mask)
+    assert abs(share_of_white(damaged, mask)/before - 1) < .02
+
+def test_white_is_what_the_user_says():
+    cell, mask = drawn_cell()
+    image = cell.astype(np.uint16)*16
+    expected = inpaint(cell, mask, model=inpainter, steps=2, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        out = inpaint(image, mask, model=inpainter, steps=2, progress=False, white=4080)
+    assert abs(out[0][mask]/16 - expected[0][mask]).max() <= 1
+    with pytest.warns(UserWarning, match='White of this 16-bit picture.*4095'):
+        inpaint(image, mask, model=inpainter, steps=1, progress=False)
+
+def test_a_fill_can_be_brighter_than_all_that_is_known():
+    rng = np.random.default_rng(0)
+    dark = rng.normal(200, 20, (64, 64, 3)).round().astype(np.uint16)
+    hole = spot(64, 64)
+    known = dark[~hole]
+    values = {}
+    for white in (3000., 65535):
+        level = white_level(known, white)
+        bright = put_back(dark, hole, (0, 0, 64), torch.ones(3, 16, 16), level)
+        values[white] = bright[hole].max()
+    assert values[3000.] == 3000 and values[65535] == 65535
+
+@pytest.mark.parametrize('known, white', [
+    (np.full((50, 3), 90, np.uint16), 90), (np.zeros((50, 3), np.uint16), 1),
+    (np.full((50, 1), 65000, np.uint16), 65000), (np.zeros((0, 3), np.uint16), 65535),
+    (np.full((50, 3), 90, np.uint8), 255), (np.zeros((0, 1), np.uint8), 255)])
+def test_the_value_of_white(known, white):
+    assert white_level(known) == pytest.approx(white)
+
+@pytest.mark.parametrize('mode', ['L', 'LA', '1', 'I;16', 'RGB'])
+def test_grey_pictures_and_coloured_networks(mode):
+    shade = pixels(40, 50, dtype=np.uint16 if mode == 'I;16' else np.uint8)
+    image = Image.fromarray(shade) if mode == 'I;16' else (
+        Image.fromarray(shade).convert('L').convert(mode))
+    mask = spot(40, 50)
+    with pytest.raises(ValueError, match='is grey and the network.*in colour'):
+        filled(image, mask, as_colour=False)
+    out = filled(image, mask)[0]
+    if mode == 'RGB': assert np.ptp(out, axis=-1).max() == 0
+
+    grey_network = network(channels=1)
+    own = filled(image, mask, model=grey_network, as_colour=False)[0]
+    check(own[None], read_image(image), mask)
+    with pytest.raises(ValueError, match='in colour and the network.*grey'):
+        filled(pixels(40, 50, 3), mask, model=grey_network)
+
+def test_blank_colour_is_not_grey():
+    "Nothing but a white background is known"
+    image = pixels(40, 50, 3)
+    mask = spot(40, 50)
+    image[~mask] = 255
+    check(filled(image, mask, as_colour=False), image, mask)
+
+def said_of_scale(image, mask, **kwargs):
+    "What `inpaint` warns of"
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter('always')
+        inpaint(image, mask, steps=1, progress=False, **kwargs)
+    return [str(n.message) for n in notes]
+
+def smaller(image, mask, size=128):
+    "The same cell in the middle of a field of twice the side, with others around it"
+    field = [drawn_cell(label, size//2, seed)[0] for seed, label in
+             enumerate(('erythroblast', 'lymphocyte', 'monocyte', 'neutrophil'))]
+    rows = [np.concatenate(field[i:i + 2], 1) for i in (0, 2)]
+    pixels = np.concatenate(rows)
+    hole = np.zeros((size, size), bool)
+    middle = slice(size//4, size//4 + size//2)
+    pixels[middle, middle] = image
+    hole[middle, middle] = mask
+    return pixels, hole
+
+@pytest.mark.parametrize('label', ['neutrophil', 'eosinophil', 'ig', 'monocyte', None])
+def test_a_cell_of_half_the_size_is_noticed(label):
+    cell, mask = drawn_cell(label or 'neutrophil')
+    assert said_of_scale(cell, mask, label=label) == []
+    field, hole = smaller(cell, mask)
+    said, = said_of_scale(field, hole, label=label)
+    window = int(re.search(r'window=(\d+)', said)[1])
+    assert 'side of the window (128 pixels)' in said and 50 <= window <= 85
+    assert said_of_scale(field, hole, label=label, window=window) == []
+
+def test_small_kinds_of_cells_fit_where_they_are_named():
+    cell, mask = drawn_cell('platelet')
+    mask = mask if mask.any() else spot(64, 64, .45, .45, .1)
+    assert said_of_scale(cell, mask, label='platelet') == []
+    assert 'label' in said_of_scale(cell, mask)[0]
+
+def test_a_cell_that_is_too_large_is_noticed():
+    cell, _ = drawn_cell('monocyte', 128)
+    mask = spot(128, 128, .45, .45, .1)
+    assert said_of_scale(cell, mask, label='neutrophil') == []
+    assert 'window=' in said_of_scale(cell, mask, label='neutrophil', window=60)[0]
+
+def test_nothing_is_claimed_where_nothing_was_measured():
+    cell, mask = drawn_cell()
+    field, hole = smaller(cell, mask)
+    assert inpainter.cell_sizes is None
+    assert said_of_scale(field, hole, model=inpainter) == []
+
+def test_training_cells_are_measured():
+    blood = cell_dls('simulated', size=64, n=200, device='cpu')
+    sizes = typical_sizes(blood)
+    by_class = dict(zip(blood.vocab, sizes))
+    assert len(sizes) == 8 and all(.2 < s < .9 for s in sizes)
+    assert by_class['platelet'] < .6*by_class['neutrophil']
+    assert len(typical_sizes(blood, classes=False)) == 1
+    jurkat = dict(channels=('brightfield', 'darkfield', 'dna'), size=40, n=100)
+    for cells in (dict(size=40, n=100), jurkat):
+        dls = cell_dls('simulated-jurkat', device='cpu', **cells)
+        assert typical_sizes(dls) is None
+
+def test_sizes_are_saved_with_the_network(tmp_path):
+    dls = cell_dls('simulated', size=32, n=200, device='cpu')
+    model = inpainting_learner(dls, dim=8).model.cpu()
+    assert model.cell_sizes == typical_sizes(dls)
+    save(model, tmp_path/'a')
+    assert load(tmp_path/'a').cell_sizes == model.cell_sizes
+    shipped = load('blood64-inpaint')
+    sizes = dict(zip(shipped.classes, shipped.cell_sizes))
+    assert .6 < sizes['neutrophil'] < .7 and .25 < sizes['platelet'] < .35
+    assert load('blood64').cell_sizes == (pytest.approx(.64, abs=.03),)
+
+@pytest.mark.parametrize('sizes', [(.5, .5), (0.,), (3.,), (float('nan'),), ()])
+def test_sizes_that_are_none(sizes):
+    "Three classes take three sizes or one"
+    unet = dict(channels=3, dim=8, mults=[1, 2])
+    if sizes == ():
+        assert Denoiser(unet, classes=classes, cell_sizes=sizes).cell_sizes == ()
+        return
+    with pytest.raises(ValueError, match='cell_sizes'):
+        Denoiser(unet, classes=classes, cell_sizes=sizes)
+
+def test_the_old_name_of_guidance():
+    settings = dict(label='a', seed=1)
+    image, mask = good['image'], good['mask']
+    with pytest.warns(DeprecationWarning, match='w of inpaint is now guidance_scale'):
+        old = filled(image, mask, w=3., **settings)
+    assert (old == filled(image, mask, guidance_scale=3., **settings)).all()
+    with pytest.raises(TypeError, match='both'):
+        filled(image, mask, w=3., guidance_scale=3., **settings)

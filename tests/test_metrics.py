@@ -41,9 +41,9 @@ def two_sets(n=300, m=250, d=6, seed=0):
 
 def gaussian(n, d, seed=0): return torch.randn(n, d, generator=generator(seed))
 
-def classifier(classes=('a', 'b', 'c'), seed=0):
+def classifier(classes=('a', 'b', 'c'), seed=0, size=32):
     torch.manual_seed(seed)
-    return CellClassifier(list(classes), dim=8).eval()
+    return CellClassifier(list(classes), size=size, dim=8).eval()
 
 def images(n, channels=3, size=32, seed=0):
     return torch.rand(n, channels, size, size, generator=generator(seed))*2 - 1
@@ -472,7 +472,7 @@ def test_both_sides_learn_from_equally_many(monkeypatch):
     def train(dls, steps, seed):
         counts = np.bincount(dls.train.arrays[1], minlength=3)
         seen.append((steps, seed, counts.tolist(), dls.train.augment))
-        return classifier()
+        return classifier(size=8)
     monkeypatch.setattr(module, 'train_classifier', train)
     names, test = ('a', 'b', 'c'), coloured([0, 1, 2], 2)
     generated = coloured([0]*9 + [1]*5 + [2]*7, 0)

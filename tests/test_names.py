@@ -14,13 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
+from common import nbs, package
 import cell_diffusion.plots as plots
 from cell_diffusion.augmentation import balance
 from cell_diffusion.cli import kept_cells, save_each
 from cell_diffusion.core import as_text, show_cells
 from cell_diffusion.data import load_cells
 from cell_diffusion.recipes import (
-    as_markdown, train_and_save_classifier, train_model, train_reference_classifier,
+    as_markdown, train_model, train_reference_classifier,
 )
 from cell_diffusion.simulation import simulate_blood
 
@@ -161,3 +162,38 @@ def test_files_of_a_class_lie_where_they_should(name, tmp_path):
     assert len(files) == 2 and files[0].endswith('_7_0000.png')
     assert not set(files[0]) & set('<>:"/\\|?*') and len(files[0].encode()) < 255
     assert kept_cells(f'{name}=5') == (name, 5)
+
+
+# Scripts of the pages and of the widgets
+
+scripts = [*sorted((package/'browser').glob('*.js')), package/'painter.py',
+           package/'viewer.py', nbs/'page.js']
+constant = {'go', 'more', 'open', 'stepSlider', 'w', 'h'}  # Ours, or numbers
+
+
+def _is_constant(inside):
+    "Whether what a template puts into markup is no name of a class, cell or file"
+    return inside.strip() in constant or inside.startswith('settings(')
+
+
+def _markup(code):
+    "The template strings of a script that hold HTML"
+    return [t for t in re.findall(r'`([^`]*)`', code) if re.search(r'<[a-z]', t)]
+
+
+@pytest.mark.parametrize('file', scripts, ids=lambda p: p.name)
+def test_no_name_becomes_markup(file):
+    code = file.read_text(encoding='utf-8')
+    assert not re.search(r'insertAdjacentHTML|outerHTML|document\.write|eval\(', code)
+    for text in re.findall(r'innerHTML\s*\+?=\s*(.+)', code):
+        assert re.match(r'(page;|"[^"]*";|`)', text), f'{file.name}: innerHTML = {text}'
+    for text in _markup(code):
+        bad = [x for x in re.findall(r'\$\{([^}]*)', text) if not _is_constant(x)]
+        assert not bad, f'{file.name}: {bad} in {text[:60]}'
+
+
+def test_a_page_shows_its_name_and_licence_as_text(tmp_path):
+    from cell_diffusion.web import page_of
+    evil = '<img src=x onerror=alert(1)>'
+    page = page_of('grow', '', name=evil, about=evil, runtime=evil, megabytes=1)
+    assert '<img' not in page and page.count(html.escape(evil)) == 4

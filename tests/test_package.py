@@ -25,6 +25,7 @@ def _weights():
     "Everything that ships beside the code"
     kinds = '.safetensors', '.json', '.csv', '.md'
     files = [p for p in package.glob('weights/**/*') if p.suffix in kinds]
+    files += [p for p in package.glob('browser/*') if p.is_file()]
     return sorted(p.relative_to(root).as_posix() for p in files)
 
 
@@ -60,7 +61,8 @@ def test_wheel_holds_code_and_weights_only(built):
         file = module_file(m)
         assert file.relative_to(root).as_posix() in names
         assert (file.parent/'__init__.py').relative_to(root).as_posix() in names
-    shipped = sorted(n for n in names if n.startswith('cell_diffusion/weights/'))
+    shipped_folders = 'cell_diffusion/weights/', 'cell_diffusion/browser/'
+    shipped = sorted(n for n in names if n.startswith(shipped_folders))
     assert shipped == _weights()
     assert not [n for n in names if n.endswith('.ipynb')]
     assert not [n for n in names if n.startswith(('nbs/', 'tests/', 'tools/', 'site/'))]

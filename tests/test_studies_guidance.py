@@ -30,7 +30,7 @@ measures = {'fd', 'kid', 'precision', 'recall', 'density', 'coverage', 'diversit
 
 def classifier():
     torch.manual_seed(0)
-    return CellClassifier(names, dim=8).eval()
+    return CellClassifier(names, size=28, dim=8).eval()
 
 
 def simulated(n, seed):

@@ -6,13 +6,13 @@ import hashlib, json, re, sys
 from pathlib import Path
 import numpy as np, onnx, pytest, torch
 from PIL import Image
-from common import cells, nbs
-from cell_diffusion.denoiser import Condition, Denoiser, load
+from common import cells, nbs, package
+from cell_diffusion.denoiser import Condition, Denoiser, load, save
 from cell_diffusion.inpainting import Inpainter
 from cell_diffusion.sampling import batched_denoise, dpm_solver, timesteps
 from cell_diffusion.web import (
-    DenoiserStep, browser_noise, export_onnx, onnx_session, run_session, verify_onnx,
-    write_browser_files)
+    DenoiserStep, browser_noise, export_onnx, export_page, onnx_session, run_session,
+    published, runtime_files, verify_onnx, write_browser_files)
 
 def tiny(kind=Denoiser, channels=3, **kwargs):
     "An untrained network that does not answer zero"
@@ -182,6 +182,45 @@ def test_all_that_the_pages_need(tmp_path):
     assert titles[-1]['title'] == 'platelet, drawn'
     assert set(np.unique(sheet[64:])) == {0, 255} and sheet[:64].std() > 20
 
+@pytest.mark.parametrize('kind, channels, pages', [
+    (Denoiser, 3, ['index']), (Denoiser, 5, ['index']),
+    (Inpainter, 1, ['index', 'paint']), (Inpainter, 2, ['index'])])
+def test_a_page_for_a_network_of_ones_own(kind, channels, pages, tmp_path):
+    folder = tmp_path/'mine & yours'
+    save(tiny(kind, channels, classes=('a', '<b>')), folder)
+    (folder/'README.md').write_text('# x\n## Licence and limits\nMine,\nCC0.\n')
+    index = export_page(folder, tmp_path/'page')
+    assert [p.stem for p in sorted(index.parent.glob('*.html'))] == pages
+    text = index.read_text()
+    assert 'mine &amp; yours' in text and 'Mine, CC0.' in text
+    assert f'data-runtime="{published}"' in text
+    about = json.loads((index.parent/'browser'/'model'/'network.json').read_text())
+    assert about['classes'] == ['a', '<b>'] and about['about'] == 'Mine, CC0.'
+    assert (index.parent/'browser'/'worker.js').exists()
+
+    # Again, with a runtime of one's own
+    runtime = tmp_path/'npm'/'node_modules'/'onnxruntime-web'/'dist'
+    runtime.mkdir(parents=True)
+    for name in (*runtime_files, 'other'):
+        (runtime/name).touch()
+    export_page(folder, tmp_path/'page', tmp_path/'npm')
+    assert 'data-runtime="ort/"' in index.read_text()
+    copied = sorted(p.name for p in (index.parent/'browser'/'ort').iterdir())
+    assert copied == sorted(runtime_files)
+
+def test_a_page_replaces_nothing_else(tmp_path):
+    (tmp_path/'full').mkdir()
+    (tmp_path/'full'/'mine.txt').touch()
+    with pytest.raises(FileExistsError, match='full holds something else'):
+        export_page(tiny(), tmp_path/'full')
+    with pytest.raises(FileExistsError, match='mine.txt is a file'):
+        export_page(tiny(), tmp_path/'full'/'mine.txt')
+    with pytest.raises(FileNotFoundError, match='does not hold ort.wasm'):
+        export_page(tiny(), tmp_path/'new', runtime=tmp_path)
+    with pytest.raises(TypeError, match='`Denoiser` can be exported'):
+        export_page(tiny().unet, tmp_path/'new')
+    assert not (tmp_path/'new').exists()
+
 def test_noise_is_normal_and_seeded():
     z = browser_noise(7, (1, 3, 64, 64))
     assert z.dtype == torch.float32 and torch.equal(z, browser_noise(7, (1, 3, 64, 64)))
@@ -196,7 +235,7 @@ def test_the_chapter_shows_the_pages_own_sampler():
     for c in cells(nbs/'web.ipynb', 'markdown'):
         blocks += re.findall(r'```js\n(.*?)\n```', c.source, re.S)
     [shown] = blocks
-    page = (nbs/'browser'/'diffusion.js').read_text(encoding='utf-8')
+    page = (package/'browser'/'diffusion.js').read_text(encoding='utf-8')
     assert 'export async function sample' in shown and shown in page
 
 # errors

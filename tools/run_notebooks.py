@@ -25,8 +25,8 @@ root = Path(__file__).resolve().parent.parent
 nbs = root/'nbs'
 
 # Chapters without a number come at the end, in this order
-last = ['imageio', 'sources', 'weights', 'records', 'viewer', 'painter', 'web',
-        'recipes', 'cli', 'moved']
+last = ['own_cells', 'imageio', 'sources', 'weights', 'records', 'viewer', 'painter',
+        'web', 'recipes', 'cli', 'moved']
 widget_view = 'application/vnd.jupyter.widget-view+json'
 
 

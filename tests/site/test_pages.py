@@ -136,7 +136,8 @@ def test_a_hole_is_filled_by_mouse(page, site_url):
     visit(page, site_url, 'paint')
     pick_cell(page, 9)
     assert not hole(page).any()
-    assert page.input_value('[name=label]') == 'lymphocyte'
+    chosen = page.locator('[name=label] option:checked')
+    assert chosen.text_content() == 'lymphocyte'
 
     page.locator('.cd-paint').scroll_into_view_if_needed()
     box = page.locator('.cd-paint').bounding_box()
@@ -310,7 +311,7 @@ def test_cells_grow(page, site_url):
     assert np.array_equal(a, cell('monocyte'))
     assert abs(a - cell('monocyte', 6)).mean() > 5
 
-    choose(page, seed=5, label='eight')
+    choose(page, seed=5, label='all')
     assert 'Done: 8 cells' in go(page)
     assert page.locator('.cd-grid canvas').count() == 8
     assert page.locator('.cd-grid figcaption').all_inner_texts()[5] == 'monocyte'

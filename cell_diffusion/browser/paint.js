@@ -1,19 +1,17 @@
 // The page "Paint a cell": choose a cell, paint a hole, fill it
-import { Engine, describe, fetchFrom, settings, wire, classNumber, trajectory, stepSlider, canvasOf, offer } from './common.js';
+import { Engine, describe, fetchFrom, settings, fillIn, labelName, fileName, wire, classNumber, trajectory, stepSlider, canvasOf, offer } from './common.js';
 import { HoleCanvas } from './canvas.js';
 import { noise } from './diffusion.js';
 import { findWindow, closeUp, putBack, toPixels } from './picture.js';
 
 const root = document.getElementById('paint-a-cell'), $ = s => root.querySelector(s), megapixels = 12;
 
-const page = (about, cells) => `
+const page = `
   <section class="cd-all" aria-labelledby="cd-1"><h2 id="cd-1"><b>1</b> Choose a cell</h2>
-    <fieldset class="cd-cells"><legend class="visually-hidden">Cells to paint on</legend>${cells.map(({ title }, i) => `
-      <label title="${title}"><input type="radio" name="cell" value="${i}" aria-label="${title}"><span style="background-image:url(${new URL('model/cells.png', import.meta.url)});background-size:${100*cells.length}% 200%;background-position:${100*i/(cells.length - 1)}% 0"></span></label>`).join('')}
-    </fieldset>
+    <fieldset class="cd-cells"><legend class="visually-hidden">Cells to paint on</legend></fieldset>
     <div class="cd-row"><button type="button" name="open">Take a picture of my own …</button><input type="file" name="file" accept="image/*" hidden aria-label="A picture of my own">
     <span class="cd-hint" name="named"></span></div>
-    <p class="cd-hint">None of these is a photograph: the network generated the first eight, and a program drew the others. A picture of your own stays in your browser.</p></section>
+    <p class="cd-hint">None of these is a photograph: the network generated them, or a program drew them, as their names say. A picture of your own stays in your browser.</p></section>
   <section aria-labelledby="cd-2"><h2 id="cd-2"><b>2</b> Paint what is to be hidden</h2>
     <div class="cd-row"><label>Brush <input type="range" name="brush" class="form-range" min="1" max="25" value="8"></label>
       <button type="button" name="erase" aria-pressed="false">Erase</button><button type="button" name="undo">Undo</button><button type="button" name="clear">Clear</button></div>
@@ -23,8 +21,7 @@ const page = (about, cells) => `
     <p class="cd-hint" id="cd-brush" role="status"></p>
     <p class="cd-hint" id="cd-keys">With keys: arrows move the brush (with shift by one pixel), space paints, Enter lowers and lifts the pen, Ctrl+Z takes a stroke back.</p></section>
   <section aria-labelledby="cd-3"><h2 id="cd-3"><b>3</b> Fill it</h2>
-    ${settings(about, { classes: [['any', 'any'], ...about.classes.map(c => [c, c])], chosen: 'neutrophil', go: 'Fill',
-      more: '<label>How often <select name="fills" class="form-select"><option value="1">once</option><option value="2">twice</option><option value="3">three times</option><option value="4" selected>four times</option></select></label>' })}
+    ${settings('Fill', '<label>How often <select name="fills" class="form-select"><option value="1">once</option><option value="2">twice</option><option value="3">three times</option><option value="4" selected>four times</option></select></label>')}
     <div class="cd-empty">Your fills will form here, out of noise.</div>
     <div class="cd-result" hidden><div class="cd-stage"><canvas class="cd-shown" role="img"></canvas></div>
       <fieldset class="cd-choose"><legend class="visually-hidden">Choose a fill</legend></fieldset>
@@ -34,12 +31,25 @@ const page = (about, cells) => `
 const named = n => $(`[name=${n}]`);
 
 async function begin() {
-  const [about, cells, strip] = await Promise.all([describe(), fetchFrom('model/cells.json', 'The list of cells').then(r => r.json()),
-    fetchFrom('model/cells.png', 'The picture of the cells').then(r => r.blob()).then(createImageBitmap)]);
-  root.innerHTML = page(about, cells);
+  const about = await describe(root), { size, channels } = about, beside = about.place.model.slice(0, about.place.model.lastIndexOf('/') + 1);
+  const [cells, picture] = await Promise.all([fetchFrom(`${beside}cells.json`, 'The list of cells').then(r => r.json()),
+    fetchFrom(`${beside}cells.png`, 'The picture of the cells').then(r => r.blob())]);
+  const strip = await createImageBitmap(picture);
+  root.innerHTML = page;
+  fillIn(root, about, [['any', 'any', true]], 'any');
   const engine = new Engine(about), canvas = new HoleCanvas($('.cd-stage'), () => named('brush').valueAsNumber/100, tellBrush);
   const { say, fail } = wire(root, engine, (values, tell, say) => fill(values, tell, say));
+  const { classes } = about, thumbnails = URL.createObjectURL(picture);
   let nucleus = null, result = null;
+  $('.cd-cells').append(...cells.map(thumbnail));
+
+  function thumbnail({ title }, i) {                                             // a cell to choose, from the strip of all
+    const label = Object.assign(document.createElement('label'), { title }), input = document.createElement('input'), small = document.createElement('span');
+    Object.assign(input, { type: 'radio', name: 'cell', value: i, ariaLabel: title });
+    Object.assign(small.style, { backgroundImage: `url(${thumbnails})`, backgroundSize: `${100*cells.length}% 200%`, backgroundPosition: `${100*i/Math.max(1, cells.length - 1)}% 0` });
+    label.append(input, small);
+    return label;
+  }
 
   function tellBrush() {
     const [x, y] = canvas.at.map(Math.floor), n = canvas.painted;
@@ -62,10 +72,10 @@ async function begin() {
   }
 
   function choose(i) {
-    const size = about.size, white = part(i*size, size, size, size).data;
+    const white = part(i*size, size, size, size).data;
     nucleus = Uint8Array.from({ length: size*size }, (_, k) => white[4*k] > 127 ? 1 : 0);
     take(part(i*size, 0, size, size), `${cells[i].title}, ${size} × ${size} pixels`);
-    named('label').value = cells[i].label;
+    named('label').value = classes.includes(cells[i].label) ? classes.indexOf(cells[i].label) : 'any';
   }
 
   async function open(file) {
@@ -87,9 +97,9 @@ async function begin() {
   }
 
   async function fill({ label, steps, seed, w }, tell, say) {
-    const { pixels, hole } = canvas, window = findWindow(hole, pixels.width, pixels.height), { size, channels } = about;
+    const { pixels, hole } = canvas, window = findWindow(hole, pixels.width, pixels.height);
     if (!window) throw Error('Nothing is hidden yet: paint on the cell first, or take one of the ready-made holes.');
-    const seen = closeUp(pixels, hole, window, size), number = classNumber(about, label), wanted = +named('fills').value;
+    const seen = closeUp(pixels, hole, window, size, channels), number = classNumber(about, label), wanted = +named('fills').value;
     const mine = result = { pixels, hole, window, fills: [], label };
     $('.cd-empty').hidden = true; $('.cd-result').hidden = false; $('.cd-choose').querySelectorAll('label').forEach(l => l.remove());
     Object.assign(named('original'), { disabled: true, ariaPressed: 'false' }); named('step').disabled = true; named('download').hidden = true;
@@ -105,7 +115,7 @@ async function begin() {
       });
       if (result !== mine) throw Object.assign(Error(), { name: 'AbortError' });     // another cell was chosen meanwhile
       seconds += s;
-      add(Object.assign(now, { filled: putBack(pixels, hole, window, x0, size) }), k);
+      add(Object.assign(now, { filled: putBack(pixels, hole, window, x0, size, channels) }), k);
     }
     return `Done: ${wanted} fill${wanted > 1 ? 's' : ''} of ${hole.reduce((n, v) => n + v, 0).toLocaleString('en')} pixels in ${seconds.toFixed(1)} seconds.`;
   }
@@ -131,7 +141,7 @@ async function begin() {
       Object.assign(result, { cover: canvasOf(cover), before: canvasOf(pixels), layer: Object.assign(document.createElement('canvas'), { width, height }) });
     }
     const { cover, before, layer } = result, pen = layer.getContext('2d');
-    pen.globalCompositeOperation = 'source-over'; pen.clearRect(0, 0, width, height); pen.drawImage(canvasOf(toPixels(x, about.size)), left, top, side, side);
+    pen.globalCompositeOperation = 'source-over'; pen.clearRect(0, 0, width, height); pen.drawImage(canvasOf(toPixels(x, size, 0, channels)), left, top, side, side);
     pen.globalCompositeOperation = 'destination-in'; pen.drawImage(cover, 0, 0);
     draw(before, 'A fill that forms out of noise'); draw(layer, 'A fill that forms out of noise');
   }
@@ -141,8 +151,7 @@ async function begin() {
     Object.assign(small, { width: Math.ceil(scale*width), height: Math.ceil(scale*height) });
     small.getContext('2d').drawImage(canvasOf(one.filled), 0, 0, small.width, small.height);
     result.fills.push(one);
-    label.innerHTML = `<input type="radio" name="fill" value="${k}" aria-label="Fill ${k + 1}">`;
-    label.append(small, `fill ${k + 1}`);
+    label.append(Object.assign(document.createElement('input'), { type: 'radio', name: 'fill', value: k, ariaLabel: `Fill ${k + 1}` }), small, `fill ${k + 1}`);
     $('.cd-choose').append(label);
     label.firstChild.checked = true;
     label.firstChild.onchange = () => pick(k);
@@ -150,7 +159,7 @@ async function begin() {
   }
 
   function pick(k) {
-    const one = result.fills[k], finished = canvasOf(one.filled), what = result.label === 'any' ? 'no class asked for' : `asked for: ${result.label}`;
+    const one = result.fills[k], finished = canvasOf(one.filled), asked = labelName(about, result.label), what = result.label === 'any' ? 'no class asked for' : `asked for: ${asked}`;
     Object.assign(named('original'), { disabled: false, ariaPressed: 'false' });
     named('original').onclick = e => {
       const on = e.target.getAttribute('aria-pressed') !== 'true';
@@ -158,7 +167,7 @@ async function begin() {
       if (on) draw(canvasOf(result.pixels), 'The picture before it was filled'); else draw(finished, `Fill ${k + 1}, ${what}`);
     };
     trajectory(root, one.frames.length, step => step === one.frames.length ? draw(finished, `Fill ${k + 1}, ${what}`) : inHole(one.frames[step]));
-    offer(named('download'), finished, `synthetic-${result.label}-${one.seed}.png`, { label: result.label, seed: one.seed, steps: one.steps, guidance: one.w });
+    offer(named('download'), finished, `synthetic-${fileName(asked)}-${one.seed}.png`, { label: asked, seed: one.seed, steps: one.steps, guidance: one.w });
   }
 
   root.querySelectorAll('[name=cell]').forEach(c => { c.onchange = () => choose(+c.value); });
@@ -173,10 +182,10 @@ async function begin() {
     const { width: w, height: h } = canvas.pixels;
     canvas.set(Uint8Array.from({ length: w*h }, (_, i) => inside((i%w + .5)/w, (Math.floor(i/w) + .5)/h) ? 1 : 0));
   };
-  const first = about.classes.indexOf('neutrophil');
+  const first = Math.max(0, cells.findIndex(c => c.label === 'neutrophil'));
   root.querySelectorAll('[name=cell]')[first].checked = true;
   choose(first);
-  if (nucleus.includes(1)) canvas.set(nucleus);
+  if (nucleus.includes(1)) canvas.set(nucleus); else named('middle').click();
 }
 
 begin().catch(e => { root.innerHTML = `<section class="cd-all"><p class="cd-error" role="alert"></p></section>`; $('.cd-error').textContent = `${e.message} Without it nothing can be painted here; the notebooks can still do it.`; });

@@ -3,11 +3,11 @@ import { sample, guided } from './diffusion.js';
 
 let ort, session, info, cancelled = false;
 const tell = (type, data = {}) => self.postMessage({ type, ...data });
-const here = path => new URL(path, import.meta.url);
+const here = path => new URL(path, import.meta.url), shown = path => path.includes('://') ? path : `browser/${path}`;
 
 async function bytesOf(path, what, report) {
   const response = await fetch(here(path)).catch(() => { throw Error(`${what} could not be fetched. Is there a connection?`); });
-  if (!response.ok) throw Error(`${what} is missing on this site (browser/${path}, answer ${response.status}).`);
+  if (!response.ok) throw Error(`${what} is missing on this site (${shown(path)}, answer ${response.status}).`);
   const parts = [], reader = response.body.getReader();
   for (let part; !(part = await reader.read()).done;) { parts.push(part.value); report(part.value.length); }
   return new Uint8Array(await new Blob(parts).arrayBuffer());
@@ -24,9 +24,10 @@ async function load({ about, total }) {
   let done = 0;
   info = about;
   const report = n => tell('loading', { share: Math.min(1, (done += n)/total) });
-  const [runtime, network] = await Promise.all([bytesOf('ort/ort-wasm-simd-threaded.wasm', 'The runtime', report), bytesOf(`model/${info.file}`, 'The network', report)]);
+  const { model, runtime: ortPath } = info.place, beside = model.slice(0, model.lastIndexOf('/') + 1), script = `${ortPath}ort.wasm.bundle.min.mjs`;
+  const [runtime, network] = await Promise.all([bytesOf(`${ortPath}ort-wasm-simd-threaded.wasm`, 'The runtime', report), bytesOf(`${beside}${info.file}`, 'The network', report)]);
   await check(network, info.sha256);
-  ort = await import('./ort/ort.wasm.bundle.min.mjs').catch(() => { throw Error('The runtime is missing on this site (browser/ort/ort.wasm.bundle.min.mjs).'); });
+  ort = await import(here(script)).catch(() => { throw Error(`The runtime is missing on this site (${shown(script)}).`); });
   Object.assign(ort.env.wasm, { wasmBinary: runtime, numThreads: self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1 });
   session = await ort.InferenceSession.create(network, { executionProviders: ['wasm'] });
   tell('ready', { threads: ort.env.wasm.numThreads });

@@ -65,11 +65,11 @@ export function resize(plane, from, to) {
   return out;
 }
 
-// What the network sees: `known` (3, size, size) in -1..1 and `mask` (1, size, size). What is hidden does not shine through.
-export function closeUp({ data, width, height }, hole, window, size) {
-  const { side } = window, planes = [0, 1, 2].map(() => new Float32Array(side*side)), hidden = new Uint8Array(side*side);
-  for (const [i, j] of positions(window, width, height)) { hidden[i] = hole[j]; planes.forEach((p, c) => { p[i] = data[4*j + c]/127.5 - 1; }); }
-  const source = hidden.includes(0) ? nearestKnown(hidden, side) : null, known = new Float32Array(3*size*size), mask = new Float32Array(size*size);
+// What the network sees: `known` (channels, size, size), the colours or their mean, in -1..1 and `mask` (1, size, size). What is hidden does not shine through.
+export function closeUp({ data, width, height }, hole, window, size, channels = 3) {
+  const { side } = window, planes = Array.from({ length: channels }, () => new Float32Array(side*side)), hidden = new Uint8Array(side*side);
+  for (const [i, j] of positions(window, width, height)) { hidden[i] = hole[j]; planes.forEach((p, c) => { p[i] = (channels === 3 ? data[4*j + c] : (data[4*j] + data[4*j + 1] + data[4*j + 2])/3)/127.5 - 1; }); }
+  const source = hidden.includes(0) ? nearestKnown(hidden, side) : null, known = new Float32Array(channels*size*size), mask = new Float32Array(size*size);
   planes.forEach((p, c) => known.set(resize(source ? p.map((_, i) => p[source[i]]) : p, side, size).map(v => clip(v, -1, 1)), c*size*size));
   for (let y = 0; y < size; y++) for (let x = 0; x < size; x++)                     // a pixel is hidden if any part of it is
     for (let v = Math.floor(y*side/size); v < Math.ceil((y + 1)*side/size); v++)
@@ -77,9 +77,9 @@ export function closeUp({ data, width, height }, hole, window, size) {
   return { known, mask };
 }
 
-// The picture with a fill (3, size, size) in its hole; every other pixel is a copy. A grey picture stays grey.
-export function putBack({ data, width, height }, hole, window, fill, size) {
-  const { top, left, side } = window, out = new Uint8ClampedArray(data), planes = [0, 1, 2].map(c => resize(fill.subarray(c*size*size, (c + 1)*size*size), size, side));
+// The picture with a fill (channels, size, size) in its hole; every other pixel is a copy. A grey picture stays grey.
+export function putBack({ data, width, height }, hole, window, fill, size, channels = 3) {
+  const { top, left, side } = window, out = new Uint8ClampedArray(data), planes = [0, 1, 2].map(c => channels === 3 ? c : 0).map(c => resize(fill.subarray(c*size*size, (c + 1)*size*size), size, side));
   const grey = hole.includes(0) && hole.every((h, i) => h || (data[4*i] === data[4*i + 1] && data[4*i] === data[4*i + 2]));
   hole.forEach((h, i) => {
     if (!h) return;
@@ -89,9 +89,9 @@ export function putBack({ data, width, height }, hole, window, fill, size) {
   return new ImageData(out, width, height);
 }
 
-// A picture (3, size, size) in -1..1, the `n`-th of a batch, as pixels
-export function toPixels(x, size, n = 0) {
+// A picture (channels, size, size) in -1..1, the `n`-th of a batch, as pixels: three channels as colours, of others the first
+export function toPixels(x, size, n = 0, channels = 3) {
   const area = size*size, out = new ImageData(size, size);
-  for (let i = 0; i < area; i++) { for (let c = 0; c < 3; c++) out.data[4*i + c] = (x[(3*n + c)*area + i] + 1)*127.5; out.data[4*i + 3] = 255; }
+  for (let i = 0; i < area; i++) { for (let c = 0; c < 3; c++) out.data[4*i + c] = (x[(channels*n + (channels === 3 ? c : 0))*area + i] + 1)*127.5; out.data[4*i + 3] = 255; }
   return out;
 }

@@ -1,7 +1,10 @@
 // What the two pages share: the network in its worker, the settings, messages, and files to download
 
-const model = 'model/blood64-inpaint.json', runtimeBytes = 14_300_000;            // the runtime is onnxruntime-web's
+const runtimeBytes = 14_300_000;                                                  // of onnxruntime-web
 const url = path => new URL(path, import.meta.url);
+
+// Where the network and its runtime lie, beside this file or at another address: `data-model` and `data-runtime` of the page's element
+export const places = ({ model = 'model/blood64-inpaint.json', runtime = 'ort/' } = {}) => ({ model, runtime });
 
 export async function fetchFrom(path, what) {
   const response = await fetch(url(path)).catch(() => null);
@@ -9,7 +12,10 @@ export async function fetchFrom(path, what) {
   return response;
 }
 
-export const describe = async () => (await fetchFrom(model, 'The description of the network')).json();
+export async function describe(root) {
+  const place = places(root?.dataset), about = await (await fetchFrom(place.model, 'The description of the network')).json();
+  return { ...about, place };
+}
 
 const aborted = () => Object.assign(Error('Cancelled.'), { name: 'AbortError' });
 
@@ -59,13 +65,14 @@ export class Engine {
 }
 
 // The settings of a run, the button that starts it, and what is said while it goes on
-export const settings = (about, { classes, chosen, go, more = '', open = false }) => `
+// as markup without names; `fillIn` adds those, as text
+export const settings = (go, more = '', open = '') => `
   <div class="cd-fields">
-    <label>Class <select name="label" class="form-select">${classes.map(([value, text]) => `<option value="${value}"${value === chosen ? ' selected' : ''}>${text}</option>`).join('')}</select></label>
+    <label>Class <select name="label" class="form-select"></select></label>
     ${more}
   </div>
-  <details${open ? ' open' : ''}><summary>Seed, steps, guidance</summary><div class="cd-fields">
-    <label>Steps <select name="steps" class="form-select">${Object.keys(about.walks).map(k => `<option${k === '20' ? ' selected' : ''}>${k}</option>`).join('')}</select></label>
+  <details ${open}><summary>Seed, steps, guidance</summary><div class="cd-fields">
+    <label>Steps <select name="steps" class="form-select"></select></label>
     <label>Seed <span class="cd-pair"><input name="seed" type="number" class="form-control" value="7" min="0" max="4294967295" step="1" required><button type="button" name="dice" title="Another seed" aria-label="Another seed">⚄</button></span></label>
     <label class="cd-wide">Guidance <output name="shown">1</output> <input name="w" type="range" class="form-range" min="0" max="4" step="0.5" value="1"></label>
   </div></details>
@@ -73,6 +80,19 @@ export const settings = (about, { classes, chosen, go, more = '', open = false }
     <div class="cd-progress" hidden><progress max="1" value="0" aria-label="Progress"></progress><span></span></div></div>
   <p class="cd-status" role="status"></p>
   <p class="cd-error" role="alert" hidden></p>`;
+
+// The classes and the numbers of steps to choose from. A name may be anything: it is text and never markup. Values are class numbers, or words.
+export function fillIn(root, about, words, chosen) {
+  const named = n => root.querySelector(`[name=${n}]`), option = (text, value, chosen) => Object.assign(new Option(text, value, chosen, chosen), { dir: 'auto' });
+  const all = [...words.filter(([, , first]) => first), ...about.classes.map((name, i) => [i, name]), ...words.filter(([, , first]) => !first)];
+  named('label').append(...all.map(([value, text]) => option(text, value, String(value) === String(chosen))));
+  named('steps').append(...Object.keys(about.walks).map(k => option(k, k, k === '20')));
+  for (const n of ['label', 'w']) named(n).closest('label').hidden = !about.classes.length;   // nothing to choose without classes
+}
+
+// What a choice is called, and a name without what a file name cannot hold
+export const labelName = (about, label) => about.classes[label] ?? label;
+export const fileName = text => [...String(text).replace(/[<>:"/\\|?*\x00-\x1f]/g, '_')].slice(0, 50).join('');
 
 // Wires `settings` up; `work(values, tell)` does what the button promises, `tell(share, text)` moves the bar
 export function wire(root, engine, work) {
@@ -104,7 +124,7 @@ export function wire(root, engine, work) {
 }
 
 // Which class number a choice stands for; none is null
-export const classNumber = (about, label) => about.classes.includes(label) ? about.classes.indexOf(label) : null;
+export const classNumber = (about, label) => about.classes[label] === undefined ? null : Number(label);
 
 // The slider over a run: `show(k)` draws step k, the last of which is the finished picture
 export function trajectory(root, count, show) {
@@ -130,8 +150,8 @@ export function canvasOf(pixels) {
 const crcTable = Uint32Array.from({ length: 256 }, (_, n) => { for (let k = 0; k < 8; k++) n = n & 1 ? 0xEDB88320 ^ (n >>> 1) : n >>> 1; return n; });
 
 // A chunk of text for a PNG file, so that the file itself says what it is
-function textChunk(key, value) {
-  const body = new TextEncoder().encode(`tEXt${key}\0${value}`), chunk = new Uint8Array(body.length + 8), view = new DataView(chunk.buffer);
+function textChunk(key, value) {                                                  // iTXt is UTF-8: a class may have any name
+  const body = new TextEncoder().encode(`iTXt${key}\0\0\0\0\0${value}`), chunk = new Uint8Array(body.length + 8), view = new DataView(chunk.buffer);
   chunk.set(body, 4);
   view.setUint32(0, body.length - 4);
   view.setUint32(body.length + 4, ~body.reduce((crc, b) => crcTable[(crc ^ b) & 255] ^ (crc >>> 8), ~0));
