@@ -226,20 +226,21 @@ def check(self:AugmentationStudy):
     for name, n in keep.items():
         check_number(f'keep[{name!r}]', n, low=1, whole=True)
     build_resnet(self.network, names, *self.cells.images.shape[1:3])
-    for kind in {arms[arm].fill for arm in self.arms} & set(generators):
-        self.check_generator(kind)
+    used = {arms[arm].fill for arm in self.arms}
+    for kind in generators:
+        self.check_generator(kind, build=kind in used)
     check_out(self.out, 'study')
 
 @patch
-def check_generator(self:AugmentationStudy, kind:str):
-    "Raise `ValueError` for a generator that cannot be built for cells of this size"
+def check_generator(self:AugmentationStudy, kind:str, build:bool):
+    "Raise `ValueError` for wrong settings, or a size for which it cannot be built"
     settings = self.generator_settings(kind)
     for name, value in settings.items():
         if name in limits: check_number(f'{kind} {name}', value, **limits[name])
     size = self.cells.images.shape[-1]
     check = generators[kind].check
     try:
-        if check: check(size=size, **settings)
+        if build and check: check(size=size, **settings)
     except ValueError as e:
         raise ValueError(f"The {kind} generator cannot be built: {e}") from e
 
