@@ -335,14 +335,17 @@ def cached_classifier(
     except (ValueError, OSError) as e:
         reason = str(e)
     warnings.warn(f"The classifier in {folder} is damaged and was removed ({reason}).")
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 def keep_classifier(
     model:CellClassifier, # Trained on the training cells of `dls`
     dls, # From `cell_dls`
     **settings, # Arguments of `train_classifier`, for the record
 )->CellClassifier: # As it comes back from the cache folder, on the CPU
-    "Save a classifier in the cache folder, with a record of its cells and accuracy"
+    """Save a classifier in the cache folder, with a record of its cells and accuracy.
+
+    Where that folder cannot be written, a warning, and the classifier as it is.
+    """
     images, labels = dls.test.arrays
     predicted = features_and_predictions(model, encode(images))[1]
     right = (predicted == torch.as_tensor(labels)).float().mean().item()
@@ -353,8 +356,9 @@ def keep_classifier(
         save(model, folder)
         write_json(folder/'record.json', record)
     except OSError as e:
-        warnings.warn(f"The classifier could not be kept ({e}), so it will be trained "
-                      "again next time. CELL_DIFFUSION_CACHE names another folder.")
+        warnings.warn(
+            f"The classifier could not be kept in {folder.parent} ({e}), so it will be "
+            "trained again next time. CELL_DIFFUSION_CACHE names another folder.")
         return model.cpu()
     return load_classifier(folder, dls)
 

@@ -286,10 +286,11 @@ def write_picture(path, pixels):
     "Write a picture whole or not at all, in the format of its name"
     import io
     from PIL import Image
+    from cell_diffusion.imageio import save_pixels
     from cell_diffusion.records import write_whole
     content = io.BytesIO()
     form = Image.registered_extensions()[path.suffix.lower()]
-    Image.fromarray(pixels).save(content, form)
+    save_pixels(content, pixels, form)
     write_whole(path, content.getvalue())
 
 def write_pictures(paths, pictures):
@@ -455,18 +456,23 @@ def study_(
     fold:list[int]=[], # Do this fold only; may be repeated
     goal:int=None, # Size to which small classes are brought, else the median
     keep:list[str]=[], # Make a class rare: monocyte=50; may be repeated
+    source:str=None, # How to read data; folder for class folders of your own
+    white:float=None, # Grey level of 16-bit files that is white; by default measured
     ddpm_epochs:int=None, # Passes over its training fold of every DDPM
     gan_epochs:int=None, # Passes over its training fold of every GAN
     **options, # More fields of `AugmentationStudy`
 ):
     "Compare classifiers with and without generated cells, fold by fold."
     from cell_diffusion.data import load_cells
+    from cell_diffusion.sources import named_source
     from cell_diffusion.studies.augmentation import write_results
     from cell_diffusion.records import check_out
     if arms is not None: options['arms'] = arms
     check_out(out, 'study', data)
     kept = dict(kept_cells(words) for words in keep)
-    cells = load_cells(data, size=size, channels=channel_list(channels), n=n)
+    where = named_source(data, source)
+    cells = load_cells(*where, size=size, channels=channel_list(channels), n=n,
+                       white=white)
     for kind, epochs in dict(ddpm=ddpm_epochs, gan=gan_epochs).items():
         if epochs is not None: options[kind] = dict(epochs=epochs)
     study = AugmentationStudy(cells, out, goal=goal, keep=kept or None, **options)

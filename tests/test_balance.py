@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -13,6 +14,7 @@ from cell_diffusion.augmentation import balance, network_size, own_size, write_s
 from cell_diffusion.cli import app
 from cell_diffusion.data import cell_dls, load_cells
 from cell_diffusion.denoiser import Denoiser, save
+from cell_diffusion.imageio import read_image, save_pixels
 from cell_diffusion.metrics import beside_real, class_accuracy, class_warning, disobeyed
 from cell_diffusion.recipes import train_model, train_reference_classifier
 from cell_diffusion.studies.augmentation import AugmentationStudy
@@ -293,3 +295,70 @@ def test_command(folder, tmp_path, obeys):
             '--steps', 1]
     r = CliRunner().invoke(app, [str(a) for a in args])
     assert r.exit_code == 0 and 'manifest.csv' in r.output, r.output
+
+
+# Files of 16 bits
+
+@pytest.fixture
+def deep_folder(tmp_path):
+    "Cells of a camera of 12 bits, in colour; class c is rare"
+    c = some_cells((12, 12, 4), channels=3)
+    for i, (image, k) in enumerate(zip(c.images, c.labels)):
+        file = tmp_path/'deep'/c.names[k]/f'{i}.png'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_pixels(file, image.transpose(1, 2, 0).astype(np.uint16)*12 + 3)
+    return tmp_path/'deep'
+
+
+def brightest(folder):
+    return max(int(read_image(f).max()) for f in folder.rglob('*.png'))
+
+
+def test_generated_files_go_back_to_depth_and_range(deep_folder, tmp_path, obeys):
+    out = tmp_path/'added'
+    quick = dict(short, force=True)
+    table = balance(deep_folder, out, white=3000, **quick)
+    assert set(table.bits) == {16} and set(table.white) == {3000}
+    for file in table.file:
+        pixels = read_image(out/file)
+        assert pixels.dtype == np.uint16 and pixels.shape == (16, 16, 3)
+    assert 255 < brightest(out) <= 3000
+    with Image.open(out/table.file[0]) as im:
+        assert im.text['white'] == '3000' and im.text['synthetic'] == 'True'
+    again = load_cells(out, white=3000, size=16, cache=False)
+    assert again.bits == 16 and len(again) == 8
+
+
+def test_test_cells_are_read_by_the_white_of_the_training_cells(deep_folder, tmp_path, obeys):
+    quick = dict(short, force=True)
+    test = tmp_path/'test'
+    for i, file in enumerate(sorted(deep_folder.rglob('*.png'))[::3]):
+        # The same cells darker: only their own white would make them the same
+        copy = test/file.relative_to(deep_folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        save_pixels(copy, read_image(file)//2)
+    balance(deep_folder, tmp_path/'added', test=test, white=3000, **quick)
+
+    shutil.copy(next((deep_folder/'a').glob('*.png')), test/'a'/'leak.png')
+    with pytest.raises(ValueError, match='1 of the .* test cells are in the training'):
+        balance(deep_folder, tmp_path/'more', test=test, **quick)
+
+
+def test_training_and_test_files_have_the_same_bits(folder, deep_folder, tmp_path):
+    grey = tmp_path/'grey'
+    for file in folder.rglob('*.png'):
+        copy = grey/file.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        save_pixels(copy, read_image(file).astype(np.uint16)*16)
+    with pytest.raises(ValueError, match='test cells come from files of 8 bits'):
+        balance(grey, tmp_path/'added', test=folder, white=200, **small)
+
+
+def test_a_folder_can_be_read_as_ones_own(folder, tmp_path, obeys):
+    args = ['balance', folder, '--out', tmp_path/'added', '--minutes', .005,
+            '--steps', 1, '--source', 'pbc']
+    r = CliRunner().invoke(app, [str(a) for a in args])
+    assert r.exit_code == 1 and "holds no 'pbc' cells" in r.output
+    args[-1] = 'folder'
+    r = CliRunner().invoke(app, [str(a) for a in args])
+    assert r.exit_code == 0, r.output
