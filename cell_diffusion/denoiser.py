@@ -371,6 +371,7 @@ def check_known(
                          f"{known[wrong][0].item():g}: `encode` makes images from "
                          "pixels in 0..255.")
 
+# %% ../nbs/06_ddpm.ipynb #sh06
 def same_noise_levels(model, guide):
     "Whether timestep t means the same to two networks, for images of the same shape"
     shapes = [(net.channels, net.size, net.schedule.T) for net in (model, guide)]
