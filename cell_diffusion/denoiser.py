@@ -333,6 +333,7 @@ def check_interval(interval):
         raise ValueError("interval should be two numbers, the lowest and the highest "
                          f"log-SNR, not {interval!r:.80}.")
 
+# %% ../nbs/06_ddpm.ipynb #sh07
 def check_types(images, masks):
     "Raise a `TypeError` unless images are floats and masks a tensor"
     for name, x in dict(images=images, masks=masks).items():
