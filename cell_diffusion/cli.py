@@ -279,6 +279,7 @@ def check_sheet(path, n, size, zoom):
                          "ask for less.")
     check_memory(2*3*4*side**2, f"n={n:,} cells in one picture")
 
+# %% ../nbs/cli.ipynb #sh04
 def shown_channels(x):
     "Three channels as colours, of others the first: pixels in 0..1"
     from cell_diffusion.core import decode
@@ -491,6 +492,7 @@ def study_(
     study.run(fold or None)
     typer.echo(write_results(out))
 
+# %% ../nbs/cli.ipynb #sh05
 def kept_cells(words):
     "A class and how many of its cells are kept, from text such as `monocyte=50`"
     name, _, number = words.rpartition('=')

@@ -321,6 +321,7 @@ def check(self:Condition,
                          f"{mask_shape}, got {tuple(self.known.shape)} and "
                          f"{tuple(self.mask.shape)}.")
 
+# %% ../nbs/06_ddpm.ipynb #sh03
 def check_interval(interval):
     "Raise a `ValueError` unless an interval has a lower and a higher end"
     try:
@@ -332,6 +333,7 @@ def check_interval(interval):
         raise ValueError("interval should be two numbers, the lowest and the highest "
                          f"log-SNR, not {interval!r:.80}.")
 
+# %% ../nbs/06_ddpm.ipynb #sh07
 def check_types(images, masks):
     "Raise a `TypeError` unless images are floats and masks a tensor"
     for name, x in dict(images=images, masks=masks).items():
@@ -370,6 +372,7 @@ def check_known(
                          f"{known[wrong][0].item():g}: `encode` makes images from "
                          "pixels in 0..255.")
 
+# %% ../nbs/06_ddpm.ipynb #sh06
 def same_noise_levels(model, guide):
     "Whether timestep t means the same to two networks, for images of the same shape"
     shapes = [(net.channels, net.size, net.schedule.T) for net in (model, guide)]

@@ -310,7 +310,7 @@ def trainings():
         yield from rows(f'{command} --bs 8', cells)
         yield from rows(f'{command} --data @cells --bs 8', """
             --channels 2 | 2 are expected
-            --channels 0 | 0 are expected
+            --channels 0 | channels=0
             --channels green | green
             --channels , | ','
             --crop magic | magic

@@ -125,7 +125,12 @@ class GeneratorKind:
     settings:dict # Arguments of `make`, and `bs`, the cells in a batch
     check:Callable = None # Called with the size and the settings: can it be built?
 
-def check_gan(size, **settings): halvings(size)
+def check_gan(
+    size:int,   # Height and width, in pixels
+    **settings, # Not used
+):
+    "Raise `ValueError` for a size that a GAN cannot have"
+    halvings(size)
 
 generators = dict(
     ddpm=GeneratorKind(
