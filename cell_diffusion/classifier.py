@@ -328,14 +328,17 @@ def cached_classifier(
     except (ValueError, OSError) as e:
         reason = str(e)
     warnings.warn(f"The classifier in {folder} is damaged and was removed ({reason}).")
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 def keep_classifier(
     model:CellClassifier, # Trained on the training cells of `dls`
     dls, # From `cell_dls`
     **settings, # Arguments of `train_classifier`, for the record
 )->CellClassifier: # As it comes back from the cache folder, on the CPU
-    "Save a classifier in the cache folder, with a record of its cells and accuracy"
+    """Save a classifier in the cache folder, with a record of its cells and accuracy.
+
+    Where that folder cannot be written, a warning, and the classifier as it is.
+    """
     images, labels = dls.test.arrays
     predicted = features_and_predictions(model, encode(images))[1]
     right = (predicted == torch.as_tensor(labels)).float().mean().item()

@@ -14,6 +14,7 @@ import re
 import sys
 import warnings
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from shlex import quote
@@ -85,6 +86,7 @@ def shell_parameter(parameter, help, is_option):
         kind=parameter.KEYWORD_ONLY, annotation=Annotated[shell_type(parameter), kind])
 
 # %% ../nbs/cli.ipynb #n003
+@cache
 def described(f, leave_out=()):
     "Parameters with the comment behind each: `{name: (parameter, help)}`"
     help = docments(f)
@@ -295,12 +297,26 @@ def write_picture(path, pixels):
     "Write a picture whole or not at all, in the format of its name"
     import io
     from PIL import Image
+    from cell_diffusion.imageio import save_pixels
     from cell_diffusion.records import write_whole
     content = io.BytesIO()
     form = Image.registered_extensions()[path.suffix.lower()]
-    Image.fromarray(pixels).save(content, form)
+    save_pixels(content, pixels, form)
     write_whole(path, content.getvalue())
 
+def file_text(name):
+    "The name of a class without what a file name cannot hold, and not too long"
+    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', '_', name).strip(' .')[:50]
+
+def save_each(x, folder, name, seed):
+    "A PNG for each cell"
+    from torchvision.utils import save_image
+    folder.mkdir(parents=True, exist_ok=True)
+    name = file_text(name)
+    for i, cell in enumerate(shown_channels(x)):
+        save_image(cell, folder/f'{name}_{seed}_{i:04d}.png')
+
+# %% ../nbs/cli.ipynb #n011
 def write_pictures(paths, pictures):
     "Write pictures of any depth, all of them or none"
     from cell_diffusion.imageio import picture_bytes
@@ -317,18 +333,6 @@ def write_pictures(paths, pictures):
     finally:
         for part in parts:
             part.unlink(missing_ok=True)
-
-def file_text(name):
-    "The name of a class without what a file name cannot hold, and not too long"
-    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', '_', name).strip(' .')[:50]
-
-def save_each(x, folder, name, seed):
-    "A PNG for each cell"
-    from torchvision.utils import save_image
-    folder.mkdir(parents=True, exist_ok=True)
-    name = file_text(name)
-    for i, cell in enumerate(shown_channels(x)):
-        save_image(cell, folder/f'{name}_{seed}_{i:04d}.png')
 
 # %% ../nbs/cli.ipynb #c013
 @command('inpainting.inpaint', options=['mask'])
@@ -464,18 +468,23 @@ def study_(
     fold:list[int]=[], # Do this fold only; may be repeated
     goal:int=None, # Size to which small classes are brought, else the median
     keep:list[str]=[], # Make a class rare: monocyte=50; may be repeated
+    source:str=None, # How to read data; folder for class folders of your own
+    white:float=None, # Grey level of 16-bit files that is white; by default measured
     ddpm_epochs:int=None, # Passes over its training fold of every DDPM
     gan_epochs:int=None, # Passes over its training fold of every GAN
     **options, # More fields of `AugmentationStudy`
 ):
     "Compare classifiers with and without generated cells, fold by fold."
     from cell_diffusion.data import load_cells
+    from cell_diffusion.sources import named_source
     from cell_diffusion.studies.augmentation import write_results
     from cell_diffusion.records import check_out
     if arms is not None: options['arms'] = arms
     check_out(out, 'study', data)
     kept = dict(kept_cells(words) for words in keep)
-    cells = load_cells(data, size=size, channels=channel_list(channels), n=n)
+    where = named_source(data, source)
+    cells = load_cells(*where, size=size, channels=channel_list(channels), n=n,
+                       white=white)
     for kind, epochs in dict(ddpm=ddpm_epochs, gan=gan_epochs).items():
         if epochs is not None: options[kind] = dict(epochs=epochs)
     study = AugmentationStudy(cells, out, goal=goal, keep=kept or None, **options)

@@ -398,7 +398,7 @@ def class_number(classes, label):
     "The number of a class that is given by name or number"
     if hasattr(label, 'item'): label = label.item()
     if isinstance(label, str) and label in classes: return classes.index(label)
-    if str(label).isdigit() and int(label) < len(classes): return int(label)
+    if str(label).isdecimal() and int(label) < len(classes): return int(label)
     raise ValueError(f"Unknown class {label!r}: use one of {', '.join(classes)}, "
                      f"or a number in 0..{len(classes) - 1}.")
 

@@ -11,7 +11,6 @@ __all__ = ['read_image', 'read_mask', 'save_image']
 import io, json, re, struct, sys, warnings, zlib
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 import numpy as np, torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
@@ -411,20 +410,23 @@ def read_mask(
         raise ValueError(f"{name} {e}.") from e
 
 # %% ../nbs/imageio.ipynb #i044
-def save_deep_colours(
-    path,              # File name, `.png`, `.tif` or `.tiff`
+def deep_colours_file(
     pixels:np.ndarray, # uint16 `(height, width, 2 to 4)`
+    form:str='PNG',    # Or `TIFF`
     chunks=(),         # More parts of a PNG: `(name, bytes)` of each
-):
-    "Write colours of 16 bits"
-    if Path(path).suffix.lower() != '.png':
+)->bytes:
+    "A file with colours of 16 bits; raises `ValueError` for another format"
+    file = io.BytesIO()
+    if form == 'TIFF':
         from tifffile import imwrite
         c = pixels.shape[2]
         alpha = dict(extrasamples=['unassalpha']) if c in (2, 4) else {}
         colours = 'rgb' if c > 2 else 'minisblack'
-        imwrite(path, pixels, photometric=colours, planarconfig='contig', metadata=None,
+        imwrite(file, pixels, photometric=colours, planarconfig='contig', metadata=None,
                 **alpha)
-        return
+        return file.getvalue()
+    if form != 'PNG':
+        raise ValueError(f"Colours of 16 bits are written as PNG or TIFF, not {form}.")
 
     h, w, c = pixels.shape
     header = struct.pack('>IIBBBBB', w, h, 16, {2: 4, 3: 2, 4: 6}[c], 0, 0, 0)
@@ -432,32 +434,38 @@ def save_deep_colours(
     rows[:, 1:] = pixels.astype('>u2').reshape(h, -1).view(np.uint8)
     parts = [(b'IHDR', header), *chunks]
     parts += [(b'IDAT', zlib.compress(rows.tobytes())), (b'IEND', b'')]
-    with open(path, 'wb') as f:
-        f.write(b'\x89PNG\r\n\x1a\n')
-        for name, data in parts:
-            PngImagePlugin.putchunk(f, name, data)
+    file.write(b'\x89PNG\r\n\x1a\n')
+    for name, data in parts:
+        PngImagePlugin.putchunk(file, name, data)
+    return file.getvalue()
 
 def save_pixels(
-    path,              # File name, `.png`, `.tif` or `.tiff`
+    file,              # File name, or a file that is open for writing
     pixels:np.ndarray, # As from `read_image`
-    **options,         # More arguments of Pillow's `save`
+    form:str=None,     # Pillow's name of the format; by default that of the file name
+    info=None,         # Notes for a PNG, as Pillow's `PngInfo`
 ):
     "Write what `read_image` reads, unchanged: grey or colour, of 8 or 16 bits"
+    form = form or Image.registered_extensions()[Path(file).suffix.lower()]
     if pixels.ndim == 3 and pixels.shape[2] == 1: pixels = pixels[..., 0]
     if pixels.dtype == np.uint16 and pixels.ndim == 3:
-        save_deep_colours(path, pixels)
+        chunks = [chunk[:2] for chunk in info.chunks] if info else []
+        content = deep_colours_file(pixels, form, chunks)
+        Path(file).write_bytes(content) if is_name(file) else file.write(content)
     else:
-        Image.fromarray(pixels).save(path, **options)
+        notes = dict(pnginfo=info) if info else {}
+        Image.fromarray(pixels).save(file, form, **notes)
+
+def is_name(file)->bool: return isinstance(file, (str, Path))
 
 def picture_bytes(
     pixels:np.ndarray, # As from `read_image`
     suffix:str,        # `.png`, `.tif` or `.tiff`
 )->bytes:
     "What `save_pixels` would write into a file"
-    with TemporaryDirectory() as folder:
-        file = Path(folder)/f'picture{suffix}'
-        save_pixels(file, pixels)
-        return file.read_bytes()
+    file = io.BytesIO()
+    save_pixels(file, pixels, Image.registered_extensions()[suffix.lower()])
+    return file.getvalue()
 
 # %% ../nbs/imageio.ipynb #n010
 def save_image(
@@ -478,8 +486,4 @@ def save_image(
     info = PngImagePlugin.PngInfo()
     for name, text in notes.items():
         info.add_text(name, str(text))
-    if len(pixels) == 3 and bits > 8:
-        chunks = [chunk[:2] for chunk in info.chunks]
-        save_deep_colours(path, pixels.transpose(1, 2, 0), chunks)
-    else:
-        save_pixels(path, pixels.transpose(1, 2, 0), pnginfo=info)
+    save_pixels(path, pixels.transpose(1, 2, 0), info=info)

@@ -481,11 +481,12 @@ def check_scale(model, x, mask, label, side):
     if not too_small and not too_large: return
     found = largest if too_small else smallest
     expected = min(typical) if too_small else max(typical)
+    or_label = ", or its class as label if it is of a small kind"
     warnings.warn(
         f"The cell fills {found:.0%} of the side of the window ({side} pixels), and "
         f"training cells of this network fill about {expected:.0%}: pass "
-        f"window={round(side*found/expected)} to show it at that scale, or the "
-        "class as label if it is a small kind of cell.", stacklevel=4)
+        f"window={round(side*found/expected)} to show it at that scale"
+        f"{or_label if label is None and too_small else ''}.", stacklevel=4)
 
 # %% ../nbs/10_inpainting.ipynb #n035
 def put_back(
@@ -517,6 +518,13 @@ methods = dict(
     clamp=dict(model='blood64', steps=50),
     repaint=dict(model='blood64', sampler='repaint', steps=25),
 )
+
+def settings_of(method, steps, more):
+    "A method's arguments as the caller changed them. `ValueError` for an unknown one"
+    if method not in methods:
+        raise ValueError(f"Unknown method {method!r}: use one of {', '.join(methods)}.")
+    settings = {**methods[method], **more}
+    return settings if steps is None else settings | dict(steps=steps)
 
 def find_network(
     model, # A network, the name of shipped weights, or a folder
@@ -550,16 +558,11 @@ def inpaint(
     """Fill what a mask hides in a picture; pixels outside the mask keep their values.
 
     Raises `ValueError`, `TypeError` or `FileNotFoundError` for what cannot be filled.
-    Warns where white had to be worked out, and where the cell is clearly smaller or
-    larger in the window than the network's training cells: choose `window` then.
+    Warns where `white` is worked out, and where a cell has not the size of training.
     """
-    if method not in methods:
-        raise ValueError(f"Unknown method {method!r}: use one of {', '.join(methods)}.")
-    n, seed = check_limits(n=n, seed=seed)
-    check_limits(guidance_scale=guidance_scale)
-    settings = {**methods[method], **kwargs}
+    settings = settings_of(method, steps, kwargs)
     default_model = settings.pop('model')
-    if steps is not None: settings['steps'] = steps
+    n, seed, _ = check_limits(n=n, seed=seed, guidance_scale=guidance_scale)
 
     pixels = read_image(image)
     hole = read_mask(mask, pixels.shape[:2])
@@ -569,11 +572,9 @@ def inpaint(
     window = find_window(hole, window)
     x, small_hole, white = look_through(pixels, hole, window, model.size, white)
     if not grey: check_scale(model, x, small_hole, label, window[2])
-
     x = x[:, :model.channels].expand(n, model.channels, -1, -1)
-    fills = fill_holes(model, x, small_hole, label, seed,
-                       guidance_scale=guidance_scale, progress=progress,
-                       show_known=method == 'trained', **settings)
+    fills = fill_holes(model, x, small_hole, label, seed, show_known=method == 'trained',
+                       guidance_scale=guidance_scale, progress=progress, **settings)
     return np.stack([put_back(pixels, hole, window, fill, white, grey)
                      for fill in fills])
 

@@ -25,7 +25,8 @@ from cell_diffusion.classifier import (
     CellClassifier, enough_epochs, features_and_predictions, reference_classifier,
     train_classifier,
 )
-from cell_diffusion.core import check_limits, check_number, encode, show_cells
+from cell_diffusion.core import (
+    check_limits, check_number, encode, limits, show_cells)
 from cell_diffusion.data import cell_dls
 from cell_diffusion.denoiser import (
     Denoiser, load, save, weights_folder, weights_hash,
@@ -40,7 +41,7 @@ from cell_diffusion.records import (
     write_whole,
 )
 from cell_diffusion.sampling import sample
-from cell_diffusion.sources import channel_names
+from cell_diffusion.sources import channel_names, named_source
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import (
     diffusion_learner, fit_for, loss_by_timestep, read_checkpoint,
@@ -69,6 +70,7 @@ def describe_data(
         names['channel_names'] = list(channel_names(channels))
     return dict(classes=list(dls.vocab), channels=n_channels, **names, size=size,
                 bs=dls.train.bs, source=cells.source, crop=cells.crop,
+                white=cells.white, bits=cells.bits,
                 cells={side: len(idxs) for side, idxs in dls.idxs.items()},
                 fingerprint=fingerprint(dls))
 
@@ -155,14 +157,17 @@ def train_reference_classifier(
     crop:str=None, # center or field; by default what fits the source
     n:int=None, # Number of cells; all by default
     seed:int=0, # Seed of the first weights; the split of the data stays the same
+    source:str=None, # How to read data; folder for class folders of your own
+    white:float=None, # Grey level of 16-bit files that is white; by default measured
     progress:bool=True, # Show fastai's progress
 )->CellClassifier: # Trained
     "Load cells, and train and save a classifier of them"
     check_out(out, 'classifier', data)
     check_limits(size=size, epochs=epochs, dim=dim, bs=bs, lr=lr, n=n, seed=seed)
     with locked(out, 'training'):
-        dls = cell_dls(data, size=size, bs=bs, crop=crop, channels=channels, n=n,
-                       balanced=balanced)
+        where = named_source(data, source)
+        dls = cell_dls(*where, size=size, bs=bs, crop=crop, channels=channels, n=n,
+                       balanced=balanced, white=white)
         return train_and_save_classifier(dls, out, epochs, progress, channels, seed,
                                          dim=dim, lr=lr)
 
@@ -189,6 +194,8 @@ def train_model(
     start:str=None, # Shipped weights or a folder to start from
     channels=None, # Of Jurkat cells names, of a folder 1, 3, or the pages of a stack
     patch:int=None, # Fold patch × patch pixels into channels; by default size//32
+    source:str=None, # How to read data; folder for class folders of your own
+    white:float=None, # Grey level of 16-bit files that is white; by default measured
     progress:bool=True, # Show progress bars
     **kwargs, # More arguments of `diffusion_learner` or `inpainting_learner`
 )->dict: # The record, as it is written to `record.json`
@@ -205,8 +212,9 @@ def train_model(
                     start=start and Path(start).name, **to_record(kwargs))
     with locked(out, 'training'):
         trained = start_network(start, size)
-        dls = cell_dls(data, size=size, bs=bs, crop=crop, channels=channels, n=n,
-                       balanced=balanced)
+        where = named_source(data, source)
+        dls = cell_dls(*where, size=size, bs=bs, crop=crop, channels=channels, n=n,
+                       balanced=balanced, white=white)
         check_split(dls, judged if scored else None)
         learn = learner_for(dls, config, classes, inpaint, trained, dim, seed, kwargs)
         check_number('steps', steps, 1, learn.model.schedule.T, whole=True)
@@ -392,9 +400,12 @@ def score_weights(
     Warns if the cells are not those of its training. Raises `ValueError` for cells of
     other classes or channels.
     """
-    check_choices('edm', judged, scored or 1, None, None)
+    check_limits(n=n)
+    check_number('scored', scored, 4, limits['scored']['high'], whole=True)
+    check_choices('edm', judged, scored, None, None)
     if out is not None: _check_writable(Path(out).parent)
     network = load(model, kind=Denoiser)
+    check_number('steps', steps, 1, network.schedule.T, whole=True)
     folder = Path(model) if Path(model).is_dir() else weights_folder/str(model)
     record = earlier_record(folder)
     dls = cells_to_score(network, record, data, crop, channels, n)
@@ -511,7 +522,7 @@ def model_card(
         task=task_of(record),
         advice=notes_of(record),
         went_on=history_of(record),
-        crop=f"crop `{record['crop']}`" if record['crop'] else 'no crop',
+        crop=pixels_of(record),
         parameters=f"{record['parameters']/1e6:.2f}",
         gflops=f"{record['gflops']:.2f}",
         choices=choices_of(record),
@@ -563,6 +574,14 @@ def images_of(record):
     text = f"{record['size']} × {record['size']} cells with {n} channel{'s'*(n > 1)}"
     names = record.get('channel_names')
     return f"{text} ({', '.join(map(as_markdown, names))})" if names else text
+
+def pixels_of(record):
+    "How pictures were cropped, and scaled where that is not as usual"
+    text = f"crop `{record['crop']}`" if record['crop'] else 'no crop'
+    bits = record.get('bits', 8)
+    white = record.get('white', 255)
+    if (bits, white) == (8, 255): return text
+    return f"{text}, files of {bits} bits with grey level {white:g} as white"
 
 def choices_of(record):
     "Settings that are named only where they are used"
@@ -623,7 +642,7 @@ classifier_text = Template("""\
 Predicts the class of $images: $classes.
 Its features are the space in which generated cells are compared with real ones.
 
-- Trained on $train cells (fingerprint $fingerprint)$choices.
+- Trained on $train cells (fingerprint $fingerprint)$pixels$choices.
   $valid cells for validation and $test test cells were kept out.
 - $epochs epochs$seed, $parameters M parameters, $minutes minutes on $machine;
   weights in half precision.
@@ -659,6 +678,7 @@ def classifier_card(
         images=images_of(record),
         classes=', '.join(map(as_markdown, record['classes'])),
         choices=choices_of(record),
+        pixels='' if record.get('white', 255) == 255 else f", {pixels_of(record)}",
         seed=f", seed {record['seed']}" if 'seed' in record else '',
         parameters=f"{record['parameters']/1e6:.2f}",
         minutes=f"{record['seconds']/60:.1f}",

@@ -17,7 +17,8 @@ from tqdm.auto import tqdm
 from cell_diffusion.core import (
     check_limits, check_memory, check_number, generator)
 from cell_diffusion.denoiser import (
-    Condition, Denoiser, check_known, class_numbers, denoise, keep_known)
+    Condition, Denoiser, check_known, check_types, class_numbers, denoise,
+    keep_known)
 from cell_diffusion.process import Schedule, noise_like, p_sample
 
 # %% ../nbs/06_ddpm.ipynb #c041
@@ -256,7 +257,8 @@ def sample(
     sampler = find_sampler(sampler)
     n, seed, bs = check_limits(n=n, seed=seed, bs=bs)
     check_options(sampler, options)
-    if known is not None and mask is not None: check_known(known, mask)
+    with_hole = known is not None and mask is not None
+    if with_hole: check_types(known, mask)
     label = class_numbers(model, label, n)
     n = _how_many(n, label, known, mask)
     check_room_for(n, model.channels, model.size)
@@ -265,6 +267,7 @@ def sample(
         _for_all(label, n, device, torch.long), guidance_scale, interval, guide,
         _for_all(known, n, device), _for_all(mask, n, device, torch.bool), show_known)
     condition.check(model, n)
+    if with_hole: check_known(known, mask)
     return _generate(model, n, condition, sampler, seed, steps, spacing, bs, progress,
                      trajectory, options)
 

@@ -10,6 +10,7 @@ __all__ = ['sources', 'cache_folder', 'find_data', 'download']
 # %% ../nbs/sources.ipynb #o004
 import errno, hashlib, os, re, shutil, stat, warnings, zipfile
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 import numpy as np, pooch
 from PIL import Image
@@ -91,7 +92,7 @@ def check_folder(folder:Path):
 def entries(folder:Path)->list: # Sorted paths
     "What lies in a folder, without what operating systems add; raises `OSError`"
     try:
-        found = sorted(folder.iterdir())
+        found = sorted(folder.iterdir(), key=attrgetter('name'))
     except PermissionError as e:
         raise PermissionError(
             f"{folder} cannot be read ({e.strerror}): "

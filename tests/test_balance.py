@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -13,6 +14,7 @@ from cell_diffusion.augmentation import balance, network_size, own_size, write_s
 from cell_diffusion.cli import app
 from cell_diffusion.data import cell_dls, load_cells
 from cell_diffusion.denoiser import Denoiser, save
+from cell_diffusion.imageio import read_image, save_pixels
 from cell_diffusion.metrics import beside_real, class_accuracy, class_warning, disobeyed
 from cell_diffusion.recipes import train_model, train_reference_classifier
 from cell_diffusion.studies.augmentation import AugmentationStudy
@@ -294,3 +296,66 @@ def test_command(folder, tmp_path, obeys):
             '--steps', 1]
     r = CliRunner().invoke(app, [str(a) for a in args])
     assert r.exit_code == 0 and 'manifest.csv' in r.output, r.output
+
+
+# Files of 16 bits
+
+
+@pytest.fixture
+def deep_folder(tmp_path):
+    "Cells of a camera of 12 bits, in colour; class c is rare"
+    c = some_cells((12, 12, 4), channels=3)
+    for i, (image, k) in enumerate(zip(c.images, c.labels)):
+        file = tmp_path/'deep'/c.names[k]/f'{i}.png'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_pixels(file, image.transpose(1, 2, 0).astype(np.uint16)*12 + 3)
+    return tmp_path/'deep'
+
+
+def changed_copy(folder, to, change, step=1):
+    "Some files of a folder with changed pixels"
+    for file in sorted(folder.rglob('*.png'))[::step]:
+        copy = to/file.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        save_pixels(copy, change(read_image(file)))
+    return to
+
+
+def test_generated_files_go_back_to_depth_and_range(deep_folder, tmp_path, obeys):
+    out = tmp_path/'added'
+    table = balance(deep_folder, out, white=3000, size=16, **short)
+    assert set(table.bits) == {16} and set(table.white) == {3000}
+    images = np.stack([read_image(out/file) for file in table.file])
+    assert images.dtype == np.uint16 and images.shape == (8, 16, 16, 3)
+    assert 255 < images.max() <= 3000
+    with Image.open(out/table.file[0]) as im:
+        assert im.text['white'] == '3000' and im.text['synthetic'] == 'True'
+    again = load_cells(out, white=3000, size=16, cache=False)
+    assert again.bits == 16 and len(again) == 8
+
+
+def test_test_cells_are_read_by_the_white_of_the_training_cells(
+        deep_folder, tmp_path, obeys):
+    # The same cells darker: only a white of their own would make them the same
+    test = changed_copy(deep_folder, tmp_path/'test', lambda x: x//2, step=3)
+    balance(deep_folder, tmp_path/'added', test=test, size=16, **short)
+    leak = next((deep_folder/'a').glob('*.png'))
+    shutil.copy(leak, test/'a'/'leak.png')
+    with pytest.raises(ValueError, match='1 of the .* test cells are in the training'):
+        balance(deep_folder, tmp_path/'more', test=test, size=16, **short)
+
+
+def test_training_and_test_files_have_the_same_bits(folder, tmp_path):
+    deep = changed_copy(folder, tmp_path/'deep', lambda x: x.astype(np.uint16)*16)
+    with pytest.raises(ValueError, match='test cells come from files of 8 bits'):
+        balance(deep, tmp_path/'added', test=folder, white=200, **short)
+
+
+def test_a_folder_can_be_read_as_ones_own(folder, tmp_path, obeys):
+    args = ['balance', folder, '--out', tmp_path/'added', '--size', 16, '--minutes',
+            .005, '--steps', 1, '--source', 'pbc']
+    r = CliRunner().invoke(app, [str(a) for a in args])
+    assert r.exit_code == 1 and "holds no 'pbc' cells" in r.output
+    args[-1] = 'folder'
+    r = CliRunner().invoke(app, [str(a) for a in args])
+    assert r.exit_code == 0, r.output

@@ -291,6 +291,14 @@ def test_what_is_kept(places):
     found = reference_classifier(dls, 1, dim=8)
     assert same(found, kept), 'the same, trained now or found'
 
+def test_a_cache_that_cannot_be_written_is_done_without(places, tmp_path, monkeypatch):
+    (tmp_path/'file').write_text('')
+    dls = cells(40)
+    monkeypatch.setenv('CELL_DIFFUSION_CACHE', str(tmp_path/'file'))
+    with pytest.warns(UserWarning, match='could not be kept .*trained again') as said:
+        net = reference_classifier(dls, 1, keep=True, dim=8)
+    assert len(said) == 1 and next(net.parameters()).device.type == 'cpu'
+
 def test_one_number_of_epochs(monkeypatch, places, training):
     reference_classifier(cells(40, bs=8))
     assert training == [default_epochs] == [12]

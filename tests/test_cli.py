@@ -317,3 +317,13 @@ def test_sample_imports_only_what_it_needs(tmp_path):
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', only_sample, picture],
                           capture_output=True, text=True)
     assert done.stdout.strip() == 'False []', done.stderr
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif', 'tiff'])
+@pytest.mark.parametrize('shape', [(9, 7), (9, 7, 3), (9, 7, 4)])
+def test_pictures_are_written_with_all_their_bits(tmp_path, suffix, shape):
+    from cell_diffusion.cli import write_picture
+    from cell_diffusion.imageio import read_image
+    pixels = np.random.default_rng(0).integers(0, 65536, shape).astype(np.uint16)
+    write_picture(tmp_path/f'a.{suffix}', pixels)
+    assert (read_image(tmp_path/f'a.{suffix}') == pixels).all()

@@ -203,6 +203,39 @@ def test_offline(tmp_path, monkeypatch):
         download('jurkat', tmp_path/'d', progress=False)
     assert not (tmp_path/'d').exists()
 
+def linked(name):
+    "A member of a zip that is a link"
+    member = zipfile.ZipInfo(name)
+    member.external_attr = 0o120777 << 16
+    return member
+
+def nested(depth):
+    return zipped({'PBC/ig/a.png': png(0)} if depth == 0 else
+                  {'more.zip': nested(depth - 1)})
+
+hostile = dict(
+    link=(lambda: zipped({linked('PBC/ig/a.png'): b'/etc/passwd'}), "a link, 'PBC/ig/"),
+    deep=(lambda: nested(6), 'more than two deep'),
+    zips_together=(lambda: zipped({f'{i}.zip': zipped({'PBC/ig/a.png': bytes(1500)})
+                                   for i in range(9)}), 'far more than it should'))
+
+@pytest.mark.parametrize('kind', hostile)
+def test_hostile_archives_leave_nothing(server, tmp_path, monkeypatch, kind):
+    make, says = hostile[kind]
+    if kind == 'zips_together':
+        here = replace(sources.origins['pbc'], gigabytes=1e-6)
+        monkeypatch.setitem(sources.origins, 'pbc', here)
+    with pytest.raises(ValueError, match=says):
+        get(server, tmp_path/'d', make())
+    assert left(tmp_path/'d') == []
+
+def test_paths_in_an_archive_cannot_lead_out(server, tmp_path):
+    files = {f'../../{c}/../{c}/{c}.png': png(i) for i, c in enumerate(blood_classes)}
+    files['../../../ig/../evil.png'] = files['/ig/..'] = png(0)
+    get(server, tmp_path/'a'/'b'/'d', zipped(files))
+    assert [p.name for p in tmp_path.iterdir()] == ['a']
+    assert len(left(tmp_path/'a'/'b'/'d')) == 8
+
 def test_an_archive_that_unpacks_to_too_much(server, tmp_path, monkeypatch):
     here = replace(sources.origins['pbc'], gigabytes=2e-6)
     monkeypatch.setitem(sources.origins, 'pbc', here)

@@ -11,15 +11,16 @@ import cell_diffusion.studies.race as races
 from cell_diffusion.classifier import (
     CellClassifier, classifier_folder, features_and_predictions, reference_classifier,
 )
-from cell_diffusion.data import cell_dls
+from cell_diffusion.data import cell_dls, load_cells
 from cell_diffusion.denoiser import Denoiser, load, shipped, weights_folder
+from cell_diffusion.imageio import save_pixels
 from cell_diffusion.metrics import class_accuracy
 from cell_diffusion.recipes import (
     classifier_card, held_out, model_card, read_record, result_lines,
     train_and_save_classifier, train_model, train_reference_classifier,
 )
 from cell_diffusion.records import Records, write_json
-from cell_diffusion.simulation import jurkat_phases
+from cell_diffusion.simulation import jurkat_phases, simulate_blood
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.studies.bench import bench, bench_line, bench_summary
 from cell_diffusion.studies.race import race, race_row, race_table
@@ -32,6 +33,33 @@ def card_of(folder):
 
 
 # Train
+
+def deep_cells(root):
+    "Class folders with pictures of 12 bits in colour"
+    drawn = simulate_blood(60, size=32, labels=np.arange(60) % 3, seed=0)
+    for i, image in enumerate(np.asarray(drawn.images)):
+        file = root/'abc'[i % 3]/f'{i}.png'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_pixels(file, image.transpose(1, 2, 0).astype(np.uint16)*16)
+    return root
+
+def test_record_and_card_name_the_white_of_16_bits(tmp_path):
+    data = deep_cells(tmp_path/'d')
+    quick = dict(tiny, n=None, epochs=1, source='folder')
+    record = train_model(str(data), out=tmp_path/'r', scored=0, **quick)
+    measured = load_cells(data, size=28, cache=False).white
+    assert record['bits'] == 16 and record['white'] == measured
+    assert record['source'] == 'folder' and 3500 < measured <= 4080
+    said = f'files of 16 bits with grey level {measured} as white'
+    assert said in card_of(tmp_path/'r')
+    written = json.loads((tmp_path/'r'/'record.json').read_text())
+    assert written['white'] == record['white']
+
+def test_the_card_of_a_classifier_names_the_white(tmp_path):
+    train_reference_classifier(str(deep_cells(tmp_path/'d')), 28, epochs=1, dim=8, bs=8,
+                               out=tmp_path/'c', white=4000, progress=False)
+    assert 'grey level 4000 as white' in card_of(tmp_path/'c')
+    assert json.loads((tmp_path/'c'/'record.json').read_text())['bits'] == 16
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):

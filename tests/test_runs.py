@@ -15,7 +15,7 @@ from cell_diffusion.core import decode
 from cell_diffusion.data import cell_dls, step_dls
 from cell_diffusion.gan import gan_learner
 from cell_diffusion.inpainting import inpainting_learner
-from cell_diffusion.recipes import train_and_save_classifier
+from cell_diffusion.recipes import save_grid, train_and_save_classifier
 from cell_diffusion.training import Checkpoint, diffusion_learner, fit_for
 from cell_diffusion.transforms import affine_jitter
 
@@ -228,6 +228,18 @@ def test_a_full_disk(loop, monkeypatch, tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ['checkpoint.pt']
     assert torch.load(file)['steps'] == 2
 
+def test_a_picture_is_written_whole_or_not_at_all(monkeypatch, tmp_path):
+    model = diffusion_learner(cells(), **small).model.eval()
+    file = tmp_path/'samples.png'
+    save_grid(model, file, 1, 2, steps=1, progress=False)
+    before = file.read_bytes()
+    def full(handle): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match='No room left') as e:
+        save_grid(model, file, 1, 2, steps=1, seed=1, progress=False)
+    assert str(file) in sentence(e)
+    assert file.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
 def test_what_a_kill_left_half_written_is_removed(run, tmp_path):
     for name in ('checkpoint.pt.01234567.part', 'notes.part', 'other.pt.01234567.part'):
         (tmp_path/name).write_text('half')
@@ -260,6 +272,14 @@ def test_the_first_loss_that_is_no_number_ends_the_run(loop, diverge, monkeypatc
     state = torch.load(file)
     assert state['steps'] == 2
     assert all(t.isfinite().all() for t in state['model'].values())
+
+def test_the_bar_moves_at_once_and_ends_before_an_error(diverge, capsys):
+    learn = diffusion_learner(cells(), **small)
+    with pytest.raises(FloatingPointError):
+        fit_for(learn, epochs=2)
+    shown = capsys.readouterr().err
+    assert 'training   0%' in shown and shown.endswith('\n')
+    assert learn.ema.averaged is not None and shown.count('\n') == 1
 
 def test_a_penalty_or_a_generators_loss_counts_too(monkeypatch):
     "Both were passed over in silence when they were not finite"

@@ -359,7 +359,7 @@ def mark(self:AugmentationStudy)->str:
 @patch
 @contextmanager
 def checkpoint(self:AugmentationStudy, name):
-    "A file in `work/` from which a killed training goes on; it goes when that has ended"
+    "A file in `work/` from which a killed training goes on, until it has ended"
     file = self.out/'work'/f'{name}-{digest(self.mark())[:8]}.pt'
     yield file
     file.unlink(missing_ok=True)

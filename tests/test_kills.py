@@ -1,0 +1,85 @@
+"Two runs in one folder, and runs that are killed by the system"
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+import numpy as np
+import pytest
+import torch
+from common import root
+from rare_cells import some_cells
+from cell_diffusion.augmentation import balance
+from cell_diffusion.imageio import save_image
+from cell_diffusion.recipes import train_model, train_reference_classifier
+from cell_diffusion.records import locked
+from cell_diffusion.studies import augmentation
+from cell_diffusion.studies.augmentation import AugmentationStudy
+
+
+@pytest.fixture
+def held(tmp_path):
+    "A folder in which another run is at work, with a file of that run"
+    folder = tmp_path/'run'
+    other = locked(folder, 'training')
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(other.__enter__).result()
+        (folder/'checkpoint.pt').write_text('of the other run')
+        yield folder
+        threads.submit(other.__exit__, None, None, None).result()
+
+
+@pytest.mark.parametrize('train', [
+    partial(train_model, size=32, n=64, epochs=1, progress=False),
+    partial(train_reference_classifier, size=32, n=64, epochs=1, progress=False)])
+def test_a_second_training_is_refused_at_once(held, train):
+    said = f'Another run is training in {held}: wait until it has ended, or name'
+    with pytest.raises(BlockingIOError, match=said):
+        train(out=held)
+    assert (held/'checkpoint.pt').read_text() == 'of the other run'
+    assert len(list(held.iterdir())) == 2
+
+
+def test_a_second_balance_is_refused(held, tmp_path):
+    cells = some_cells((12, 12, 5), size=28, channels=3)
+    for i, (image, k) in enumerate(zip(cells.images, cells.labels)):
+        folder = tmp_path/'cells'/cells.names[k]
+        folder.mkdir(parents=True, exist_ok=True)
+        save_image(folder/f'{i}.png', image, {})
+    (held/'checkpoint.pt').unlink()
+    with pytest.raises(BlockingIOError, match='Another run is generating cells in'):
+        balance(tmp_path/'cells', held, cache=False, minutes=.01, progress=False)
+    assert [f.name for f in held.iterdir()] == ['.lock']
+
+
+@pytest.mark.parametrize('kind', ['ddpm', 'gan'])
+def test_a_generator_of_a_study_goes_on_after_a_kill(tmp_path, monkeypatch, kind):
+    "Killed after a checkpoint, it makes the same cells, and leaves no checkpoint"
+    def study(out):
+        return AugmentationStudy(
+            some_cells((24, 16, 8, 6)), out, (kind,), folds=2, seeds=1, steps=3,
+            ddpm=dict(epochs=2, dim=8, patch=1, sampling_steps=3), progress=False,
+            gan=dict(epochs=2, dim=4, disc_dim=4, bs=8))
+    whole = study(tmp_path/'whole').generated(kind, 0)
+
+    save = augmentation.fit_for.__globals__['Checkpoint'].save
+    def dying(self):
+        save(self)
+        raise KeyboardInterrupt
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(augmentation.fit_for.__globals__['Checkpoint'], 'save', dying)
+        study(tmp_path/'killed').generated(kind, 0)
+    left, = (tmp_path/'killed'/'work').glob('*.pt')
+    assert torch.load(left)['epochs'] == 1
+    killed = study(tmp_path/'killed').generated(kind, 0)
+    assert np.array_equal(whole.images, killed.images)
+    assert [f.name for f in (tmp_path/'killed'/'work').iterdir()] == [f'{kind}-f0.npz']
+
+
+@pytest.mark.slow
+def test_the_script_that_kills(tmp_path):
+    "One kill of each of two commands; `tools/kill_runs.py` makes 30 by default"
+    command = [sys.executable, root/'tools'/'kill_runs.py', 'train', 'download',
+               '--kills', '1', '--every', '.5']
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count('yes') == 2
