@@ -28,7 +28,8 @@ from cell_diffusion.imageio import save_image
 from cell_diffusion.metrics import class_check, disobeyed, unclear
 from cell_diffusion.records import Records, check_out, locked, write_json, write_whole
 from cell_diffusion.sampling import check_room_for, sample
-from cell_diffusion.sources import find_data, list_images, list_jurkat, resolve_source
+from cell_diffusion.sources import (
+    find_data, list_images, list_jurkat, named_source, resolve_source)
 from cell_diffusion.splits import assert_disjoint, fingerprint
 from cell_diffusion.training import diffusion_learner, fit_for
 
@@ -125,14 +126,16 @@ def check_output_folder(folder, out:Path):
         raise FileExistsError(
             f"{out} is not empty: name a new folder for the generated cells.")
 
-def training_cells(folder, size:int, test, **kwargs)->CellLoaders:
+def training_cells(folder, size:int, test, source=None, **kwargs)->CellLoaders:
     "Cells of a folder, split for a classifier; raises for test cells among them"
-    dls = cell_dls(folder, size=size, bs=1, **kwargs)
+    dls = cell_dls(*named_source(folder, source), size=size, bs=1, **kwargs)
     for loader in dls.loaders:
         loader.bs = min(64, len(dls.train.idxs))
     if test is not None:
-        images = load_cells(test, size=size, **kwargs).images
-        assert_disjoint(dls.cells.images, images, f'the generator for {folder}')
+        kwargs['white'] = dls.cells.white
+        cells = load_cells(*named_source(test, source), size=size, **kwargs)
+        check_same_bits(dls.cells, cells)
+        assert_disjoint(dls.cells.images, cells.images, f'the generator for {folder}')
     return dls
 
 # %% ../nbs/12_augmentation.ipynb #n029
@@ -169,7 +172,7 @@ def write_synthetic(
     out:Path,          # Gets `<class>/synthetic-….png` (or `.tif`)
     images:np.ndarray, # uint8 `(n, channel, size, size)`
     names,             # Class name of each image
-    notes:dict,        # `generator`, `seed` and more, written into every file
+    notes:dict,        # `generator`, `seed`, `bits`, `white` and more, for every file
     first:int=0,       # Number of the first image
 )->list: # A dict for each file: its row in the manifest
     "Write generated cells, each marked as synthetic"
@@ -180,7 +183,8 @@ def write_synthetic(
         (out/file).parent.mkdir(parents=True, exist_ok=True)
         marked = dict(synthetic='True', software='cell_diffusion', **notes)
         unfinished = (out/file).with_name(f'.unfinished-{file.name}')
-        save_image(unfinished, image, marked)
+        depth = notes.get('bits', 8), notes.get('white', 255)
+        save_image(unfinished, image, marked, *depth)
         os.replace(unfinished, out/file)
         row = {'file': file.as_posix(), 'class': str(name), 'synthetic': True}
         rows.append({**row, **notes, 'number': i})
@@ -293,15 +297,23 @@ def checked_classes(out:Path, settings:dict, check)->pd.DataFrame:
     write_json(file, table.to_dict('records'))
     return table
 
-def sizes(folder, size, model, **kwargs)->tuple:
+def sizes(folder, size, model, source=None, **kwargs)->tuple:
     "The size of the files, and the size that the network makes; warns if they differ"
-    written = size or own_size(folder, **kwargs)
+    written = size or own_size(*named_source(folder, source), **kwargs)
     made = model.size if model else network_size(size or min(written, 64))
     if made != written:
         warnings.warn(f"The network makes {made} × {made} pixels and the files get "
                       f"{written} × {written}: they are resized, which adds no detail. "
                       f"size={made} leaves them as they are.")
     return written, made
+
+# %% ../nbs/12_augmentation.ipynb #n005
+def check_same_bits(cells:CellImages, test:CellImages):
+    "Raise `ValueError` unless training and test cells come from files of the same bits"
+    if cells.bits != test.bits:
+        raise ValueError(
+            f"The test cells come from files of {test.bits} bits and the training "
+            f"cells from files of {cells.bits}: save both in the same way.")
 
 # %% ../nbs/12_augmentation.ipynb #c139
 def balance(
@@ -314,6 +326,8 @@ def balance(
     seed:int=0,         # Seed of weights and noise
     steps:int=20,       # Network calls for each cell
     test=None,          # Folder of test cells, refused if one is among `folder`'s
+    white:float=None,   # Grey level of 16-bit files that is white, see `load_cells`
+    source:str=None,    # How to read `folder`; `folder` for one of your own
     force:bool=False,   # Write cells of a class that the network does not obey
     progress:bool=True, # Show progress bars
     **kwargs,           # More arguments of `load_cells`
@@ -324,7 +338,9 @@ def balance(
     wrote. Every file is marked as synthetic, in its name, inside and in the manifest,
     which has the `size` of the file and the size that was `made`, and how many cells of
     its class are recognised: `class_accuracy`, `real_accuracy`, `obeyed`.
-    Never test on cells of `folder` afterwards: the generator has seen them.
+    Files have the `bits` and the `white` of those in `folder`, and test cells are read
+    by the same white. Never test on cells of `folder` afterwards: the generator has
+    seen them.
     """
     goal, minutes, seed, steps = check_limits(
         goal=goal, minutes=minutes, seed=seed, steps=steps)
@@ -332,13 +348,15 @@ def balance(
     out = Path(out)
     check_output_folder(folder, out)
     model = load(weights, kind=Denoiser) if weights else None
+    kwargs.update(source=source, white=white)
     size, made = sizes(folder, size, model, **kwargs)
     dls = training_cells(folder, made, test, **kwargs)
     missing = missing_cells(dls.cells, goal)
     check_room_for(missing.sum(), *dls.cells.images.shape[1:3])
     if model: check_network(model, dls.cells, missing, weights)
     made_by = weights or f'trained on {dls.cells.source} for {minutes} minutes'
-    notes = dict(generator=str(made_by), seed=seed, size=size, made=made)
+    notes = dict(generator=str(made_by), seed=seed, size=size, made=made,
+                 bits=dls.cells.bits, white=dls.cells.white)
     settings = dict(notes, kind='cells', cells=fingerprint(dls), missing=missing,
                     steps=steps, weights=model and weights_hash(model))
     return fill_folder(out, model, dls, settings, notes, minutes, force, progress,
