@@ -424,8 +424,9 @@ def cells_to_score(network, record, data, crop, channels, n):
     if channels is None:
         channels = record.get('channel_names')
         if record.get('source') == 'folder': channels = record['channels']
+    white = record['white'] if record.get('bits', 8) > 8 else None
     dls = training_cells(data, network.size, None, crop=crop or record.get('crop'),
-                         channels=channels, n=n or record.get('loaded'))
+                         channels=channels, n=n or record.get('loaded'), white=white)
     here = dls.one_batch()[0].shape[1]
     if here != network.channels:
         raise ValueError(f"The network has {network.channels} channels, and the cells "
