@@ -21,15 +21,14 @@ from cell_diffusion.classifier import enough_epochs, reference_classifier
 from cell_diffusion.core import check_limits, decode, default_device, encode
 from cell_diffusion.data import (
     CellImages, CellLoader, CellLoaders, cell_dls, crop_box, default_crop,
-    folder_classes, load_cells,
+    find_folder, list_folder, load_cells,
 )
 from cell_diffusion.denoiser import Denoiser, load, weights_hash
 from cell_diffusion.imageio import save_image
 from cell_diffusion.metrics import class_check, disobeyed, unclear
 from cell_diffusion.records import Records, check_out, locked, write_json, write_whole
 from cell_diffusion.sampling import check_room_for, sample
-from cell_diffusion.sources import (
-    find_data, list_images, list_jurkat, named_source, resolve_source)
+from cell_diffusion.sources import named_source, resolve_source
 from cell_diffusion.splits import assert_disjoint, fingerprint
 from cell_diffusion.training import diffusion_learner, fit_for
 
@@ -86,19 +85,13 @@ def own_size(source, path=None, crop=None, channels=None, **_)->int:
     "Height and width of the cells of a folder: the median; 32 where there are no files"
     source, path = resolve_source(source, path)
     if source == 'bloodmnist' or source.startswith('simulated'): return 32
-    root = Path(path) if source == 'folder' else find_data(source, path)
-    if root is None: return 32
-    if source == 'jurkat':
-        items, _ = list_jurkat(root, channels)
-    else:
-        items, _ = list_images(root, folder_classes(root, source))
-    keep = 40 if source == 'jurkat' else 200/360
+    found = list_folder(find_folder(source, path), source, channels)
     sides = []
-    for _, (file, *_) in items[::1 + len(items)//200]:
+    for _, (file, *_) in found.items[::1 + len(found.items)//200]:
         try:
             with Image.open(file) as im:
                 left, _, right, _ = crop_box(*im.size, crop or default_crop(source),
-                                             keep)
+                                             found.keep)
         except OSError:
             continue
         sides.append(right - left)
@@ -126,17 +119,19 @@ def check_output_folder(folder, out:Path):
         raise FileExistsError(
             f"{out} is not empty: name a new folder for the generated cells.")
 
-def training_cells(folder, size:int, test, source=None, **kwargs)->CellLoaders:
-    "Cells of a folder, split for a classifier; raises for test cells among them"
-    dls = cell_dls(*named_source(folder, source), size=size, bs=1, **kwargs)
+def training_cells(where, size:int, **kwargs)->CellLoaders:
+    "Cells of a source and a folder, split for a classifier"
+    dls = cell_dls(*where, size=size, bs=1, **kwargs)
     for loader in dls.loaders:
         loader.bs = min(64, len(dls.train.idxs))
-    if test is not None:
-        kwargs['white'] = dls.cells.white
-        cells = load_cells(*named_source(test, source), size=size, **kwargs)
-        check_same_bits(dls.cells, cells)
-        assert_disjoint(dls.cells.images, cells.images, f'the generator for {folder}')
     return dls
+
+def check_test_cells(cells:CellImages, where, kwargs):
+    "Raise `ValueError` where a test cell is among the training cells"
+    size = cells.images.shape[-1]
+    test = load_cells(*where, size=size, white=cells.white, **kwargs)
+    check_same_bits(cells, test)
+    assert_disjoint(cells.images, test.images, 'the generator')
 
 # %% ../nbs/12_augmentation.ipynb #n029
 def missing_cells(cells:CellImages, goal)->np.ndarray: # int `(classes,)`
@@ -172,10 +167,13 @@ def write_synthetic(
     out:Path,          # Gets `<class>/synthetic-….png` (or `.tif`)
     images:np.ndarray, # uint8 `(n, channel, size, size)`
     names,             # Class name of each image
-    notes:dict,        # `generator`, `seed`, `bits`, `white` and more, for every file
+    notes:dict,        # `generator`, `seed` and more, written into every file
     first:int=0,       # Number of the first image
+    bits:int=8,        # Depth of the files, 8 or 16, as that of the real cells
+    white:float=255,   # What 255 becomes in the files, as `CellImages.white`
 )->list: # A dict for each file: its row in the manifest
     "Write generated cells, each marked as synthetic"
+    notes = dict(notes, bits=bits, white=white)
     suffix = 'png' if images.shape[1] in (1, 3) else 'tif'
     rows = []
     for i, (image, name) in enumerate(zip(images, names), first):
@@ -183,12 +181,19 @@ def write_synthetic(
         (out/file).parent.mkdir(parents=True, exist_ok=True)
         marked = dict(synthetic='True', software='cell_diffusion', **notes)
         unfinished = (out/file).with_name(f'.unfinished-{file.name}')
-        depth = notes.get('bits', 8), notes.get('white', 255)
-        save_image(unfinished, image, marked, *depth)
+        save_image(unfinished, image, marked, bits, white)
         os.replace(unfinished, out/file)
         row = {'file': file.as_posix(), 'class': str(name), 'synthetic': True}
         rows.append({**row, **notes, 'number': i})
     return rows
+
+# %% ../nbs/12_augmentation.ipynb #x001
+def check_same_bits(cells:CellImages, test:CellImages):
+    "Raise `ValueError` unless training and test cells come from files of the same bits"
+    if cells.bits != test.bits:
+        raise ValueError(
+            f"The test cells come from files of {test.bits} bits and the training "
+            f"cells from files of {cells.bits}: save both in the same way.")
 
 # %% ../nbs/12_augmentation.ipynb #n042
 group_size = 64
@@ -222,6 +227,7 @@ def write_groups(
     names:np.ndarray,   # Class name of each cell
     check:pd.DataFrame, # From `checked_classes`
     notes:dict,         # For every file
+    form:dict,          # `bits` and `white` of `write_synthetic`
     progress:bool,      # Show a progress bar
 )->pd.DataFrame: # The manifest
     "Generate and write what is left, group by group"
@@ -233,7 +239,7 @@ def write_groups(
         x = sample(network(), label=some.tolist(), steps=settings['steps'],
                    seed=noise_seed(settings['seed'], group), progress=False)
         pixels = decode(resized(x, settings['size'])).numpy()
-        rows = write_synthetic(out, pixels, some, notes, first)
+        rows = write_synthetic(out, pixels, some, notes, first, **form)
         earlier = records.table().to_dict('records')
         write_manifest(out, [*earlier, *rows], check)
         return rows
@@ -297,23 +303,15 @@ def checked_classes(out:Path, settings:dict, check)->pd.DataFrame:
     write_json(file, table.to_dict('records'))
     return table
 
-def sizes(folder, size, model, source=None, **kwargs)->tuple:
+def sizes(where, size, model, **kwargs)->tuple:
     "The size of the files, and the size that the network makes; warns if they differ"
-    written = size or own_size(*named_source(folder, source), **kwargs)
+    written = size or own_size(*where, **kwargs)
     made = model.size if model else network_size(size or min(written, 64))
     if made != written:
         warnings.warn(f"The network makes {made} × {made} pixels and the files get "
                       f"{written} × {written}: they are resized, which adds no detail. "
                       f"size={made} leaves them as they are.")
     return written, made
-
-# %% ../nbs/12_augmentation.ipynb #n005
-def check_same_bits(cells:CellImages, test:CellImages):
-    "Raise `ValueError` unless training and test cells come from files of the same bits"
-    if cells.bits != test.bits:
-        raise ValueError(
-            f"The test cells come from files of {test.bits} bits and the training "
-            f"cells from files of {cells.bits}: save both in the same way.")
 
 # %% ../nbs/12_augmentation.ipynb #c139
 def balance(
@@ -326,9 +324,9 @@ def balance(
     seed:int=0,         # Seed of weights and noise
     steps:int=20,       # Network calls for each cell
     test=None,          # Folder of test cells, refused if one is among `folder`'s
+    force:bool=False,   # Write cells of a class that the network does not obey
     white:float=None,   # Grey level of 16-bit files that is white, see `load_cells`
     source:str=None,    # How to read `folder`; `folder` for one of your own
-    force:bool=False,   # Write cells of a class that the network does not obey
     progress:bool=True, # Show progress bars
     **kwargs,           # More arguments of `load_cells`
 )->pd.DataFrame: # The manifest: a row a file
@@ -337,10 +335,9 @@ def balance(
     `weights` names shipped weights or a folder that `cell-diffusion train --classes`
     wrote. Every file is marked as synthetic, in its name, inside and in the manifest,
     which has the `size` of the file and the size that was `made`, and how many cells of
-    its class are recognised: `class_accuracy`, `real_accuracy`, `obeyed`.
-    Files have the `bits` and the `white` of those in `folder`, and test cells are read
-    by the same white. Never test on cells of `folder` afterwards: the generator has
-    seen them.
+    its class are recognised: `class_accuracy`, `real_accuracy`, `obeyed`. Files have
+    the depth and the range of those in `folder`, and test cells are read by the same
+    white. Never test on cells of `folder` afterwards: the generator has seen them.
     """
     goal, minutes, seed, steps = check_limits(
         goal=goal, minutes=minutes, seed=seed, steps=steps)
@@ -348,9 +345,10 @@ def balance(
     out = Path(out)
     check_output_folder(folder, out)
     model = load(weights, kind=Denoiser) if weights else None
-    kwargs.update(source=source, white=white)
-    size, made = sizes(folder, size, model, **kwargs)
-    dls = training_cells(folder, made, test, **kwargs)
+    where = named_source(folder, source)
+    size, made = sizes(where, size, model, **kwargs)
+    dls = training_cells(where, made, white=white, **kwargs)
+    if test is not None: check_test_cells(dls.cells, named_source(test, source), kwargs)
     missing = missing_cells(dls.cells, goal)
     check_room_for(missing.sum(), *dls.cells.images.shape[1:3])
     if model: check_network(model, dls.cells, missing, weights)
@@ -381,7 +379,8 @@ def fill_folder(out, model, dls, settings, notes, minutes, force, progress, keep
                              steps, progress)
     with locked(out, 'generating cells'):
         table = checked_classes(out, settings, check)
-        return write_groups(out, settings, network, names, table, notes, progress)
+        form = dict(bits=dls.cells.bits, white=dls.cells.white)
+        return write_groups(out, settings, network, names, table, notes, form, progress)
 
 # %% ../nbs/moved.ipynb #n096
 from cell_diffusion.core import old_names

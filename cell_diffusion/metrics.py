@@ -879,7 +879,7 @@ def c2st(
     return np.array([two_sample_accuracy(images, kinds, transform, steps, seed)
                      for seed in range(seeds)])
 
-# %% ../nbs/12_augmentation.ipynb #x001
+# %% ../nbs/12_augmentation.ipynb #n005
 def class_check(
     model:Denoiser, # A trained network that knows these classes
     classifier:CellClassifier, # Trained on real cells

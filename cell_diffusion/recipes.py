@@ -392,6 +392,8 @@ def score_weights(
     crop:str=None, # center or field; by default as in training
     channels=None, # As in training, unless given
     n:int=None, # Number of cells; as in training, unless given
+    source:str=None, # How to read data; folder for class folders of your own
+    white:float=None, # As in training, unless given
     out=None, # JSON file to write the score to as well
     progress:bool=True, # Show progress bars
 )->dict: # The score, which also goes into record and card of a run's folder
@@ -408,7 +410,8 @@ def score_weights(
     check_number('steps', steps, 1, network.schedule.T, whole=True)
     folder = Path(model) if Path(model).is_dir() else weights_folder/str(model)
     record = earlier_record(folder)
-    dls = cells_to_score(network, record, data, crop, channels, n)
+    where = named_source(data, source)
+    dls = cells_to_score(network, record, where, crop, channels, n, white)
     check_split(dls, judged)
     if record.get('fingerprint') != fingerprint(dls):
         warnings.warn(f"These are not the cells that {model} was trained on: some test "
@@ -419,13 +422,13 @@ def score_weights(
     return score
 
 # %% ../nbs/recipes.ipynb #n015
-def cells_to_score(network, record, data, crop, channels, n):
+def cells_to_score(network, record, where, crop, channels, n, white):
     "Cells as in the training of a network; `ValueError` for classes it does not have"
+    white = white or record.get('white')
     if channels is None:
         channels = record.get('channel_names')
         if record.get('source') == 'folder': channels = record['channels']
-    white = record['white'] if record.get('bits', 8) > 8 else None
-    dls = training_cells(data, network.size, None, crop=crop or record.get('crop'),
+    dls = training_cells(where, network.size, crop=crop or record.get('crop'),
                          channels=channels, n=n or record.get('loaded'), white=white)
     here = dls.one_batch()[0].shape[1]
     if here != network.channels:

@@ -300,7 +300,6 @@ def test_command(folder, tmp_path, obeys):
 
 # Files of 16 bits
 
-
 @pytest.fixture
 def deep_folder(tmp_path):
     "Cells of a camera of 12 bits, in colour; class c is rare"
@@ -312,48 +311,53 @@ def deep_folder(tmp_path):
     return tmp_path/'deep'
 
 
-def changed_copy(folder, to, change, step=1):
-    "Some files of a folder with changed pixels"
-    for file in sorted(folder.rglob('*.png'))[::step]:
-        copy = to/file.relative_to(folder)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        save_pixels(copy, change(read_image(file)))
-    return to
+def brightest(folder):
+    return max(int(read_image(f).max()) for f in folder.rglob('*.png'))
 
 
 def test_generated_files_go_back_to_depth_and_range(deep_folder, tmp_path, obeys):
     out = tmp_path/'added'
-    table = balance(deep_folder, out, white=3000, size=16, **short)
+    quick = dict(short, force=True)
+    table = balance(deep_folder, out, white=3000, **quick)
     assert set(table.bits) == {16} and set(table.white) == {3000}
-    images = np.stack([read_image(out/file) for file in table.file])
-    assert images.dtype == np.uint16 and images.shape == (8, 16, 16, 3)
-    assert 255 < images.max() <= 3000
+    for file in table.file:
+        pixels = read_image(out/file)
+        assert pixels.dtype == np.uint16 and pixels.shape == (16, 16, 3)
+    assert 255 < brightest(out) <= 3000
     with Image.open(out/table.file[0]) as im:
         assert im.text['white'] == '3000' and im.text['synthetic'] == 'True'
     again = load_cells(out, white=3000, size=16, cache=False)
     assert again.bits == 16 and len(again) == 8
 
 
-def test_test_cells_are_read_by_the_white_of_the_training_cells(
-        deep_folder, tmp_path, obeys):
-    # The same cells darker: only a white of their own would make them the same
-    test = changed_copy(deep_folder, tmp_path/'test', lambda x: x//2, step=3)
-    balance(deep_folder, tmp_path/'added', test=test, size=16, **short)
-    leak = next((deep_folder/'a').glob('*.png'))
-    shutil.copy(leak, test/'a'/'leak.png')
+def test_test_cells_are_read_by_the_white_of_the_training_cells(deep_folder, tmp_path, obeys):
+    quick = dict(short, force=True)
+    test = tmp_path/'test'
+    for i, file in enumerate(sorted(deep_folder.rglob('*.png'))[::3]):
+        # The same cells darker: only their own white would make them the same
+        copy = test/file.relative_to(deep_folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        save_pixels(copy, read_image(file)//2)
+    balance(deep_folder, tmp_path/'added', test=test, white=3000, **quick)
+
+    shutil.copy(next((deep_folder/'a').glob('*.png')), test/'a'/'leak.png')
     with pytest.raises(ValueError, match='1 of the .* test cells are in the training'):
-        balance(deep_folder, tmp_path/'more', test=test, size=16, **short)
+        balance(deep_folder, tmp_path/'more', test=test, **quick)
 
 
-def test_training_and_test_files_have_the_same_bits(folder, tmp_path):
-    deep = changed_copy(folder, tmp_path/'deep', lambda x: x.astype(np.uint16)*16)
+def test_training_and_test_files_have_the_same_bits(folder, deep_folder, tmp_path):
+    grey = tmp_path/'grey'
+    for file in folder.rglob('*.png'):
+        copy = grey/file.relative_to(folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        save_pixels(copy, read_image(file).astype(np.uint16)*16)
     with pytest.raises(ValueError, match='test cells come from files of 8 bits'):
-        balance(deep, tmp_path/'added', test=folder, white=200, **short)
+        balance(grey, tmp_path/'added', test=folder, white=200, **small)
 
 
 def test_a_folder_can_be_read_as_ones_own(folder, tmp_path, obeys):
-    args = ['balance', folder, '--out', tmp_path/'added', '--size', 16, '--minutes',
-            .005, '--steps', 1, '--source', 'pbc']
+    args = ['balance', folder, '--out', tmp_path/'added', '--minutes', .005,
+            '--steps', 1, '--source', 'pbc']
     r = CliRunner().invoke(app, [str(a) for a in args])
     assert r.exit_code == 1 and "holds no 'pbc' cells" in r.output
     args[-1] = 'folder'

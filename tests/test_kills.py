@@ -82,4 +82,4 @@ def test_the_script_that_kills(tmp_path):
                '--kills', '1', '--every', '.5']
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count('yes') == 2
+    assert done.stdout.count('ended, equal') == 2

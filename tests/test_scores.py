@@ -1,13 +1,10 @@
 "Runs as they end: what a kill leaves, what goes on, and the score beside the weights"
 import json
 import shutil
-import warnings
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from typer.testing import CliRunner
 
 from common import root
@@ -16,9 +13,7 @@ import cell_diffusion.recipes as recipes
 from cell_diffusion.classifier import CellClassifier
 from cell_diffusion.cli import app
 from cell_diffusion.denoiser import load, shipped, weights_hash
-from cell_diffusion.recipes import (
-    cells_to_score, model_card, score_weights, too_short, train_model,
-)
+from cell_diffusion.recipes import model_card, score_weights, too_short, train_model
 from cell_diffusion.training import check_unet
 
 run = dict(data='simulated', size=28, n=160, bs=16, dim=8, mults=(1, 2), classes=True,
@@ -273,19 +268,3 @@ def test_the_command_for_a_gpu_runs_in_miniature(tmp_path):
     result = CliRunner().invoke(app, ['train', *words])
     assert result.exit_code == 0, result.output
     assert record_of(tmp_path/'run')['lr'] == float(options['--lr'])
-
-
-@pytest.mark.parametrize('record, white', [
-    (dict(bits=16, white=3000.), 3000), (dict(bits=8, white=255.), 4000), ({}, 4000)])
-def test_a_score_reads_the_cells_as_the_training_did(record, white, tmp_path):
-    "The grey level that is white is the training's, and not measured again"
-    for name in 'ab':
-        (tmp_path/name).mkdir()
-        for i in range(12):
-            pixels = np.full((28, 28), 4000 - i, np.uint16)
-            Image.fromarray(pixels).save(tmp_path/name/f'{name}{i}.tif')
-    network = SimpleNamespace(size=28, channels=1, classes=())
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        dls = cells_to_score(network, record, tmp_path, None, None, None)
-    assert dls.cells.white == pytest.approx(white, abs=1)

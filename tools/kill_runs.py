@@ -165,8 +165,8 @@ def files_in(out): return sorted(p for p in out.rglob('*') if p.is_file())
 
 def what_is_there(out):
     "In words, for the table"
-    names = [p.name for p in files_in(out) if p.name != '.lock']
-    return f'{len(names)} files, {", ".join(names)}'[:44] if names else 'nothing'
+    names = sorted({p.name for p in files_in(out)} - {'.lock'})
+    return f'{len(names)} files: {", ".join(names)}'[:60] if names else 'nothing'
 
 
 def last_written(out, started):
@@ -227,7 +227,7 @@ def first_difference(a, b):
 
 # The kills
 
-form = '{:11} {:>7} {:>6}  {:44} {}'
+form = '{:11} {:>8} {:>7}  {}'
 
 
 def torment(name, words, folder, n, rng, lose):
@@ -240,23 +240,24 @@ def torment(name, words, folder, n, rng, lose):
         while n:
             turn += 1
             out = folder/name/f'killed-{turn}'/'run'
-            rows = []
+            killed = 0
             while n:
                 started = time.time()
                 seconds = rng.uniform(0, length)
                 moment = kill_at(words, out, log, seconds)
                 if moment is None: break
                 n -= 1
+                killed += 1
                 lost = moment - last_written(out, started)
                 good &= lost <= lose
-                rows.append((f'{seconds:.1f} s', f'{lost:.1f}', what_is_there(out)))
-            if rows: finish(words, out, log)
-            bad = differences(whole, out) if rows else []
+                print(form.format(name, f'{seconds:.1f} s', f'{lost:.1f} s',
+                                  what_is_there(out)), flush=True)
+            if not killed: continue
+            finish(words, out, log)
+            bad = differences(whole, out)
             good &= not bad
-            for i, row in enumerate(rows):
-                end = i == len(rows) - 1
-                said = f'no: {", ".join(bad)}' if bad else 'yes'
-                print(form.format(name, *row, said if end else '…'), flush=True)
+            said = f'differs: {", ".join(bad)}' if bad else 'equal'
+            print(f'{name:11} killed {killed} times, ended, {said}', flush=True)
     return good
 
 
@@ -273,7 +274,7 @@ def main():
     if unknown := set(names) - set(commands): parser.error(f'unknown: {unknown}')
 
     rng = random.Random(args.seed)
-    print(form.format('command', 'killed', 'lost', 'what was there', 'result equal'))
+    print(form.format('command', 'killed', 'lost', 'what was there'), flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(args.folder or temporary)
         counts = dict(neutrophil=60, monocyte=24, platelet=12)
