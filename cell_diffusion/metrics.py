@@ -907,15 +907,20 @@ def beside_real(
     real:pd.DataFrame, # The same for real cells
 )->pd.DataFrame: # `class`, `share`, `low`, `high`, `n`, `real`, `real_low`, `real_n`
     "One table for both; its last row, `mean`, has every class equally often"
-    rows = []
+    means = []
     for table in (generated, real):
         value, low, high = balanced_accuracy(table)
-        mean = {'class': 'mean', 'share': value, 'low': low, 'high': high,
-                'n': int(table.n.iloc[-1])}
-        of_classes = table[table['class'] != 'all']
-        rows.append(pd.concat([of_classes, pd.DataFrame([mean])]))
-    other = rows[1].rename(columns=dict(share='real', low='real_low', n='real_n'))
-    return rows[0].merge(other.drop(columns='high'), 'left', 'class')
+        means.append(pd.DataFrame([{'class': 'mean', 'share': value, 'low': low,
+                                    'high': high, 'n': int(table.n.iloc[-1])}]))
+
+    # Joined apart, because a class may have the name `mean` too
+    classes = join_real(generated.iloc[:-1], real.iloc[:-1])
+    return pd.concat([classes, join_real(*means)], ignore_index=True)
+
+def join_real(generated, real):
+    "Rows of generated cells with those of real cells of the same class"
+    other = real.rename(columns=dict(share='real', low='real_low', n='real_n'))
+    return generated.merge(other.drop(columns='high'), 'left', 'class')
 
 # %% ../nbs/12_augmentation.ipynb #n014
 def unclear(table, chance): # A row each, True where real cells are not recognised
@@ -937,12 +942,12 @@ def class_warning(
         return ("Whether the network obeys the class cannot be said: the reference "
                 f"classifier recognises {mean.real:.0%} of real cells, and chance is "
                 f"{chance:.0%}.")
-    bad = table[disobeyed(table, chance)]
-    if not len(bad): return None
-    if 'mean' in bad['class'].values:
+    is_bad = disobeyed(table, chance)
+    if not is_bad.any(): return None
+    if is_bad.iloc[-1]:
         return (f"The network does not obey the class: {mean.share:.0%} of its cells "
                 "are recognised as the class that was asked for (chance "
                 f"{chance:.0%}, real cells {mean.real:.0%}); train longer.")
     worst = ', '.join(f"{row['class']} {row.share:.0%} (real cells {row.real:.0%})"
-                      for _, row in bad.iterrows())
+                      for _, row in table[is_bad].iterrows())
     return f"The network does not obey every class: {worst}; train longer."

@@ -20,13 +20,15 @@ from cell_diffusion.augmentation import balance
 from cell_diffusion.cli import kept_cells, save_each
 from cell_diffusion.core import as_text, show_cells
 from cell_diffusion.data import load_cells
+from cell_diffusion.metrics import beside_real, class_accuracy
 from cell_diffusion.recipes import (
     as_markdown, train_model, train_reference_classifier,
 )
 from cell_diffusion.simulation import simulate_blood
 
-names = ('$x_$^{', '_', '_x', '%s', '{}', '<img src=x onerror=alert(1)>', 'a|b',
-         'long ' + 'x'*150, 'תא', '細胞', '🦠', '`*[b]*`', 'con', ' & ')
+names = ('mean', 'all', 'real', '$x_$^{', '_', '_x', '%s', '{}', 'a|b', 'con', ' & ',
+         '<img src=x onerror=alert(1)>', '`*[b]*`', 'long ' + 'x'*150, 'תא', '細胞',
+         '🦠')
 
 # Fonts lack some letters, and that is no error
 pytestmark = pytest.mark.filterwarnings('ignore:Glyph')
@@ -197,3 +199,14 @@ def test_a_page_shows_its_name_and_licence_as_text(tmp_path):
     evil = '<img src=x onerror=alert(1)>'
     page = page_of('grow', '', name=evil, about=evil, runtime=evil, megabytes=1)
     assert '<img' not in page and page.count(html.escape(evil)) == 4
+
+
+def test_rows_of_the_whole_are_found_by_place():
+    "A class may be called `all` or `mean`, as the last row of a table is"
+    predicted = torch.tensor([0, 0, 1, 1, 2, 2])
+    truth = torch.tensor([0, 0, 1, 1, 2, 0])
+    real = class_accuracy(predicted, truth, ('all', 'mean', 'x'))
+    table = beside_real(real, real)
+    assert list(table['class']) == ['all', 'mean', 'x', 'mean']
+    assert np.allclose(table['share'], table['real'])
+    assert list(table.n) == [3, 2, 1, 6]
