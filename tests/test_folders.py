@@ -1,5 +1,4 @@
 "What is checked before work begins: folders, choices, and cells that can be split"
-import json
 import os
 import stat
 
@@ -172,7 +171,7 @@ def test_weights_are_not_replaced_by_what_starts_from_them(tmp_path, no_work):
 
 @pytest.mark.parametrize('start, says', [
     (dict(unet=dict(unet, channels=3)), 'has 3 channels, and the cells have 1'),
-    (dict(classes=('x', 'y')), 'its classes are x, y, here they are a, b, c'),
+    (dict(prediction='eps'), 'its prediction is eps, here it is v'),
 ])
 def test_weights_that_do_not_fit(cells, tmp_path, start, says):
     network = Denoiser(**{**dict(unet=unet, schedule='log_snr', prediction='v',
@@ -180,7 +179,7 @@ def test_weights_that_do_not_fit(cells, tmp_path, start, says):
     save(network, tmp_path/'w')
     with pytest.raises(ValueError, match=says):
         train_model(cells, size=16, start=tmp_path/'w', out=tmp_path/'out', bs=4, dim=8,
-                    mults=(1, 2), classes=True, progress=False, scored=0)
+                    mults=(1, 2), classes=True, progress=False, scored=0, epochs=1)
     assert not (tmp_path/'out').exists()
 
 
@@ -191,7 +190,7 @@ small = dict(size=16, bs=2, progress=False, dim=8)
 
 @pytest.mark.parametrize('sizes, says', [
     ((2, 2), 'has 2 cells, too few to split'),
-    ((4, 4), 'at least 1 valid cells'),
+    ((4, 4), 'none is left for valid'),
 ])
 @pytest.mark.parametrize('train', [train_model, train_reference_classifier])
 def test_folders_that_are_too_small(tmp_path, sizes, says, train):
@@ -203,11 +202,9 @@ def test_folders_that_are_too_small(tmp_path, sizes, says, train):
 
 def test_a_class_without_test_cells_is_named_before(tmp_path):
     write_cells(tmp_path/'few', (16, 16, 1))
-    with pytest.warns(UserWarning, match=r'none is a test cell.*: c \(1\)'):
-        train_reference_classifier(tmp_path/'few', out=tmp_path/'out', epochs=1,
-                                   **small)
-    record = json.loads((tmp_path/'out'/'record.json').read_text())
-    assert [row['class'] for row in record['accuracy']] == ['a', 'b', 'all']
+    with pytest.raises(ValueError, match="'c' has 1 cell, .* none is left for test"):
+        train_reference_classifier(tmp_path/'few', out=tmp_path/'out', **small)
+    assert not (tmp_path/'out').exists()
 
 
 @pytest.mark.parametrize('channels', [0, -1, 2.5, 'red', ('red',), True])
