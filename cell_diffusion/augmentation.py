@@ -6,7 +6,6 @@
 __all__ = ['deficit', 'balance']
 
 # %% ../nbs/12_augmentation.ipynb #n011
-import json
 import math
 import os
 import warnings
@@ -26,7 +25,9 @@ from cell_diffusion.data import (
 from cell_diffusion.denoiser import Denoiser, load, weights_hash
 from cell_diffusion.imageio import save_image
 from cell_diffusion.metrics import class_check, disobeyed, unclear
-from cell_diffusion.records import Records, check_out, locked, write_json, write_whole
+from cell_diffusion.records import (
+    Records, check_out, locked, read_json, write_json, write_whole,
+)
 from cell_diffusion.sampling import check_room_for, sample
 from cell_diffusion.sources import named_source, resolve_source
 from cell_diffusion.splits import assert_disjoint, fingerprint
@@ -293,11 +294,12 @@ def warn_of_unclear(rows):
 # %% ../nbs/12_augmentation.ipynb #n047
 def checked_classes(out:Path, settings:dict, check)->pd.DataFrame:
     "The result of `check()`, which is kept; `ValueError` for files of other settings"
+    remake = 'delete it, and it is made again.'
     file = out/'.work'/'classes.json'
     if (out/'.work'/'settings.json').exists():
         Records(out/'.work', settings)
         if file.exists():
-            return pd.DataFrame(json.loads(file.read_text(encoding='utf-8')))
+            return pd.DataFrame(read_json(file, remake, list))
     table = check()
     Records(out/'.work', settings)
     write_json(file, table.to_dict('records'))
@@ -312,6 +314,16 @@ def sizes(where, size, model, **kwargs)->tuple:
                       f"{written} × {written}: they are resized, which adds no detail. "
                       f"size={made} leaves them as they are.")
     return written, made
+
+def cells_to_balance(folder, source, size, model, test, white, kwargs)->tuple:
+    "The cells, split for a classifier, and both `sizes`; raises for test cells in it"
+    where = named_source(folder, source)
+    size, made = sizes(where, size, model, **kwargs)
+    dls = training_cells(where, made, white=white, **kwargs)
+    if test is not None: check_test_cells(dls.cells, named_source(test, source), kwargs)
+    return dls, size, made
+
+def depth_of(dls): return dict(bits=dls.cells.bits, white=dls.cells.white)
 
 # %% ../nbs/12_augmentation.ipynb #c139
 def balance(
@@ -344,16 +356,12 @@ def balance(
     out = Path(out)
     check_output_folder(folder, out)
     model = load(weights, kind=Denoiser) if weights else None
-    where = named_source(folder, source)
-    size, made = sizes(where, size, model, **kwargs)
-    dls = training_cells(where, made, white=white, **kwargs)
-    if test is not None: check_test_cells(dls.cells, named_source(test, source), kwargs)
+    dls, size, made = cells_to_balance(folder, source, size, model, test, white, kwargs)
     missing = missing_cells(dls.cells, goal)
     check_room_for(missing.sum(), *dls.cells.images.shape[1:3])
     if model: check_network(model, dls.cells, missing, weights)
-    made_by = weights or f'trained on {dls.cells.source} for {minutes} minutes'
-    notes = dict(generator=str(made_by), seed=seed, size=size, made=made,
-                 bits=dls.cells.bits, white=dls.cells.white)
+    made_by = str(weights or f'trained on {dls.cells.source} for {minutes} minutes')
+    notes = dict(generator=made_by, seed=seed, size=size, made=made, **depth_of(dls))
     settings = dict(notes, kind='cells', cells=fingerprint(dls), missing=missing,
                     steps=steps, weights=model and weights_hash(model))
     return fill_folder(out, model, dls, settings, notes, minutes, force, progress,

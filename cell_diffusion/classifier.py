@@ -276,6 +276,7 @@ def classifier_folder(
     if how: name += '-' + hashlib.sha256(str(how).encode()).hexdigest()[:8]
     return cache_folder()/'classifiers'/name
 
+# %% ../nbs/07_evaluation.ipynb #s000
 def is_trained_on(
     folder, # Holds a `record.json`, or not
     cells:dict, # From `cells_of`
@@ -330,6 +331,7 @@ def cached_classifier(
     warnings.warn(f"The classifier in {folder} is damaged and was removed ({reason}).")
     shutil.rmtree(folder, ignore_errors=True)
 
+# %% ../nbs/07_evaluation.ipynb #s001
 def keep_classifier(
     model:CellClassifier, # Trained on the training cells of `dls`
     dls, # From `cell_dls`

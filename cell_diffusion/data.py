@@ -417,8 +417,11 @@ def load_folder(
     return replace(cells, skipped=(*odd, *cells.skipped))
 
 # %% ../nbs/02_data.ipynb #c051
-def load_bloodmnist(path, size:int, n:int, seed:int)->CellImages:
+def load_bloodmnist(path, size:int, crop:str, n:int, seed:int)->CellImages:
     "BloodMNIST with its own splits; the arguments are those of `load_cells`"
+    if crop == 'field':
+        raise ValueError("BloodMNIST is cropped to its center already: source='pbc' "
+                         "has the whole field.")
     root, stored = find_bloodmnist(path, size)
     images, labels, part = read_bloodmnist(root, stored)
     chosen = choose_cells(labels, n, seed)
@@ -496,6 +499,7 @@ def problems(
             "pass white= (the grey level in the files that is to become white)")
     return said
 
+# %% ../nbs/02_data.ipynb #s000
 def report_problems(
     cells:CellImages,
     size:int,    # Pixels asked for
@@ -588,22 +592,15 @@ def load_cells(
     """
     size, n, seed = check_limits(size=size, n=n, seed=seed)
     source, path = resolve_source(source, path)
-
-    if source.startswith('simulated'):
+    drawn = source.startswith('simulated')
+    crop = None if drawn else crop or default_crop(source)
+    if drawn:
         cells = load_simulated(source, size, channels, n, seed, cache)
-        return replace(cells, source=source)
-
-    crop = crop or default_crop(source)
-    if source == 'bloodmnist':
-        if crop == 'field':
-            raise ValueError(
-                "BloodMNIST is cropped to its center already: "
-                "source='pbc' has the whole field.")
-        cells = load_bloodmnist(path, size, n, seed)
+    elif source == 'bloodmnist':
+        cells = load_bloodmnist(path, size, crop, n, seed)
     else:
         folder = find_folder(source, path)
-        how = channels, n, seed, cache, white
-        cells = load_folder(folder, source, size, crop, *how)
+        cells = load_folder(folder, source, size, crop, channels, n, seed, cache, white)
         report_problems(cells, size, strict)
         if cells.bits > 8 and white is None: report_white(cells, folder)
         cells = replace(cells, generated=generated_files(folder, cells.files))

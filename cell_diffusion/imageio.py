@@ -439,6 +439,7 @@ def deep_colours_file(
         PngImagePlugin.putchunk(file, name, data)
     return file.getvalue()
 
+# %% ../nbs/imageio.ipynb #s000
 def save_pixels(
     file,              # File name, or a file that is open for writing
     pixels:np.ndarray, # As from `read_image`

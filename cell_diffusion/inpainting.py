@@ -573,8 +573,8 @@ def inpaint(
     x, small_hole, white = look_through(pixels, hole, window, model.size, white)
     if not grey: check_scale(model, x, small_hole, label, window[2])
     x = x[:, :model.channels].expand(n, model.channels, -1, -1)
-    fills = fill_holes(model, x, small_hole, label, seed, show_known=method == 'trained',
-                       guidance_scale=guidance_scale, progress=progress, **settings)
+    settings.update(show_known=method == 'trained', guidance_scale=guidance_scale)
+    fills = fill_holes(model, x, small_hole, label, seed, progress=progress, **settings)
     return np.stack([put_back(pixels, hole, window, fill, white, grey)
                      for fill in fills])
 

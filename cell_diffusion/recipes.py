@@ -573,6 +573,7 @@ def history_of(record):
     return (f"\n  The training ended after {' and '.join(ends)} minutes and went on: "
             "the learning rate fell to zero and rose again.")
 
+# %% ../nbs/recipes.ipynb #s000
 def images_of(record):
     n = record['channels']
     text = f"{record['size']} × {record['size']} cells with {n} channel{'s'*(n > 1)}"
@@ -600,6 +601,7 @@ def machine_of(record, more=''):
     m = record['machine']
     return f"{m['name']} ({m['device']}, {threads_of(m)}{more})"
 
+# %% ../nbs/recipes.ipynb #s001
 def threads_of(m): return f"{m['threads']} thread{'s'*(m['threads'] > 1)}"
 
 # %% ../nbs/recipes.ipynb #n041

@@ -109,6 +109,7 @@ def what_else(p:Path)->str:
         return f"is a link to {os.readlink(p)}, which is missing: fetch the data set"
     return "is not a file"
 
+# %% ../nbs/sources.ipynb #s000
 def class_entries(folder:Path)->tuple: # Sorted files, and sentences on other entries
     "The files of one class folder, and what else lies in it"
     found = entries(folder)
@@ -427,6 +428,7 @@ def unpack(
                 n += 1
     return n, left
 
+# %% ../nbs/sources.ipynb #s001
 def is_wanted(member, names)->bool:
     "Whether a member of a zip is an image of a class, or a zip"
     parts = Path(member.filename).parts

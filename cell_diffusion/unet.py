@@ -271,6 +271,15 @@ def check_counts(**sizes):
     for name, size in sizes.items():
         check_number(name, size, 1, whole=True)
 
+# %% ../nbs/05_unet.ipynb #z000
+def check_parts(channels, out_channels, dim, mults, blocks, patch, n_classes):
+    "Raise a `ValueError` for sizes that build no network"
+    check_counts(channels=channels, dim=dim, blocks=blocks, patch=patch)
+    check_counts(**{f'mults[{i}]': m for i, m in enumerate(mults)})
+    check_number('n_classes', n_classes, 0, whole=True)
+    check_number('the number of mults', len(mults), 1)
+    if out_channels is not None: check_counts(out_channels=out_channels)
+
 # %% ../nbs/05_unet.ipynb #c046a
 class UNet(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion',
            tags=['diffusion', 'cells']):
@@ -294,11 +303,7 @@ class UNet(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion',
         dropout:float=0., # Dropout in the residual blocks
     ):
         super().__init__()
-        check_counts(channels=channels, dim=dim, blocks=blocks, patch=patch)
-        check_counts(**{f'mults[{i}]': m for i, m in enumerate(mults)})
-        check_number('n_classes', n_classes, 0, whole=True)
-        check_number('the number of mults', len(mults), 1)
-        if out_channels is not None: check_counts(out_channels=out_channels)
+        check_parts(channels, out_channels, dim, mults, blocks, patch, n_classes)
         self.channels = channels
         self.patch = patch
         self.n_classes = n_classes
