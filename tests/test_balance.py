@@ -329,7 +329,7 @@ def test_generated_files_go_back_to_depth_and_range(deep_folder, tmp_path, obeys
     assert again.bits == 16 and len(again) == 8
 
 
-def test_test_cells_are_read_by_the_white_of_the_training_cells(deep_folder, tmp_path, obeys):
+def test_test_cells_share_the_white_of_the_training_cells(deep_folder, tmp_path, obeys):
     quick = dict(short, force=True)
     test = tmp_path/'test'
     for i, file in enumerate(sorted(deep_folder.rglob('*.png'))[::3]):
