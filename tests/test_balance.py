@@ -49,10 +49,9 @@ def untrained(tmp_path_factory):
 
 
 def said_of(share, real=.9):
-    "What `class_check` finds: shares of class c, and of real cells; then the mean"
+    "What `class_check` finds: shares of class c, and of real cells"
     row = {'class': 'c', 'share': share, 'low': share, 'high': share, 'n': 32}
-    row.update(real=real, real_low=real, real_n=9)
-    return pd.DataFrame([row, {**row, 'class': 'mean'}])
+    return pd.DataFrame([dict(row, real=real, real_low=real, real_n=9)])
 
 
 @pytest.fixture
@@ -330,8 +329,7 @@ def test_generated_files_go_back_to_depth_and_range(deep_folder, tmp_path, obeys
     assert again.bits == 16 and len(again) == 8
 
 
-def test_test_cells_are_read_by_the_white_of_the_training_cells(
-        deep_folder, tmp_path, obeys):
+def test_test_cells_share_the_white_of_the_training_cells(deep_folder, tmp_path, obeys):
     quick = dict(short, force=True)
     test = tmp_path/'test'
     for i, file in enumerate(sorted(deep_folder.rglob('*.png'))[::3]):
