@@ -39,7 +39,7 @@ def network(kind=Denoiser, channels=3, classes=names):
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    "What `python -m http.server` serves with, without its messages"
+    "Python's own server, without its messages"
     def log_message(self, *args):
         pass
 
