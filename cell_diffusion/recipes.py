@@ -20,6 +20,7 @@ import torch
 import warnings
 from pathlib import Path
 from string import Template
+from types import SimpleNamespace
 from cell_diffusion.augmentation import training_cells
 from cell_diffusion.classifier import (
     CellClassifier, enough_epochs, features_and_predictions, reference_classifier,
@@ -203,29 +204,50 @@ def train_model(
 
     Warns if the training was too short, or if the network does not obey the class.
     """
-    check_out(out, 'denoiser', data)
-    check_choices(config, judged, scored, start, out)
-    check_limits(size=size, minutes=minutes, epochs=epochs, bs=bs, lr=lr, dim=dim, n=n,
-                 seed=seed, steps=steps, scored=scored, patch=patch)
-    if patch: kwargs['patch'] = patch
-    settings = dict(config=config, lr=lr, seed=seed, balanced=balanced, inpaint=inpaint,
-                    start=start and Path(start).name, **to_record(kwargs))
+    run = SimpleNamespace(**locals())
+    check_run(run)
     with locked(out, 'training'):
-        trained = start_network(start, size)
-        where = named_source(data, source)
-        dls = cell_dls(*where, size=size, bs=bs, crop=crop, channels=channels, n=n,
-                       balanced=balanced, white=white)
-        check_split(dls, judged if scored else None)
-        learn = learner_for(dls, config, classes, inpaint, trained, dim, seed, kwargs)
-        check_number('steps', steps, 1, learn.model.schedule.T, whole=True)
-        budget = fit_run(learn, out, settings, minutes, epochs, classes, dim, progress)
-        record = run_record(learn, budget, channels)
-        record.update(settings, conditional=classes, loaded=n)
-        model = learn.ema.averaged
-        save_run(model, out, record, scored, steps, progress)
-        if scored: add_score(model, dls, out, record, judged, scored, steps, progress)
+        record = train_and_save(run)
     for said in record['advice']:
         warnings.warn(said)
+    return record
+
+# %% ../nbs/recipes.ipynb #z000
+def check_run(run):
+    "Raise `ValueError` for what can be known to be wrong before any cell is read"
+    check_out(run.out, 'denoiser', run.data)
+    check_choices(run.config, run.judged, run.scored, run.start, run.out)
+    names = 'size minutes epochs bs lr dim n seed steps scored patch'.split()
+    check_limits(**{name: getattr(run, name) for name in names})
+
+def cells_for(run):
+    "The cells of a run, split"
+    where = named_source(run.data, run.source)
+    dls = cell_dls(*where, size=run.size, bs=run.bs, crop=run.crop, n=run.n,
+                   channels=run.channels, balanced=run.balanced, white=run.white)
+    check_split(dls, run.judged if run.scored else None)
+    return dls
+
+def train_and_save(run)->dict: # The record
+    "What `train_model` does with its arguments, which are the attributes of `run`"
+    more = dict(run.kwargs, patch=run.patch) if run.patch else run.kwargs
+    trained = start_network(run.start, run.size)
+    settings = dict(config=run.config, lr=run.lr, seed=run.seed, balanced=run.balanced,
+                    inpaint=run.inpaint, start=trained and Path(run.start).name,
+                    **to_record(more))
+    dls = cells_for(run)
+    learn = learner_for(dls, run.config, run.classes, run.inpaint, trained, run.dim,
+                        run.seed, more)
+    check_number('steps', run.steps, 1, learn.model.schedule.T, whole=True)
+    budget = fit_run(learn, run.out, settings, run.minutes, run.epochs, run.classes,
+                     run.dim, run.progress)
+    record = run_record(learn, budget, run.channels)
+    record.update(settings, conditional=run.classes, loaded=run.n)
+    model = learn.ema.averaged
+    finish = run.steps, run.progress
+    save_run(model, run.out, record, run.scored, *finish)
+    if run.scored:
+        add_score(model, dls, run.out, record, run.judged, run.scored, *finish)
     return record
 
 # %% ../nbs/recipes.ipynb #n033
