@@ -300,7 +300,7 @@ def test_wrappers(case, kind):
 
 def test_wrappers_refuse_what_they_refused():
     model = tiny()
-    with pytest.raises(ValueError, match='finite'):
+    with pytest.raises(ValueError, match='guidance_scale=nan'):
         Guided(model, float('nan'))
     with pytest.raises(ValueError, match='interval'):
         Guided(model, 2., (2., -2.))
