@@ -12,13 +12,13 @@ import torch
 import torch.nn as nn
 from dataclasses import dataclass, replace
 from fastai.callback.training import GradientClip
-from fastai.learner import Callback, Learner, OptimWrapper
+from fastai.learner import Callback, Learner
 from fastai.torch_core import rank_distrib
 from fastcore.basics import patch, store_attr
-from functools import partial
 from torch.optim.swa_utils import AveragedModel
 from cell_diffusion.core import check_limits, default_device, encode, generator
 from cell_diffusion.denoiser import Denoiser, warm_start
+from cell_diffusion.optimizers import optimizers
 from cell_diffusion.process import Schedule, q_sample
 from cell_diffusion.sampling import sample
 from cell_diffusion.denoiser import choose_precision
@@ -200,19 +200,22 @@ def ddpm_learner(
     clip:float=1., # Largest norm of the gradient
     precision:str='auto', # `float32`, `bfloat16`, or `auto` for the faster one
     seed:int=0, # Seed of the noise
+    optimizer:str='adamw', # One of `optimizers`: `adamw` or `muon`
     cbs=(), # More callbacks
     noise=NoiseCallback, # Makes input and target; called with noise_levels ... seed
     loss_func=weighted_mse, # Called with the output and with what `noise` makes
 )->Learner: # Ready for `fit_one_cycle` or `fit_for`
     "A fastai `Learner` for a denoiser; it stops when the loss is not finite"
+    if optimizer not in optimizers:
+        raise ValueError(f"Unknown optimizer {optimizer!r}: use one of "
+                         f"{', '.join(optimizers)}.")
     device = dls.device or default_device()
     model = model.to(device)
     model.precision = choose_precision(precision, device)
 
     pairs = noise(noise_levels, gamma, label_dropout, seed)
     cbs = [pairs, EMA(ema), GradientClip(clip), StopAtNaN(), *cbs]
-    adamw = partial(OptimWrapper, opt=torch.optim.AdamW)
-    return Learner(dls, model, loss_func=loss_func, opt_func=adamw, cbs=cbs)
+    return Learner(dls, model, loss_func=loss_func, cbs=cbs, **optimizers[optimizer])
 
 # %% ../nbs/06_ddpm.ipynb #c067
 class LossByTimestep(Callback):
