@@ -274,12 +274,12 @@ def as_text(bad):
 
 def print_table(rows, lose):
     "What became of each command; whether all is as it should be"
-    table = pd.DataFrame(rows, columns=['command', 'kills', 'most lost', 'result'])
-    by = {'kills': 'sum', 'most lost': 'max', 'result': lambda said: '; '.join(set(said))}
+    table = pd.DataFrame(rows, columns=['command', 'kills', 'lost', 'result'])
+    by = dict(kills='sum', lost='max', result=lambda said: '; '.join(set(said)))
     whole = table.groupby('command', sort=False).agg(by)
     print(whole.to_string(float_format='{:.1f}'.format))
-    print(f'{table.kills.sum()} kills, {table["most lost"].max():.1f} s lost at most')
-    return set(table.result) == {'equal'} and table['most lost'].max() <= lose
+    print(f'{table.kills.sum()} kills, {table.lost.max():.1f} s lost at most')
+    return set(table.result) == {'equal'} and table.lost.max() <= lose
 
 
 def main():
