@@ -168,7 +168,7 @@ def files_in(out): return sorted(p for p in out.rglob('*') if p.is_file())
 
 def what_is_there(out):
     "In words, for the table"
-    names = sorted({p.name for p in files_in(out)} - {'.lock'})
+    names = sorted({p.name for p in files_in(out) if not p.name.endswith('.lock')})
     return f'{len(names)} files: {", ".join(names)}'[:60] if names else 'nothing'
 
 
