@@ -1,4 +1,5 @@
 "Two runs in one folder, and runs that are killed by the system"
+import io
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -8,12 +9,13 @@ import pytest
 import torch
 from common import root
 from rare_cells import some_cells
-from cell_diffusion.augmentation import balance
+from cell_diffusion.augmentation import balance, generator_dls
 from cell_diffusion.imageio import save_image
 from cell_diffusion.recipes import train_model, train_reference_classifier
 from cell_diffusion.records import locked
 from cell_diffusion.studies import augmentation
 from cell_diffusion.studies.augmentation import AugmentationStudy
+from cell_diffusion.training import Checkpoint, diffusion_learner, fit_for
 
 
 @pytest.fixture
@@ -73,6 +75,34 @@ def test_a_generator_of_a_study_goes_on_after_a_kill(tmp_path, monkeypatch, kind
     killed = study(tmp_path/'killed').generated(kind, 0)
     assert np.array_equal(whole.images, killed.images)
     assert [f.name for f in (tmp_path/'killed'/'work').iterdir()] == [f'{kind}-f0.npz']
+
+
+@pytest.mark.parametrize('saves, every', [(1, 60.), (2, 60.), (2, 0.), (5, 0.)])
+def test_a_killed_training_leaves_the_same_checkpoint(tmp_path, monkeypatch, saves,
+                                                      every):
+    "Killed after so many writings, each at the end of an epoch or before a batch"
+    cells = some_cells((16, 8))
+    def train(file):
+        dls = generator_dls(cells.images, cells.labels, cells.names, bs=8)
+        learn = diffusion_learner(dls, classes=True, dim=4, patch=1)
+        fit_for(learn, epochs=3, checkpoint=file, progress=False)
+        state = torch.load(file)
+        state.pop('seconds')
+        data = io.BytesIO()
+        torch.save(state, data)
+        return data.getvalue()
+    monkeypatch.setattr(Checkpoint.__init__, '__defaults__', (None, every))
+    whole = train(tmp_path/'whole.pt')
+
+    save = Checkpoint.save
+    left = iter(range(saves)[::-1])
+    def dying(self):
+        save(self)
+        if next(left) == 0: raise KeyboardInterrupt
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(Checkpoint, 'save', dying)
+        train(tmp_path/'killed.pt')
+    assert train(tmp_path/'killed.pt') == whole
 
 
 @pytest.mark.slow
