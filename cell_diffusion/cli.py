@@ -69,7 +69,7 @@ def not_empty(value):
 
 def a_path(text):
     "A path from the text of the shell"
-    return Path(not_empty(text))
+    return Path(not_empty(text)).expanduser()
 
 def shell_parameter(parameter, help, is_option):
     "A parameter as Typer wants it"
@@ -310,12 +310,11 @@ def file_text(name):
     return re.sub(r'[<>:"/\\|?*\x00-\x1f]', '_', name).strip(' .')[:50]
 
 def save_each(x, folder, name, seed):
-    "A PNG for each cell"
-    from torchvision.utils import save_image
-    folder.mkdir(parents=True, exist_ok=True)
+    "A PNG for each cell, all of them or none"
     name = file_text(name)
-    for i, cell in enumerate(shown_channels(x)):
-        save_image(cell, folder/f'{name}_{seed}_{i:04d}.png')
+    paths = [folder/f'{name}_{seed}_{i:04d}.png' for i in range(len(x))]
+    pixels = (shown_channels(x)*255).round().byte().permute(0, 2, 3, 1)
+    write_pictures(paths, pixels.numpy())
 
 # %% ../nbs/cli.ipynb #n011
 def write_pictures(paths, pictures):
@@ -383,7 +382,7 @@ def train_(
     **options, # More arguments of `train_model`
 ):
     "Train a diffusion model on a folder of cells."
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
+    if os.environ.get('WORLD_SIZE', '1') not in ('', '0', '1'):
         raise ValueError("`cell-diffusion train` is one process; to train on several "
                          "GPUs call `fit_for` within `learn.distrib_ctx()` from a "
                          "script of your own.")

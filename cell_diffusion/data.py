@@ -10,6 +10,7 @@ __all__ = ['CellImages', 'load_cells', 'few_of_each', 'CellLoader', 'cell_dls', 
 # %% ../nbs/02_data.ipynb #c004
 import copy, csv, hashlib, inspect, json, os, warnings, zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, torch
@@ -18,10 +19,11 @@ from fastcore.basics import patch, store_attr
 from fastai.data.core import DataLoaders
 from fastai.torch_core import num_distrib, rank_distrib, to_detach as _to_detach
 from . import simulation
-from .core import (
-    check_limits, check_number, default_device, encode, generator, show_cells)
+from cell_diffusion.core import (
+    check_limits, check_number, default_device, encode, generator, plain_number,
+    show_cells)
 from .imageio import (
-    channels_and_bits, read_planes, reader_version, to_8_bits)
+    channels_and_bits, read_planes, reader_version, to_8_bits, why)
 from .records import locked, write_whole
 from .simulation import blood_classes, simulate_blood, simulate_jurkat
 from cell_diffusion.sources import (
@@ -75,8 +77,7 @@ def open_cell(
         except ValueError as e:
             return f"{path} {e}"
         except Exception as e:
-            reason = f"{type(e).__name__}: {e}".replace(f" '{path}'", '')
-            return f"{path} cannot be read as an image ({reason})"
+            return f"{path} cannot be read as an image ({why(e, path)})"
     if len({a.shape for a in planes}) > 1:
         return f"{paths[0]} and its other channels differ in size"
     return planes
@@ -200,14 +201,15 @@ def measure_white(
     shares = counts.cumsum()/max(counts.sum(), 1)
     return max(1, int(np.searchsorted(shares, percent/100)))
 
-def check_white(white, bits:int):
+def check_white(white, bits:int)->float: # As Python's int or float
     "Raise `ValueError` for a level that cannot be white in files of these bits"
     top = 255 if bits == 8 else 65535
-    is_number = isinstance(white, (int, float, np.number))
-    if not is_number or isinstance(white, bool) or not 1 <= white <= top:
+    level = plain_number(white)
+    if level is None or not 1 <= level <= top:
         raise ValueError(
             f"white={white!r} should be a grey level from 1 to {top}, what files of "
             f"{bits} bits can hold.")
+    return level
 
 # %% ../nbs/02_data.ipynb #d031
 def check_classes(items, good, names, first_complaint):
@@ -354,7 +356,8 @@ def folder_classes(
     names = tuple(p.name for p in class_folders(folder))
     if not names:
         raise ValueError(
-            f"{folder} is empty: it should hold a folder of images for each class.")
+            f"{folder} holds no folders: it should hold a folder of images for each "
+            "class.")
     return names
 
 # %% ../nbs/02_data.ipynb #d010
@@ -381,7 +384,8 @@ def list_folder(
         items, odd = list_images(folder, names)
     first_channels, bits = folder_form(items)
     if source == 'jurkat': return Listing(names, items, odd, 1, bits, keep=40)
-    if channels is not None: check_number('channels', channels, 1, whole=True)
+    if channels is not None:
+        channels = check_number('channels', channels, 1, whole=True)
     channels = 3 if source == 'pbc' else channels or first_channels
     return Listing(names, items, odd, channels, bits, keep=200/360)
 
@@ -400,7 +404,7 @@ def load_folder(
     "Cells of a folder of class folders; the arguments are those of `load_cells`"
     found = list_folder(folder, source, channels)
     if white is None and found.bits == 8: white = 255
-    if white is not None: check_white(white, found.bits)
+    if white is not None: white = check_white(white, found.bits)
     labels = np.array([label for label, _ in found.items])
     items = [found.items[i] for i in choose_cells(labels, n, seed)]
     how = dict(size=size, crop=crop, channels=found.channels, bits=found.bits)
@@ -526,10 +530,17 @@ def generated_files(
     listed = set()
     manifest = folder/'manifest.csv'
     if manifest.is_file():
-        with open(manifest, encoding='utf-8', errors='replace', newline='') as f:
-            rows = list(csv.DictReader(f))
-        listed = {row.get('file') for row in rows if row.get('synthetic') == 'True'}
+        # Excel adds a mark at the beginning, and writes TRUE
+        with open(manifest, encoding='utf-8-sig', errors='replace', newline='') as f:
+            rows = list(read_rows(f))
+        listed = {row.get('file') for row in rows
+                  if str(row.get('synthetic')).lower() == 'true'}
     return tuple(f for f in files if f in listed or is_generated(folder/f))
+
+def read_rows(f):
+    "The rows of a table, as far as it is one"
+    with suppress(csv.Error):
+        yield from csv.DictReader(f)
 
 def is_generated(file:Path)->bool:
     "Does the name of a file, or a note inside it, say that it is a generated cell?"

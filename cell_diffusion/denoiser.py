@@ -401,8 +401,9 @@ def class_number(classes, label):
     "The number of a class that is given by name or number"
     if hasattr(label, 'item'): label = label.item()
     if isinstance(label, str) and label in classes: return classes.index(label)
-    if str(label).isdecimal() and int(label) < len(classes): return int(label)
-    raise ValueError(f"Unknown class {label!r}: use one of {', '.join(classes)}, "
+    is_number = str(label).isdecimal() and len(str(label)) < 10
+    if is_number and int(label) < len(classes): return int(label)
+    raise ValueError(f"Unknown class {label!r:.80}: use one of {', '.join(classes)}, "
                      f"or a number in 0..{len(classes) - 1}.")
 
 # %% ../nbs/06b_long_runs.ipynb #c087

@@ -108,7 +108,11 @@ def upright(
     im:Image.Image, # Opened
 )->Image.Image: # Loaded
     "A picture turned as its EXIF orientation says; a damaged note is no note"
+    # Pillow maps a file with a name into memory, and shears one that lies on its side
+    name = getattr(im, 'filename', '')
+    im.filename = ''
     im.load()
+    im.filename = name
     try:
         return ImageOps.exif_transpose(im)
     except Exception:
@@ -133,7 +137,7 @@ def swap_bytes(im:Image.Image):
         if not re.fullmatch('(RGB|RGBA|RGBX);16[BLN]', str(mode)):
             raise ValueError(
                 "has 16 bits a colour in a form that is cut to 8 here: save it as "
-                "an RGB TIFF without transparency, or pass its pixels as an array")
+                "a TIFF without transparency, or pass its pixels as an array")
         details = swapped(mode) if is_text else (swapped(mode), *rest)
         tiles.append(tile._replace(args=details))
     im.tile = tiles
@@ -149,8 +153,9 @@ def deep_colours(
             "pass the file's name")
     im.fp.seek(0)
     file = im.fp.read()
-    if getattr(im, 'tag_v2', {}).get(284) == 2:
-        return planar_colours(file, im.tell())
+    tags = getattr(im, 'tag_v2', {})
+    if tags.get(284) == 2:
+        return turned(planar_colours(file, im.tell()), tags.get(274))
 
     halves = []
     for swap in (False, True):
@@ -175,6 +180,15 @@ def planar_colours(
             "save it without compression") from e
     return np.moveaxis(planes, 0, -1)
 
+def turned(
+    pixels:np.ndarray, # `(height, width, …)` as they are stored
+    orientation:int,   # As in EXIF; 1 and unknown ones are upright
+)->np.ndarray:
+    "Pixels as EXIF says that they are to be shown"
+    if orientation in (3, 4, 6, 7): pixels = pixels[::-1]
+    if orientation in (2, 3, 7, 8): pixels = pixels[:, ::-1]
+    return pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
+
 # %% ../nbs/imageio.ipynb #n002
 def picture_pixels(
     im:Image.Image,   # Opened, not yet loaded if it comes from a file
@@ -182,6 +196,11 @@ def picture_pixels(
 )->np.ndarray: # uint8, or uint16 for more than 8 bits
     "The pixels of a picture or page, upright"
     if kind.bits > 8 and kind.mode in ('RGB', 'RGBA'): return deep_colours(im)
+    tags = getattr(im, 'tag_v2', {})
+    if kind.mode == 'LA' and tags.get(338) == (0,):
+        raise ValueError(
+            "has two channels a pixel, and the second need not be transparency: "
+            "save a page for each channel")
     im = upright(im)
     if im.mode == 'P': im = im.convert('RGBA' if 'transparency' in im.info else 'RGB')
     if im.mode == '1': im = im.convert('L')
@@ -192,7 +211,10 @@ def picture_pixels(
         raise ValueError(
             f"has pixels from {a.min()} to {a.max()}, which do not fit into 16 bits: "
             "rescale the image")
-    return a.astype(np.uint16)
+    a = a.astype(np.uint16)
+
+    # In a TIFF 0 can be white; of 16 bits Pillow does not look
+    return 65535 - a if tags.get(262) == 0 and kind.mode[:4] == 'I;16' else a
 
 # %% ../nbs/imageio.ipynb #n004
 def read_planes(
@@ -252,7 +274,7 @@ def from_8_bits(
     return (pixels*(white/255)).round().astype(np.uint8 if bits == 8 else np.uint16)
 
 # %% ../nbs/imageio.ipynb #i029
-reader_version = 3
+reader_version = 4
 
 # %% ../nbs/imageio.ipynb #i031
 def check_for_editing(kind:PictureKind):
@@ -276,15 +298,23 @@ def decoded_picture(
     except ValueError:
         raise
     except Exception as e:
-        raise ValueError(f"cannot be read as an image ({why(e)})") from e
+        raise ValueError(f"cannot be read as an image ({why(e, image)})") from e
     finally:
         if not is_open and 'im' in locals(): im.close()
 
-def why(e:Exception)->str:
+def why(e:Exception, path)->str:
     "What went wrong, in a few words; names of exceptions say nothing to a user"
-    if isinstance(e, UnidentifiedImageError): return 'it has no known format'
+    if isinstance(e, UnidentifiedImageError):
+        if not is_tiff(path): return 'it has no known format'
+        return ('a TIFF of a kind that is not read here: save it with 8 or 16 bits, '
+                'grey, in RGB, or with a page for each channel')
     lines = str(getattr(e, 'strerror', None) or e).strip().splitlines()
     return lines[0] if lines else type(e).__name__
+
+def is_tiff(path)->bool:
+    "Whether a file begins as a TIFF"
+    with open(path, 'rb') as f:
+        return f.read(4) in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
 
 def check_array(pixels:np.ndarray):
     "Raise `TypeError` or `ValueError` unless an array can be a picture"
@@ -315,6 +345,7 @@ def read_image(
     is_file = isinstance(image, (str, Path))
     if not is_file and not isinstance(image, Image.Image):
         pixels = np.asarray(image)
+        if pixels.dtype == '>u2': pixels = pixels.astype(np.uint16)
         check_array(pixels)
         return pixels
 
@@ -396,9 +427,14 @@ def read_mask(
     """
     name = mask if isinstance(mask, (str, Path)) else 'The mask'
     if isinstance(mask, (str, Path, Image.Image)): mask = read_image(mask)
+    if torch.is_tensor(mask): mask = mask.detach().cpu().float()
     shape = tuple(shape)
     try:
-        a = mask_plane(np.asarray(mask), shape)
+        a = np.asarray(mask)
+        if not np.can_cast(a.dtype, float, 'same_kind') or 0 in a.shape:
+            raise ValueError(f"has values of type {a.dtype} and shape {a.shape}: "
+                             "use numbers or bools (height, width)")
+        a = mask_plane(a, shape)
         if a.ndim != 2:
             raise ValueError(f"has shape {a.shape}: a mask is (height, width)")
         if a.shape != shape:

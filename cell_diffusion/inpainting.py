@@ -532,6 +532,9 @@ def find_network(
 )->Denoiser:
     "The network of a method. Raises `ValueError` for one that cannot do it."
     if isinstance(model, (str, Path)): model = load(model, kind=Denoiser)
+    if not isinstance(model, Denoiser):
+        raise TypeError("A network is expected, or its name or folder, got a "
+                        f"{type(model).__name__}.")
     if method == 'trained' and not model.sees_known:
         raise ValueError("Method 'trained' needs an `Inpainter`: this network was not "
                          "trained to fill holes. Choose 'clamp' or 'repaint'.")

@@ -97,6 +97,11 @@ def entries(folder:Path)->list: # Sorted paths
         raise PermissionError(
             f"{folder} cannot be read ({e.strerror}): "
             "ask for its permissions, or move it away.") from e
+    for p in found:
+        if any('\ud800' <= c <= '\udfff' for c in p.name):
+            raise ValueError(
+                f"{os.fsencode(p.name)!r} in {folder} is a name in another code page "
+                "than UTF-8: rename it.")
     added = '__MACOSX', 'Thumbs.db', 'desktop.ini'
     return [p for p in found if not p.name.startswith('.') and p.name not in added]
 

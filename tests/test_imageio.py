@@ -364,3 +364,68 @@ def test_what_is_read_can_be_written_unchanged(tmp_path, shape, dtype, top, suff
     save_pixels(tmp_path/f'a.{suffix}', image)
     read = read_image(tmp_path/f'a.{suffix}')
     assert read.dtype == dtype and (read == image.squeeze()).all()
+
+
+# ---- forms of TIFF
+
+def turned(image, orientation):
+    "How Pillow shows a picture of an orientation"
+    im = Image.fromarray(image)
+    exif = Image.Exif()
+    exif[274] = orientation
+    im.info['exif'] = exif.tobytes()
+    return np.asarray(ImageOps.exif_transpose(im))
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('dtype, shape, layout', [
+    (np.uint8, (7, 9), {}), (np.uint16, (7, 9), {}), (np.uint8, (7, 9, 3), {}),
+    (np.uint8, (7, 9, 4), dict(extrasamples=['unassalpha'])),
+    (np.uint16, (7, 9, 3), {}), (np.uint16, (7, 9, 3), dict(planarconfig='separate'))])
+def test_a_tiff_on_its_side(tmp_path, orientation, dtype, shape, layout):
+    image = pixels(*shape, dtype=dtype, top=np.iinfo(dtype).max)
+    planes = np.atleast_3d(image)
+    first = [turned(p.astype(np.uint8), orientation) for p in planes.transpose(2, 0, 1)]
+    stored = image.transpose(2, 0, 1) if 'planarconfig' in layout else image
+    colours = dict(photometric='rgb') if len(shape) == 3 else {}
+    tag = (274, 3, 1, orientation, True)
+    tifffile.imwrite(tmp_path/'a.tif', stored, extratags=[tag], **colours, **layout)
+    read = np.atleast_3d(read_image(tmp_path/'a.tif'))
+    assert (read.astype(np.uint8) == np.stack(first, -1)).all()
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+@pytest.mark.parametrize('byteorder', '<>')
+def test_a_tiff_whose_0_is_white(tmp_path, dtype, byteorder):
+    image = pixels(7, 9, dtype=dtype, top=np.iinfo(dtype).max)
+    tifffile.imwrite(tmp_path/'a.tif', ~image, photometric='miniswhite',
+                     byteorder=byteorder)
+    assert (read_image(tmp_path/'a.tif') == image).all()
+
+@pytest.mark.parametrize('dtype, says', [(np.uint8, 'two channels a pixel'),
+                                         (np.uint16, 'TIFF of a kind')])
+def test_no_channel_of_a_tiff_is_lost_as_transparency(tmp_path, dtype, says):
+    tifffile.imwrite(tmp_path/'a.tif', pixels(7, 9, 2, dtype=dtype),
+                     photometric='minisblack', planarconfig='contig')
+    with pytest.raises(ValueError, match=says):
+        read_image(tmp_path/'a.tif')
+
+@pytest.mark.parametrize('dtype, shape', [
+    (np.float64, (7, 9)), (np.float16, (7, 9)), (np.float32, (7, 9, 3)),
+    (np.uint32, (7, 9, 3))])
+def test_a_tiff_of_another_kind_is_called_one(tmp_path, dtype, shape):
+    tifffile.imwrite(tmp_path/'a.tif', pixels(*shape, dtype=dtype))
+    with pytest.raises(ValueError, match='a TIFF of a kind'):
+        read_image(tmp_path/'a.tif')
+
+def test_arrays_of_another_byte_order():
+    image = pixels(7, 9, dtype=np.uint16, top=5000)
+    assert (read_image(image.astype('>u2')) == image).all()
+
+@pytest.mark.parametrize('mask', [
+    torch.ones(7, 9, requires_grad=True), torch.ones(7, 9, dtype=torch.bfloat16)])
+def test_masks_from_any_tensor(mask): assert read_mask(mask, (7, 9)).all()
+
+@pytest.mark.parametrize('mask', [
+    np.full((7, 9), 'a'), np.zeros((7, 9, 0)), np.ones((7, 9), complex), 'a b'.split()])
+def test_no_numbers_are_no_mask(mask):
+    with pytest.raises(ValueError, match='use numbers or bools'):
+        read_mask(mask, (7, 9))
