@@ -782,6 +782,13 @@ def check_split(cells:CellImages, idxs:dict, split):
                 f"left for {side}. Add pictures (ten or more), take the class away, "
                 "or read more cells if n= left some out.")
 
+def split_of(cells:CellImages, split, seed:int)->dict: # Indices of each side
+    "The split that a source came with, or a new one"
+    if cells.splits: return cells.splits
+    idxs = split_cells(cells.labels, cells.hashes, split, seed, cells.files)
+    if cells.files: check_split(cells, idxs, split)
+    return idxs
+
 # %% ../nbs/02_data.ipynb #c100
 def cell_dls(
     source='simulated',  # One of `sources`, or the path of a folder of class folders
@@ -807,10 +814,7 @@ def cell_dls(
     bs, = check_limits(bs=bs)
     cells = load_cells(source, path, size, crop, channels, n, seed, **kwargs)
     check_real(cells)
-    idxs = cells.splits
-    if not idxs:
-        idxs = split_cells(cells.labels, cells.hashes, split, seed, cells.files)
-        if cells.files: check_split(cells, idxs, split)
+    idxs = split_of(cells, split, seed)
     device = device or default_device()
     images = place_pixels(torch.from_numpy(cells.images), device)
 
