@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from cell_diffusion.classifier import enough_epochs, reference_classifier
+from cell_diffusion.classifier import reference_classifier
 from cell_diffusion.core import check_limits, decode, default_device, encode
 from cell_diffusion.data import (
     CellImages, CellLoader, CellLoaders, cell_dls, crop_box, default_crop,
@@ -119,13 +119,6 @@ def check_output_folder(folder, out:Path):
     if there and not (out/'.work').is_dir():
         raise FileExistsError(
             f"{out} is not empty: name a new folder for the generated cells.")
-
-def training_cells(where, size:int, **kwargs)->CellLoaders:
-    "Cells of a source and a folder, split for a classifier"
-    dls = cell_dls(*where, size=size, bs=1, **kwargs)
-    for loader in dls.loaders:
-        loader.bs = min(64, len(dls.train.idxs))
-    return dls
 
 def check_test_cells(cells:CellImages, where, kwargs):
     "Raise `ValueError` where a test cell is among the training cells"
@@ -260,7 +253,7 @@ def check_classes(
     progress:bool,  # Show progress bars
 )->pd.DataFrame: # As `class_check`, and whether each class is `obeyed`
     "Check that the network obeys the classes; `ValueError` if not, unless forced"
-    classifier = reference_classifier(dls, enough_epochs(dls), keep, progress)
+    classifier = reference_classifier(dls, keep=keep, progress=progress)
     sides = [side.arrays for side in (dls.valid, dls.test)]
     real = encode(np.concatenate([images for images, _ in sides]))
     labels = np.concatenate([y for _, y in sides])
@@ -319,7 +312,7 @@ def cells_to_balance(folder, source, size, model, test, white, kwargs)->tuple:
     "The cells, split for a classifier, and both `sizes`; raises for test cells in it"
     where = named_source(folder, source)
     size, made = sizes(where, size, model, **kwargs)
-    dls = training_cells(where, made, white=white, **kwargs)
+    dls = cell_dls(*where, size=made, bs=1, white=white, **kwargs)
     if test is not None: check_test_cells(dls.cells, named_source(test, source), kwargs)
     return dls, size, made
 

@@ -8,7 +8,6 @@ __all__ = ['CellClassifier', 'train_classifier', 'features_and_predictions', 're
 # %% ../nbs/07_evaluation.ipynb #n013
 import hashlib
 import inspect
-import json
 import math
 import shutil
 import torch
@@ -23,7 +22,8 @@ from fastai.metrics import accuracy
 from fastcore.basics import store_attr
 from pathlib import Path
 from torchvision.models.resnet import BasicBlock
-from cell_diffusion.core import check_limits, check_number, encode
+from cell_diffusion.core import check_limits, check_number, encode, limits
+from cell_diffusion.data import CellLoader, CellLoaders
 from cell_diffusion.denoiser import Network, load, save, weights_folder
 from cell_diffusion.records import read_json, write_json
 from cell_diffusion.sources import cache_folder
@@ -53,7 +53,7 @@ class CellClassifier(Network, tags=['image-classification', 'cells']):
     ):
         super().__init__()
         # Convolutions of fewer channels crash some processors
-        check_number('dim', dim, 8, 1024, whole=True)
+        check_number('dim', dim, **limits['classifier_dim'])
         check_number('the number of classes', len(classes), 1)
         self.classes = tuple(classes)
         self.channels = channels
@@ -155,24 +155,26 @@ def train_classifier(
 
     Raises `ValueError` for numbers out of range, and `FloatingPointError` at the first
     loss that is not finite."""
-    epochs, lr, seed, dim = check_limits(epochs=epochs, lr=lr, seed=seed, dim=dim)
+    epochs, lr, seed = check_limits(epochs=epochs, lr=lr, seed=seed)
+    dim = check_number('dim', dim, **limits['classifier_dim'])
     if steps is None: steps = epochs*len(dls.train)
     steps, = check_limits(steps=steps)
     x = dls.one_batch()[0]
     torch.manual_seed(seed)
     model = _new_classifier(network, dls.vocab, x, dim)
     cbs = [ForSteps(steps, validate=progress), StopAtNaN()]
-    if choose_precision(precision, x.device) == 'bfloat16':
+    precision = choose_precision(precision, x.device)
+    if precision == 'bfloat16':
         if network is None:
             model.precision = 'bfloat16'
         else:
             cbs.append(Autocast())
-    loss = nn.CrossEntropyLoss(_as_weights(class_weights))
+    class_weights = _as_weights(class_weights)
+    loss = nn.CrossEntropyLoss(class_weights)
     learn = Learner(dls, model, loss_func=loss, metrics=accuracy, cbs=cbs)
     if checkpoint:
-        run = dict(classes=list(dls.vocab), batches=len(dls.train), steps=steps, lr=lr,
-                   seed=seed, network=network)
-        if hasattr(dls, 'cells'): run.update(cells_of(dls))
+        run = dict(steps=steps, lr=lr, seed=seed, dim=dim, precision=precision,
+                   network=network, **_seen_in_training(dls, class_weights))
         learn.add_cb(Checkpoint(checkpoint, run))
     with _shown(learn, progress), plain_errors():
         learn.fit_one_cycle(math.ceil(steps/len(dls.train)), lr)
@@ -190,6 +192,15 @@ def _new_classifier(network, classes, x, dim):
 def _as_weights(class_weights):
     if class_weights is None: return None
     return torch.as_tensor(class_weights, dtype=torch.float32)
+
+def _seen_in_training(dls, class_weights):
+    "What a checkpoint of a classifier depends on beside the settings"
+    run = {name: getattr(dls.train, name, None)
+           for name in ('bs', 'augment', 'balanced')}
+    run.update(classes=list(dls.vocab), batches=len(dls.train), class_weights=None)
+    if class_weights is not None: run['class_weights'] = class_weights.tolist()
+    if hasattr(dls, 'cells'): run.update(cells_of(dls))
+    return run
 
 @contextmanager
 def _shown(learn, progress):
@@ -255,15 +266,43 @@ def cells_of(
     _, channels, size, _ = dls.one_batch()[0].shape
     return dict(fingerprint=fingerprint(dls), channels=channels, size=size)
 
+def judge_loaders(
+    dls, # From `cell_dls`
+)->CellLoaders: # Of the same split
+    "Loaders to train a reference classifier with, the same however `dls` were made"
+    bs = min(64, len(dls.idxs['train']))
+    def make(side, **options):
+        return CellLoader(dls.train.images, dls.cells.labels, dls.idxs[side],
+                          dls.vocab, bs, **options)
+
+    train = make('train', train=True, augment=True)
+    loaders = CellLoaders(train, make('valid'), make('test'), device=dls.device)
+    loaders.vocab = dls.vocab
+    return loaders
+
+def enough_epochs(
+    n:int, # Training cells
+)->int: # Passes over them
+    "Epochs of a reference classifier: the usual number, or 150 steps if that is more"
+    return max(default_epochs, math.ceil(150/max(1, n//64)))
+
+# %% ../nbs/07_evaluation.ipynb #n003
 trainer_arguments = inspect.signature(train_classifier).parameters
 
+def labels_hash(dls)->str: # 16 hexadecimal digits
+    "Names the labels of the training cells, which their fingerprint does not know"
+    cells = dls.cells
+    pairs = sorted(f'{cells.hashes[i]} {cells.labels[i]}' for i in dls.idxs['train'])
+    return hashlib.sha256('\n'.join(pairs).encode()).hexdigest()[:16]
+
 def trained_how(
+    dls, # From `cell_dls`
     **settings, # Arguments of `train_classifier`
-)->dict: # Those that are not its defaults, as text
-    "What sets a training apart from that of a reference classifier"
-    return {name: str(value) for name, value in sorted(settings.items())
-            if name != 'checkpoint'
-            and str(value) != str(trainer_arguments[name].default)}
+)->dict: # Text
+    "What sets classifiers of the same fingerprint apart"
+    how = {name: str(value) for name, value in sorted(settings.items())
+           if str(value) != str(trainer_arguments[name].default)}
+    return dict(how, loaders='its own', labels=labels_hash(dls))
 
 def classifier_folder(
     dls, # From `cell_dls`
@@ -271,15 +310,15 @@ def classifier_folder(
 )->Path: # In `cache_folder()`; it need not be there yet
     "Where a classifier of these cells, at this size and so trained, is kept"
     cells = cells_of(dls)
-    name = f"{cells['fingerprint']}-{cells['channels']}x{cells['size']}"
-    how = trained_how(**settings)
-    if how: name += '-' + hashlib.sha256(str(how).encode()).hexdigest()[:8]
+    how = trained_how(dls, **settings)
+    mark = hashlib.sha256(str(how).encode()).hexdigest()[:8]
+    name = f"{cells['fingerprint']}-{cells['channels']}x{cells['size']}-{mark}"
     return cache_folder()/'classifiers'/name
 
 # %% ../nbs/07_evaluation.ipynb #s000
 def is_trained_on(
     folder, # Holds a `record.json`, or not
-    cells:dict, # From `cells_of`
+    cells:dict, # From `cells_of`, and more that the record should say
 )->bool:
     "Does the record in a folder name exactly these training cells?"
     file = Path(folder)/'record.json'
@@ -301,19 +340,6 @@ def load_classifier(
     return model
 
 # %% ../nbs/07_evaluation.ipynb #n033
-def was_trained_as(
-    folder, # Holds a `record.json`
-    model:CellClassifier, # The network in it
-    settings:dict, # Arguments of `train_classifier`
-)->bool:
-    "Was the classifier in a folder trained in this way?"
-    record = json.loads((folder/'record.json').read_text(encoding='utf-8'))
-
-    # The first releases recorded the epochs alone
-    epochs = record.get('epochs', default_epochs)
-    before = trained_how(epochs=epochs, dim=model.n_features//4)
-    return record.get('trained', before) == trained_how(**settings)
-
 def cached_classifier(
     dls, # From `cell_dls`
     **settings, # Arguments of `train_classifier`
@@ -322,10 +348,9 @@ def cached_classifier(
     folder = classifier_folder(dls, **settings)
     if not (folder/'record.json').exists(): return None # It may be being written
     try:
-        if is_trained_on(folder, cells_of(dls)):
-            model = load_classifier(folder, dls)
-            return model if was_trained_as(folder, model, settings) else None
-        reason = 'its record does not name these cells'
+        asked = dict(cells_of(dls), trained=trained_how(dls, **settings))
+        if is_trained_on(folder, asked): return load_classifier(folder, dls)
+        reason = 'its record names other cells or another training'
     except (ValueError, OSError) as e:
         reason = str(e)
     warnings.warn(f"The classifier in {folder} is damaged and was removed ({reason}).")
@@ -346,7 +371,7 @@ def keep_classifier(
     right = (predicted == torch.as_tensor(labels)).float().mean().item()
     folder = classifier_folder(dls, **settings)
     record = dict(kind='classifier', **cells_of(dls), epochs=settings['epochs'],
-                  trained=trained_how(**settings), accuracy=right)
+                  trained=trained_how(dls, **settings), accuracy=right)
     try:
         save(model, folder)
         write_json(folder/'record.json', record)
@@ -359,7 +384,7 @@ def keep_classifier(
 # %% ../nbs/07_evaluation.ipynb #n020
 def reference_classifier(
     dls, # From `cell_dls`
-    epochs:int=default_epochs, # Passes over the training cells, unless it is shipped
+    epochs:int=None, # Passes over the training cells; by default 12, or 150 steps
     keep:bool=False, # Keep a newly trained one in the cache folder
     progress:bool=False, # Show fastai's progress while one is trained
     **kwargs, # More arguments of `train_classifier`
@@ -367,24 +392,21 @@ def reference_classifier(
     """The classifier trained on exactly these cells: shipped, else cached, else new
 
     A shipped one is taken however it was trained. A cached one is taken only if it was
-    trained with the same arguments. `ValueError` where another network is to be kept.
+    trained with the same arguments. A new one depends on the cells and their split, not
+    on batches, balance or augmentation of `dls`.
+
+    Raises `ValueError` where another network is to be kept.
     """
     if keep and kwargs.get('network'):
         raise ValueError("Only a CellClassifier can be kept: leave network out.")
-    settings = dict(epochs=epochs, **kwargs)
     cells = cells_of(dls)
     for file in sorted(weights_folder.glob('*classifier*/record.json')):
         if is_trained_on(file.parent, cells): return load_classifier(file.parent, dls)
+    epochs = epochs or enough_epochs(len(dls.idxs['train']))
+    settings = dict(epochs=epochs, **kwargs)
     cached = cached_classifier(dls, **settings)
     if cached is not None: return cached
 
     if progress: print(f'No such classifier of these cells yet: {epochs} epochs.')
-    model = train_classifier(dls, epochs, progress=progress, **kwargs)
+    model = train_classifier(judge_loaders(dls), epochs, progress=progress, **kwargs)
     return keep_classifier(model, dls, **settings) if keep else model.cpu()
-
-# %% ../nbs/12_augmentation.ipynb #n001
-def enough_epochs(
-    dls, # From `cell_dls`
-)->int: # Passes over the training cells
-    "Epochs of a reference classifier: the usual number, or 150 steps if that is more"
-    return max(default_epochs, math.ceil(150/len(dls.train)))

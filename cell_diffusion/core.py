@@ -105,6 +105,7 @@ def whole(low, high): return dict(low=low, high=high, whole=True)
 limits = dict(
     bs=whole(1, 65_536),
     calls=whole(1, 100_000),
+    classifier_dim=whole(8, 1024),
     dim=whole(4, 1024),
     draws=whole(1, 1_000_000),
     epochs=whole(1, 100_000),

@@ -18,13 +18,12 @@ import pandas as pd
 import re
 import torch
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from string import Template
 from types import SimpleNamespace
-from cell_diffusion.augmentation import training_cells
 from cell_diffusion.classifier import (
-    CellClassifier, enough_epochs, features_and_predictions, reference_classifier,
-    train_classifier,
+    CellClassifier, features_and_predictions, reference_classifier, train_classifier,
 )
 from cell_diffusion.core import (
     check_limits, check_number, encode, limits, show_cells)
@@ -76,7 +75,7 @@ def describe_data(
                 fingerprint=fingerprint(dls))
 
 # %% ../nbs/recipes.ipynb #n003
-def check_split(dls, side=None):
+def check_compared(dls, side=None):
     "Raise `ValueError` for too few cells to train, validate, or compare with on a side"
     needed = dict(train=1, valid=1)
     if side: needed[side] = 4
@@ -110,25 +109,30 @@ def train_and_save_classifier(
     """Train a classifier on the training cells and save it with the record of its run
 
     Killed and called again it goes on where it was."""
-    folder = Path(folder)
     check_out(folder, 'classifier')
-    check_split(dls, 'test')
     with locked(folder, 'training'):
-        checkpoint = folder/'checkpoint.pt'
-        model = train_classifier(dls, epochs, progress=progress, seed=seed,
-                                 checkpoint=checkpoint, **kwargs)
-        seconds = read_checkpoint(checkpoint, 'cpu')['seconds']
+        return classifier_run(dls, Path(folder), epochs, progress, channels, seed,
+                              **kwargs)
 
-        record = dict(
-            kind='classifier', **describe_data(dls, channels), seconds=seconds,
-            epochs=epochs, seed=seed, balanced=dls.train.balanced,
-            parameters=n_params(model), **accuracy_on_test(model, dls),
-            machine=machine())
-        save(model, folder)
-        write_json(folder/'record.json', record)
-        write_card(folder, classifier_card(record, folder.name))
-        # The training has ended: the same call later begins a new one
-        checkpoint.unlink()
+# %% ../nbs/recipes.ipynb #n019
+def classifier_run(dls, folder, epochs, progress, channels, seed, **kwargs):
+    "What both functions that train a classifier do in their folder"
+    check_compared(dls, 'test')
+    checkpoint = folder/'checkpoint.pt'
+    model = train_classifier(dls, epochs, progress=progress, seed=seed,
+                             checkpoint=checkpoint, **kwargs)
+    seconds = read_checkpoint(checkpoint, 'cpu')['seconds']
+
+    record = dict(
+        kind='classifier', **describe_data(dls, channels), seconds=seconds,
+        epochs=epochs, seed=seed, balanced=dls.train.balanced,
+        parameters=n_params(model), **accuracy_on_test(model, dls),
+        machine=machine())
+    save(model, folder)
+    write_json(folder/'record.json', record)
+    write_card(folder, classifier_card(record, folder.name))
+    # The training has ended: the same call later begins a new one
+    checkpoint.unlink()
     return model
 
 # %% ../nbs/recipes.ipynb #n030
@@ -164,13 +168,14 @@ def train_reference_classifier(
 )->CellClassifier: # Trained
     "Load cells, and train and save a classifier of them"
     check_out(out, 'classifier', data)
-    check_limits(size=size, epochs=epochs, dim=dim, bs=bs, lr=lr, n=n, seed=seed)
+    check_limits(size=size, epochs=epochs, bs=bs, lr=lr, n=n, seed=seed)
+    check_number('dim', dim, **limits['classifier_dim'])
     with locked(out, 'training'):
         where = named_source(data, source)
         dls = cell_dls(*where, size=size, bs=bs, crop=crop, channels=channels, n=n,
                        balanced=balanced, white=white)
-        return train_and_save_classifier(dls, out, epochs, progress, channels, seed,
-                                         dim=dim, lr=lr)
+        return classifier_run(dls, Path(out), epochs, progress, channels, seed,
+                              dim=dim, lr=lr)
 
 # %% ../nbs/recipes.ipynb #c016
 def train_model(
@@ -216,7 +221,11 @@ def train_model(
 def check_run(run):
     "Raise `ValueError` for what can be known to be wrong before any cell is read"
     check_out(run.out, 'denoiser', run.data)
-    check_choices(run.config, run.judged, run.scored, run.start, run.out)
+    if run.config not in training_configs:
+        raise ValueError(f"Unknown training config {run.config!r}: use one of "
+                         f"{', '.join(training_configs)}.")
+    check_scoring(run.judged, run.scored)
+    check_start(run.start, run.out)
     names = 'size minutes epochs bs lr dim n seed steps scored patch'.split()
     check_limits(**{name: getattr(run, name) for name in names})
 
@@ -225,42 +234,38 @@ def cells_for(run):
     where = named_source(run.data, run.source)
     dls = cell_dls(*where, size=run.size, bs=run.bs, crop=run.crop, n=run.n,
                    channels=run.channels, balanced=run.balanced, white=run.white)
-    check_split(dls, run.judged if run.scored else None)
+    check_compared(dls, run.judged if run.scored else None)
     return dls
 
 def train_and_save(run)->dict: # The record
     "What `train_model` does with its arguments, which are the attributes of `run`"
-    more = dict(run.kwargs, patch=run.patch) if run.patch else run.kwargs
+    if run.patch: run.kwargs = dict(run.kwargs, patch=run.patch)
     trained = start_network(run.start, run.size)
     settings = dict(config=run.config, lr=run.lr, seed=run.seed, balanced=run.balanced,
                     inpaint=run.inpaint, start=trained and Path(run.start).name,
-                    **to_record(more))
+                    **to_record(run.kwargs))
     dls = cells_for(run)
-    learn = learner_for(dls, run.config, run.classes, run.inpaint, trained, run.dim,
-                        run.seed, more)
+    learn = learner_for(dls, trained, run)
     check_number('steps', run.steps, 1, learn.model.schedule.T, whole=True)
-    budget = fit_run(learn, run.out, settings, run.minutes, run.epochs, run.classes,
-                     run.dim, run.progress)
+    budget = fit_run(learn, settings, run)
     record = run_record(learn, budget, run.channels)
     record.update(settings, conditional=run.classes, loaded=run.n)
     model = learn.ema.averaged
-    finish = run.steps, run.progress
-    save_run(model, run.out, record, run.scored, *finish)
-    if run.scored:
-        add_score(model, dls, run.out, record, run.judged, run.scored, *finish)
+    save_run(model, record, run)
+    if run.scored: add_score(model, dls, record, run)
     return record
 
 # %% ../nbs/recipes.ipynb #n033
-def check_choices(config, judged, scored, start, out):
-    "Raise `ValueError` for what can be known to be wrong before any cell is read"
-    if config not in training_configs:
-        raise ValueError(f"Unknown training config {config!r}: use one of "
-                         f"{', '.join(training_configs)}.")
+def check_scoring(judged, scored):
+    "Raise `ValueError` for a score that cannot be made"
     if judged not in ('test', 'valid'):
         raise ValueError(f"judged={judged!r} should be 'test' or 'valid'.")
     if 0 < scored < 4:
         raise ValueError(f"scored={scored} cells are too few to compare: generate at "
                          "least 4, or 0 for no score.")
+
+def check_start(start, out):
+    "Raise `ValueError` where a run would replace the weights that it starts from"
     if start and Path(start).is_dir() and Path(start).resolve() == Path(out).resolve():
         raise ValueError(f"{out} holds the weights to start from, which this run would "
                          "replace: give it a folder of its own.")
@@ -274,14 +279,15 @@ def start_network(start, size):
                          f"here it is {size}; give size={model.size}.")
     return model
 
-def learner_for(dls, config, classes, inpaint, start, dim, seed, kwargs):
+def learner_for(dls, start, run):
     "The learner of a run: a generator, or with `inpaint` a network that fills holes"
     channels = dls.one_batch()[0].shape[1]
     if start is not None and start.channels != channels:
         raise ValueError(f"Cannot start from this network: it has {start.channels} "
                          f"channels, and the cells have {channels}.")
-    make = inpainting_learner if inpaint else diffusion_learner
-    return make(dls, config, classes, dim=dim, seed=seed, start=start, **kwargs)
+    make = inpainting_learner if run.inpaint else diffusion_learner
+    return make(dls, run.config, run.classes, dim=run.dim, seed=run.seed, start=start,
+                **run.kwargs)
 
 def to_record(kwargs):
     "The arguments that a record can hold"
@@ -289,15 +295,13 @@ def to_record(kwargs):
     return {name: value for name, value in kwargs.items() if isinstance(value, plain)}
 
 # %% ../nbs/recipes.ipynb #n035
-def fit_run(learn, out, settings, minutes, epochs, classes, dim, progress):
-    "Train, or go on from the checkpoint in `out`"
-    dls = learn.dls
-    size = dls.one_batch()[0].shape[-1]
-    run = dict(settings, fingerprint=fingerprint(dls), size=size, classes=classes,
-               dim=dim, bs=dls.train.bs)
-    if epochs: minutes = None
-    checkpoint = Path(out)/'checkpoint.pt'
-    return fit_for(learn, minutes, epochs, settings['lr'], checkpoint, run, progress)
+def fit_run(learn, settings, run):
+    "Train, or go on from the checkpoint in `run.out`"
+    known = dict(settings, fingerprint=fingerprint(learn.dls), size=run.size,
+                 classes=run.classes, dim=run.dim, bs=run.bs)
+    minutes = None if run.epochs else run.minutes
+    checkpoint = Path(run.out)/'checkpoint.pt'
+    return fit_for(learn, minutes, run.epochs, run.lr, checkpoint, known, run.progress)
 
 # %% ../nbs/recipes.ipynb #c018
 def run_record(learn, budget, channels):
@@ -320,9 +324,9 @@ def run_record(learn, budget, channels):
     )
 
 # %% ../nbs/recipes.ipynb #n038
-def save_run(model, out, record, scored, steps, progress):
+def save_run(model, record, run):
     "Write weights, record, card and picture; what is known of the same weights stays"
-    out = Path(out)
+    out = Path(run.out)
     record['weights'] = weights_hash(model)
     earlier = earlier_record(out)
     same = is_same(earlier, record)
@@ -332,14 +336,14 @@ def save_run(model, out, record, scored, steps, progress):
     elif earlier.get('fingerprint') == record['fingerprint']:
         ended = earlier.get('went_on_after', [])
         record['went_on_after'] = [*ended, earlier['seconds']]
-    if 'score' in earlier and not same and not scored:
+    if 'score' in earlier and not same:
+        new = 'a new one follows' if run.scored else '`cell-diffusion score` makes one'
         warnings.warn(f"The weights in {out} have changed, so the earlier score was "
-                      "taken out of their record: `cell-diffusion score` makes a new "
-                      "one.")
+                      f"taken out of their record: {new}.")
     save(model, out)
     write_run(out, record)
     if same and (out/'samples.png').exists(): return
-    save_grid(model, out/'samples.png', steps=steps, progress=progress)
+    save_grid(model, out/'samples.png', steps=run.steps, progress=run.progress)
 
 def earlier_record(out):
     "What an earlier call of this run wrote, or nothing"
@@ -360,20 +364,21 @@ def write_run(out, record):
     write_card(out, model_card(record, out.name))
 
 # %% ../nbs/recipes.ipynb #n004
-def add_score(model, dls, out, record, judged, scored, steps, progress):
+def add_score(model, dls, record, run):
     "Score the network, unless it has this score, and write record and card again"
-    asked = dict(judged=judged, steps=steps, n=min(scored, len(dls.idxs[judged])))
+    n = min(run.scored, len(dls.idxs[run.judged]))
+    asked = dict(judged=run.judged, steps=run.steps, n=n)
     there = {'judged': 'test', **record.get('score', {})}
     if all(there.get(key) == value for key, value in asked.items()): return
-    record['score'] = score_of_network(model, dls, judged, scored, steps, progress)
-    write_run(Path(out), record)
+    record['score'] = score_of_network(model, dls, run)
+    write_run(Path(run.out), record)
 
-def score_of_network(model, dls, judged, scored, steps, progress):
+def score_of_network(model, dls, run):
     "The score of a network; with classes also their mean accuracy, beside real cells"
-    classifier = reference_classifier(dls, enough_epochs(dls), True, progress)
-    score = score_model(model, classifier, *held_out(dls, judged), scored, steps,
-                        progress=progress)
-    score['judged'] = judged
+    classifier = reference_classifier(dls, keep=True, progress=run.progress)
+    score = score_model(model, classifier, *held_out(dls, run.judged), run.scored,
+                        run.steps, progress=run.progress)
+    score['judged'] = run.judged
     if 'class_accuracy' in score:
         score['balanced'] = class_table(score).iloc[-1].to_dict()
     return score
@@ -421,37 +426,52 @@ def score_weights(
 )->dict: # The score, which also goes into record and card of a run's folder
     """Score a trained network beside its real-against-real reference
 
-    Warns if the cells are not those of its training. Raises `ValueError` for cells of
-    other classes or channels.
+    Warns if the cells are not those of its training, and where a file cannot be
+    written in the end. Raises `ValueError` for cells of other classes or channels, and
+    `OSError` for a folder that another run holds or that cannot be written.
     """
+    run = SimpleNamespace(**locals())
     check_limits(n=n)
     check_number('scored', scored, 4, limits['scored']['high'], whole=True)
-    check_choices('edm', judged, scored, None, None)
-    if out is not None: _check_writable(Path(out).parent)
-    network = load(model, kind=Denoiser)
-    check_number('steps', steps, 1, network.schedule.T, whole=True)
+    check_scoring(judged, scored)
+    if out is not None: check_file(Path(out))
     folder = Path(model) if Path(model).is_dir() else weights_folder/str(model)
-    record = earlier_record(folder)
-    where = named_source(data, source)
-    dls = cells_to_score(network, record, where, crop, channels, n, white)
-    check_split(dls, judged)
-    if record.get('fingerprint') != fingerprint(dls):
-        warnings.warn(f"These are not the cells that {model} was trained on: some test "
-                      "cells may have been among its training cells.")
-    score = score_of_network(network, dls, judged, scored, steps, progress)
-    if out is not None: write_json(out, score)
-    if folder.parent != weights_folder: keep_score(network, folder, score)
+    own = Path(model).is_dir() and folder.resolve().parent != weights_folder.resolve()
+    with locked(folder, 'training') if own else nullcontext():
+        network = load(model, kind=Denoiser)
+        check_number('steps', steps, 1, network.schedule.T, whole=True)
+        record = earlier_record(folder)
+        keeps = own and record and describes(record, network, folder)
+        dls = cells_to_score(network, record, run)
+        score = score_of_network(network, dls, run)
+        keep_score(score, record if keeps else None, folder, out)
     return score
 
 # %% ../nbs/recipes.ipynb #n015
-def cells_to_score(network, record, where, crop, channels, n, white):
-    "Cells as in the training of a network; `ValueError` for classes it does not have"
-    white = white or record.get('white')
+def cells_to_score(network, record, run):
+    "Cells as in the training of a network, split; warns if they are others"
+    channels = run.channels
     if channels is None:
         channels = record.get('channel_names')
         if record.get('source') == 'folder': channels = record['channels']
-    dls = training_cells(where, network.size, crop=crop or record.get('crop'),
-                         channels=channels, n=n or record.get('loaded'), white=white)
+    dls = cell_dls(*named_source(run.data, run.source), size=network.size, bs=1,
+                   crop=run.crop or record.get('crop'), channels=channels,
+                   n=run.n or record.get('loaded'),
+                   white=run.white or record.get('white'))
+    check_fit(network, dls)
+    check_compared(dls, run.judged)
+    bits = record.get('bits', dls.cells.bits)
+    if run.white is None and bits != dls.cells.bits:
+        raise ValueError(f"{run.model} was trained on files of {bits} bits, and these "
+                         f"are of {dls.cells.bits}: save them in the same way, or say "
+                         "with white which grey level is white.")
+    if record.get('fingerprint') != fingerprint(dls):
+        warnings.warn(f"These are not the cells that {run.model} was trained on: some "
+                      "test cells may have been among its training cells.")
+    return dls
+
+def check_fit(network, dls):
+    "Raise `ValueError` for channels or classes that a network does not have"
     here = dls.one_batch()[0].shape[1]
     if here != network.channels:
         raise ValueError(f"The network has {network.channels} channels, and the cells "
@@ -459,19 +479,28 @@ def cells_to_score(network, record, where, crop, channels, n, white):
     if network.classes and network.classes != tuple(dls.vocab):
         raise ValueError(f"The network knows the classes {', '.join(network.classes)}, "
                          f"and the cells are of {', '.join(dls.vocab)}.")
-    return dls
 
-def keep_score(network, folder, score):
-    "Write a score into record and card of a run, if they are those of its weights"
-    with locked(folder, 'training'):
-        record = earlier_record(folder)
-        if not record: return
-        if record.get('weights', '') not in ('', weights_hash(network)):
-            warnings.warn(f"{folder}/record.json describes other weights, so the score "
-                          "was not written there: start the training again.")
-            return
-        record['score'] = score
-        write_run(folder, record)
+# %% ../nbs/recipes.ipynb #n021
+def check_file(out):
+    "Raise an error unless a file can be written"
+    if out.is_dir(): raise ValueError(f"{out} is a folder: name a file.")
+    _check_writable(out.parent)
+
+def describes(record, network, folder)->bool:
+    "Is a record that of these weights? Warns if not"
+    same = record.get('weights', '') in ('', weights_hash(network))
+    if not same:
+        warnings.warn(f"{folder}/record.json describes other weights, so the score is "
+                      "not written there: start the training again.")
+    return same
+
+def keep_score(score, record, folder, out):
+    "Write a score to a file, and into record and card of its run; warns if it cannot"
+    try:
+        if out is not None: write_json(out, score)
+        if record: write_run(folder, dict(record, score=score))
+    except OSError as e:
+        warnings.warn(f"The score could not be kept: {e}")
 
 # %% ../nbs/recipes.ipynb #n012
 def save_grid(

@@ -49,9 +49,10 @@ def untrained(tmp_path_factory):
 
 
 def said_of(share, real=.9):
-    "What `class_check` finds: shares of class c, and of real cells"
+    "What `class_check` finds: shares of class c, and of real cells; then the mean"
     row = {'class': 'c', 'share': share, 'low': share, 'high': share, 'n': 32}
-    return pd.DataFrame([dict(row, real=real, real_low=real, real_n=9)])
+    row.update(real=real, real_low=real, real_n=9)
+    return pd.DataFrame([row, {**row, 'class': 'mean'}])
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from cell_diffusion.classifier import (
     CellClassifier, build_resnet, default_epochs, features_and_predictions,
     predict_classes, reference_classifier, train_classifier,
 )
-from cell_diffusion.classifier import classifier_folder
+from cell_diffusion.classifier import classifier_folder, enough_epochs, trained_how
 from cell_diffusion.core import generator
 from cell_diffusion.data import CellLoader, CellLoaders, cell_dls
 from cell_diffusion.denoiser import load, save
@@ -183,6 +183,23 @@ def test_the_trainer_is_the_only_one():
             trainers.append((file.name, part.split('(')[0]))
     assert trainers == [('classifier.py', 'def train_classifier')]
 
+settings = dict(dim=8, precision='float32', steps=2)
+
+@pytest.mark.parametrize('name, other', [
+    ('dim', dict(dim=16)), ('precision', dict(precision='bfloat16')),
+    ('class_weights', dict(class_weights=[2.] + [1.]*7)),
+    ('balanced', dict(balanced=True)), ('augment', dict(augment=False)),
+    ('bs', dict(bs=15)),
+])
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path, name, other):
+    file = tmp_path/'checkpoint.pt'
+    train_classifier(cells(), **settings, checkpoint=file)
+    train_classifier(cells(), **settings, checkpoint=file)
+    loaders = {k: other[k] for k in ('balanced', 'augment', 'bs') if k in other}
+    call = {**settings, **{k: v for k, v in other.items() if k not in loaders}}
+    with pytest.raises(ValueError, match=f'another run: {name} was'):
+        train_classifier(cells(**loaders), **call, checkpoint=file)
+
 # ---- the finder
 
 @pytest.fixture
@@ -195,7 +212,7 @@ def places(tmp_path, monkeypatch):
         net = classifier(dls.vocab, seed, channels=channels, size=size)
         save(net, folder)
         record = dict(fingerprint=fingerprint(dls), size=size, channels=channels,
-                      trained={})
+                      trained=trained_how(dls, epochs=150))
         (folder/'record.json').write_text(json.dumps({**record, **other}))
         return load(folder, 'cpu', 'float32')
     return tmp_path/'weights', keep
@@ -215,7 +232,7 @@ def test_shipped_then_cached_then_new(places, training):
     dls = cells(40, bs=8)
     new = classifier(dls.vocab, seed=9, size=28)
     assert same(reference_classifier(dls, 3), new) and training == [3]
-    cached = keep(classifier_folder(dls), dls, 5)
+    cached = keep(classifier_folder(dls, epochs=150), dls, 5)
     assert same(reference_classifier(dls), cached)
     shipped = keep(weights/'z-my-classifier-28', dls, 6)
     assert same(reference_classifier(dls), shipped)
@@ -262,13 +279,13 @@ def test_only_classifiers_are_taken(places, training):
 def test_a_damaged_cache_is_made_again(places, training, file, content):
     _, keep = places
     dls = cells(40, bs=8)
-    folder = classifier_folder(dls)
+    folder = classifier_folder(dls, epochs=150)
     keep(folder, dls, 5)
     (folder/file).write_bytes(content)
     with pytest.warns(UserWarning, match='damaged and was removed'):
         kept = reference_classifier(dls, keep=True)
-    assert training == [12]
-    assert same(reference_classifier(dls), kept) and training == [12]
+    assert training == [150]
+    assert same(reference_classifier(dls), kept) and training == [150]
 
 def test_other_size_has_another_place(places):
     folders = {classifier_folder(cells(40, bs=8, size=size)) for size in (28, 32)}
@@ -279,10 +296,8 @@ def test_what_is_kept(places):
     net = reference_classifier(dls, 1, dim=8)
     folder = classifier_folder(dls, epochs=1, dim=8)
     assert net.classes == dls.vocab and not folder.exists()
-    assert classifier_folder(dls).name == f'{fingerprint(dls)}-3x28'
     assert folder.name.startswith(f'{fingerprint(dls)}-3x28-')
 
-    dls.train.set_epoch(0)
     kept = reference_classifier(dls, 1, keep=True, dim=8)
     record = json.loads((folder/'record.json').read_text())
     assert record['fingerprint'] == fingerprint(dls)
@@ -300,8 +315,29 @@ def test_a_cache_that_cannot_be_written_is_done_without(places, tmp_path, monkey
     assert len(said) == 1 and next(net.parameters()).device.type == 'cpu'
 
 def test_one_number_of_epochs(monkeypatch, places, training):
-    reference_classifier(cells(40, bs=8))
-    assert training == [default_epochs] == [12]
+    "150 steps of 28 cells at most, whatever the batches of the run are"
+    for loaders in (dict(), dict(bs=1), dict(balanced=True)):
+        reference_classifier(cells(40, **dict(dict(bs=8), **loaders)))
+    assert training == [150]*3
+    expected = {63: 150, 64: 150, 128: 75, 64*12: 13, 64*13: default_epochs}
+    assert {n: enough_epochs(n) for n in expected} == expected
+
+@pytest.mark.parametrize('loaders', [
+    dict(bs=1), dict(balanced=True), dict(augment=False), dict(bs=5, balanced=True)])
+def test_one_classifier_for_the_same_cells(places, loaders):
+    "`train`, `balance` and `score` read cells with loaders of their own"
+    plain = reference_classifier(cells(), 1, dim=8)
+    dls = cells(**loaders)
+    list(dls.train) # An epoch later
+    assert same(reference_classifier(dls, 1, dim=8), plain)
+
+def test_other_labels_have_another_place(places):
+    dls = cells(40, bs=8)
+    before = classifier_folder(dls)
+    assert classifier_folder(cells(40, bs=4, balanced=True)) == before
+    dls.cells.labels = dls.cells.labels[::-1].copy()
+    assert fingerprint(dls) == fingerprint(cells(40, bs=8))
+    assert classifier_folder(dls) != before
 
 # ---- the fingerprint
 

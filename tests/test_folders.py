@@ -10,7 +10,8 @@ from rare_cells import some_cells
 import cell_diffusion.augmentation as augmentation
 import cell_diffusion.recipes as recipes
 from cell_diffusion.augmentation import balance
-from cell_diffusion.classifier import CellClassifier, reference_classifier
+from cell_diffusion.classifier import (
+    CellClassifier, reference_classifier, train_classifier)
 from cell_diffusion.data import cell_dls, load_cells
 from cell_diffusion.denoiser import Denoiser, save
 from cell_diffusion.gan import Generator
@@ -160,6 +161,16 @@ def test_choices_are_checked_before_cells_are_read(cells, tmp_path, no_work, giv
                                                    says):
     with pytest.raises(ValueError, match=says):
         train_model(cells, out=tmp_path/'out', progress=False, **given)
+    assert not (tmp_path/'out').exists()
+
+
+@pytest.mark.parametrize('dim', [4, 7, 2000])
+def test_the_width_of_a_classifier_is_checked_before_cells_are_read(
+        cells, tmp_path, no_work, dim):
+    with pytest.raises(ValueError, match=f'dim={dim} should be .* from 8 to 1,024'):
+        train_reference_classifier(cells, dim=dim, out=tmp_path/'out')
+    with pytest.raises(ValueError, match=f'dim={dim} should be .* from 8 to 1,024'):
+        train_classifier(None, dim=dim)
     assert not (tmp_path/'out').exists()
 
 

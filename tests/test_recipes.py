@@ -1,5 +1,6 @@
 "Long runs in miniature: what they leave behind, the race and the benchmark"
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from cell_diffusion.recipes import (
     classifier_card, held_out, model_card, read_record, result_lines,
     train_and_save_classifier, train_model, train_reference_classifier,
 )
-from cell_diffusion.records import Records, write_json
+from cell_diffusion.records import Records, locked, write_json
 from cell_diffusion.simulation import jurkat_phases, simulate_blood
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.studies.bench import bench, bench_line, bench_summary
@@ -315,6 +316,30 @@ def test_race_refuses_results_of_other_settings(tmp_path, made):
     race('simulated', tmp_path, seeds=1, names=('edm',), progress=False)
     with pytest.raises(ValueError, match='dim'):
         race('simulated', tmp_path, seeds=1, names=('edm',), dim=32, progress=False)
+
+
+def test_a_race_reads_no_cells_to_check_them(tmp_path, made, monkeypatch):
+    "Its trainings read them"
+    data = deep_cells(tmp_path/'d')
+    def read(*args, **kwargs): raise AssertionError('pixels were read')
+    monkeypatch.setattr('cell_diffusion.data.decode_cells', read)
+    monkeypatch.setattr('cell_diffusion.data.measure_white', read)
+    monkeypatch.setattr('cell_diffusion.data.load_simulated', read)
+    for cells in (data, 'simulated'):
+        race(cells, tmp_path/f'race-{len(str(cells))}', seeds=1, names=('edm',),
+             progress=False)
+    for nothing in ('nothing', str(tmp_path/'nothing')):
+        with pytest.raises((ValueError, FileNotFoundError), match='nothing'):
+            races.check_race(nothing, 32, 24, ('edm',))
+
+
+def test_a_race_holds_its_folder(tmp_path, made):
+    call = dict(seeds=1, names=('edm',), progress=False)
+    with ThreadPoolExecutor() as threads, locked(tmp_path/'race', 'racing'):
+        other = threads.submit(race, 'simulated', tmp_path/'race', **call)
+        with pytest.raises(BlockingIOError, match='Another run is racing'):
+            other.result()
+    assert len(race('simulated', tmp_path/'race', **call)) == 1
 
 
 def test_table_of_a_race(tmp_path, made):

@@ -1,6 +1,11 @@
 "Runs as they end: what a kill leaves, what goes on, and the score beside the weights"
+import errno
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,10 +15,13 @@ from typer.testing import CliRunner
 from common import root
 
 import cell_diffusion.recipes as recipes
+import cell_diffusion.training as training
 from cell_diffusion.classifier import CellClassifier
 from cell_diffusion.cli import app
 from cell_diffusion.denoiser import load, shipped, weights_hash
+from cell_diffusion.imageio import save_pixels
 from cell_diffusion.recipes import model_card, score_weights, too_short, train_model
+from cell_diffusion.records import locked
 from cell_diffusion.training import check_unet
 
 run = dict(data='simulated', size=28, n=160, bs=16, dim=8, mults=(1, 2), classes=True,
@@ -24,7 +32,7 @@ epochs = dict(epochs=1)
 @pytest.fixture(autouse=True)
 def classifier(monkeypatch):
     "Any classifier will do"
-    def untrained(dls, *args):
+    def untrained(dls, **kwargs):
         torch.manual_seed(0)
         _, channels, size, _ = dls.one_batch()[0].shape
         return CellClassifier(dls.vocab, channels, size, dim=8).eval()
@@ -98,11 +106,22 @@ def test_a_score_stays_with_its_weights(out):
     assert record_of(out)['score'] == score and '## Score' in card_of(out)
 
 
-def test_a_score_goes_with_its_weights(out):
+def test_a_score_stays_until_another_is_there(out, monkeypatch):
+    train_model(**run, **epochs, out=out)
+    score = record_of(out)['score']
+    monkeypatch.setattr(recipes, 'score_model', kill)
+    with pytest.raises(Killed):
+        train_model(**dict(run, judged='test'), **epochs, out=out)
+    assert record_of(out)['score'] == score and '## Score' in card_of(out)
+
+
+@pytest.mark.parametrize('scored', [0, 16])
+def test_a_score_goes_with_its_weights(out, scored, monkeypatch):
     train_model(**run, **epochs, out=out)
     steps = record_of(out)['steps']
+    monkeypatch.setattr(recipes, 'add_score', lambda *args: None) # Killed before
     with pytest.warns(UserWarning, match='weights in .* have changed, so the earlier'):
-        train_model(**dict(run, scored=0), epochs=2, out=out)
+        train_model(**dict(run, scored=scored), epochs=2, out=out)
     record = record_of(out)
     assert 'score' not in record and '## Score' not in card_of(out)
     assert record['steps'] == 2*steps
@@ -122,10 +141,16 @@ def test_a_run_that_is_over_goes_on_with_a_larger_budget(out):
     assert more['went_on_after'] == [before['seconds'], record['seconds']]
 
 
-def test_minutes_go_on_too(tmp_path):
+def test_minutes_go_on_too(tmp_path, monkeypatch):
+    # A step takes 1/32 seconds of this clock
+    ticks = count()
+    clock = SimpleNamespace(monotonic=time.monotonic,
+                            perf_counter=lambda: next(ticks)/32)
+    monkeypatch.setattr(training, 'time', clock)
     first, second = (train_model(**dict(run, scored=0), minutes=m, out=tmp_path/'run')
                      for m in (.005, .015))
-    assert second['steps'] > first['steps'] and second['seconds'] >= .015*60
+    assert (first['steps'], second['steps']) == (10, 29)
+    assert second['seconds'] >= .015*60
     assert second['went_on_after'] == [first['seconds']]
 
 
@@ -241,6 +266,61 @@ def test_what_cannot_be_scored(out, given, says):
     call = {**dict(model=out, data='simulated', n=160), **same_cells, **given}
     with pytest.raises(ValueError, match=says):
         score_weights(**call)
+
+
+def forbidden(*args, **kwargs): raise AssertionError('work was done')
+
+
+def score_in_a_thread(out, **call):
+    with ThreadPoolExecutor() as threads:
+        return threads.submit(score_weights, out, 'simulated', **same_cells,
+                              **call).result()
+
+
+def test_a_folder_in_use_is_not_scored(out, monkeypatch):
+    monkeypatch.setattr(recipes, 'cell_dls', forbidden)
+    with locked(out, 'training'), pytest.raises(BlockingIOError, match='Another run'):
+        score_in_a_thread(out)
+
+
+def test_a_run_does_not_train_on_while_it_is_scored(out, monkeypatch):
+    def score(*args):
+        with ThreadPoolExecutor() as threads, pytest.raises(BlockingIOError):
+            threads.submit(train_model, out=out, **run, **epochs).result()
+        raise Killed
+    monkeypatch.setattr(recipes, 'score_of_network', score)
+    with pytest.raises(Killed):
+        score_weights(out, 'simulated', **same_cells)
+
+
+def test_a_file_that_is_a_folder_is_no_place_for_a_score(out, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, 'cell_dls', forbidden)
+    with pytest.raises(ValueError, match='is a folder: name a file'):
+        score_weights(out, 'simulated', **same_cells, out=tmp_path)
+
+
+@pytest.mark.parametrize('where', ['write_json', 'write_run'])
+def test_a_score_that_cannot_be_written_is_not_lost(out, tmp_path, monkeypatch, where):
+    def full(*args): raise OSError(errno.ENOSPC, 'no room left')
+    monkeypatch.setattr(recipes, where, full)
+    with pytest.warns(UserWarning, match='score could not be kept: .*no room left'):
+        score = score_weights(out, 'simulated', **same_cells, out=tmp_path/'s.json')
+    assert score['n'] == 15
+
+
+def test_white_of_other_files_is_not_taken(out, tmp_path):
+    "255 is white in 8 bits and black in 16"
+    rng = np.random.default_rng(0)
+    for name in recipes_classes:
+        (tmp_path/'d'/name).mkdir(parents=True)
+        for i in range(12):
+            pixels = rng.integers(0, 60_000, (28, 28, 3), dtype=np.uint16)
+            save_pixels(tmp_path/'d'/name/f'{i}.png', pixels)
+    call = dict(same_cells, source='folder', n=96)
+    with pytest.raises(ValueError, match='trained on files of 8 bits, and these are of '
+                                         '16: save them in the same way'):
+        score_weights(out, str(tmp_path/'d'), **call)
+    assert score_weights(out, str(tmp_path/'d'), **call, white=60_000)['n'] > 3
 
 
 # What the README says

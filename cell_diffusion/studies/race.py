@@ -9,10 +9,11 @@ __all__ = ['race']
 import pandas as pd
 from pathlib import Path
 from cell_diffusion.core import check_limits
-from cell_diffusion.data import load_cells
+from cell_diffusion.data import find_folder, list_folder
 from cell_diffusion.metrics import scored_records
 from cell_diffusion.recipes import train_model, with_new_keys
-from cell_diffusion.records import Records, check_out
+from cell_diffusion.records import Records, check_out, locked
+from cell_diffusion.sources import resolve_source
 from cell_diffusion.training import check_unet, training_configs
 
 # %% ../../nbs/recipes.ipynb #c035
@@ -32,7 +33,7 @@ def race(
 
     They are scored beside validation cells: test cells are for the chosen model alone.
     """
-    check_limits(seeds=seeds, n=n, minutes=minutes, epochs=epochs, dim=dim)
+    check_limits(seeds=seeds, n=n, minutes=minutes, epochs=epochs, size=size, dim=dim)
     check_out(out, 'study', data)
     check_race(data, size, dim, names)
     if epochs: minutes = None
@@ -46,7 +47,8 @@ def race(
         return race_row(record)
 
     grid = dict(seed=range(seeds), config=names)
-    return Records(out, settings).run(run, grid)
+    with locked(out, 'racing'):
+        return Records(out, settings).run(run, grid)
 
 # %% ../../nbs/recipes.ipynb #n046
 def check_race(data, size, dim, names):
@@ -55,7 +57,9 @@ def check_race(data, size, dim, names):
         if name not in training_configs:
             raise ValueError(f"Unknown training config {name!r}: use some of "
                              f"{', '.join(training_configs)}.")
-    load_cells(data, size=size)
+    source, path = resolve_source(data, None)
+    if source in ('pbc', 'jurkat', 'folder'):
+        list_folder(find_folder(source, path), source, None)
     check_unet(size, dim)
 
 def race_row(
