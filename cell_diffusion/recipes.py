@@ -38,7 +38,7 @@ from cell_diffusion.metrics import (
     scored_records, with_new_names,
 )
 from cell_diffusion.records import (
-    _check_writable, check_out, locked, machine, read_json, write_json,
+    check_file, check_out, locked, machine, read_json, write_json,
     write_whole,
 )
 from cell_diffusion.sampling import sample
@@ -427,7 +427,7 @@ def score_weights(
     check_limits(n=n)
     check_number('scored', scored, 4, limits['scored']['high'], whole=True)
     check_choices('edm', judged, scored, None, None)
-    if out is not None: _check_writable(Path(out).parent)
+    if out is not None: check_file(out, ('generated', 'reference'))
     network = load(model, kind=Denoiser)
     check_number('steps', steps, 1, network.schedule.T, whole=True)
     folder = Path(model) if Path(model).is_dir() else weights_folder/str(model)
