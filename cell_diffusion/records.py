@@ -201,7 +201,9 @@ def check_out(
     if there not in (None, kind):
         raise FileExistsError(f"{out} holds {kinds[there]}: name another folder for "
                               f"{kinds[kind]}.")
-    if there is None and (other := _other_file(out)):
+    other = None if there else _other_file(out)
+    # Another process may just have begun the same thing there
+    if other and kind_of_folder(out) != kind:
         raise FileExistsError(f"{out} holds other files, such as {other}: name a new "
                               f"folder for {kinds[kind]}.")
 
@@ -377,14 +379,13 @@ def _begin(self:Records, file, settings):
     "Store the settings, unless another process has just done so"
     if settings is None:
         raise FileNotFoundError(f"{self.folder} holds no study (no settings.json).")
+    if any(self.folder.glob('*=*.json')) and not file.exists():
+        raise ValueError(f"{self.folder} holds results without settings: {_advice}")
     check_out(self.folder, 'study')
     self.folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f'{file}.lock'):
             if file.exists(): return
-            if any(self.folder.glob('*=*.json')):
-                raise ValueError(f"{self.folder} holds results without settings: "
-                                 + _advice)
             write_json(file, settings)
     finally:
         with suppress(OSError):

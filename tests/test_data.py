@@ -451,6 +451,28 @@ def test_the_mark_of_a_file_follows_its_bytes(tmp_path, monkeypatch):
     os.utime(file, ns=(0, 0))
     assert data.file_mark(file) != before and data.file_mark(tmp_path/'no') == 'missing'
 
+def test_every_byte_of_a_usual_file_counts(tmp_path):
+    file = tmp_path/'large'
+    marks = set()
+    for place in range(0, 2_000_000, 250_000):
+        content = bytearray(2_000_000)
+        content[place] = 1
+        file.write_bytes(content)
+        marks.add(data.file_mark(file).split('|')[-1])
+    assert len(marks) == 8
+
+def test_a_cache_heals_whatever_bit_is_flipped(tmp_path, cache):
+    load_cells(class_folders(tmp_path), size=16)
+    file, = (cache/'decoded').iterdir()
+    whole = file.read_bytes()
+    for place in range(0, 200):
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        file.write_bytes(content)
+        data.load_cache(file)  # Cells or None, and no error
+    file.write_bytes(whole[:30])
+    assert data.load_cache(file) is None
+
 def test_what_a_killed_process_left_in_the_cache_is_removed(tmp_path, cache):
     (cache/'decoded').mkdir()
     part = cache/'decoded'/'0123.npz.abcdef01.cell-diffusion.part'
