@@ -7,7 +7,6 @@ __all__ = ['deficit', 'balance']
 
 # %% ../nbs/12_augmentation.ipynb #n011
 import math
-import os
 import warnings
 from functools import cache
 from pathlib import Path
@@ -17,16 +16,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from cell_diffusion.classifier import reference_classifier
-from cell_diffusion.core import check_limits, decode, default_device, encode
+from cell_diffusion.core import (
+    check_limits, decode, default_device, encode, mix_seed,
+)
 from cell_diffusion.data import (
     CellImages, CellLoader, CellLoaders, cell_dls, crop_box, default_crop,
     find_folder, list_folder, load_cells,
 )
 from cell_diffusion.denoiser import Denoiser, load, weights_hash
-from cell_diffusion.imageio import save_image
+from cell_diffusion.imageio import image_bytes
 from cell_diffusion.metrics import class_check, disobeyed, unclear
 from cell_diffusion.records import (
-    Records, check_out, locked, read_json, write_json, write_whole,
+    Records, check_out, kind_of_folder, locked, read_json, write_json, write_whole,
 )
 from cell_diffusion.sampling import check_room_for, sample
 from cell_diffusion.sources import named_source, resolve_source
@@ -82,11 +83,16 @@ def train_generator(
     return learn.ema.averaged
 
 # %% ../nbs/12_augmentation.ipynb #n016
+def listing(source, path=None, channels=None, **_)->tuple:
+    "A source's name, and what its folder holds; None where cells are no files"
+    source, path = resolve_source(source, path)
+    if source == 'bloodmnist' or source.startswith('simulated'): return source, None
+    return source, list_folder(find_folder(source, path), source, channels)
+
 def own_size(source, path=None, crop=None, channels=None, **_)->int:
     "Height and width of the cells of a folder: the median; 32 where there are no files"
-    source, path = resolve_source(source, path)
-    if source == 'bloodmnist' or source.startswith('simulated'): return 32
-    found = list_folder(find_folder(source, path), source, channels)
+    source, found = listing(source, path, channels)
+    if found is None: return 32
     sides = []
     for _, (file, *_) in found.items[::1 + len(found.items)//200]:
         try:
@@ -115,16 +121,17 @@ def resized(
 def check_output_folder(folder, out:Path):
     "Raise an error unless `out` is new or empty, or an earlier call can go on there"
     check_out(out, 'cells', folder)
-    there = [f for f in out.iterdir() if f.name != '.lock'] if out.exists() else []
-    if there and not (out/'.work').is_dir():
+    if kind_of_folder(out) == 'cells' and not (out/'.work').is_dir():
         raise FileExistsError(
-            f"{out} is not empty: name a new folder for the generated cells.")
+            f"{out} holds generated cells: name a new folder for these.")
 
 def check_test_cells(cells:CellImages, where, kwargs):
     "Raise `ValueError` where a test cell is among the training cells"
+    # A white level of 16 bits means nothing to files of 8 bits
+    _, found = listing(*where, **kwargs)
+    check_same_bits(cells.bits, found.bits if found else 8)
     size = cells.images.shape[-1]
     test = load_cells(*where, size=size, white=cells.white, **kwargs)
-    check_same_bits(cells, test)
     assert_disjoint(cells.images, test.images, 'the generator')
 
 # %% ../nbs/12_augmentation.ipynb #n029
@@ -172,29 +179,22 @@ def write_synthetic(
     rows = []
     for i, (image, name) in enumerate(zip(images, names), first):
         file = Path(name)/f'synthetic-{notes["seed"]}-{i:05d}.{suffix}'
-        (out/file).parent.mkdir(parents=True, exist_ok=True)
         marked = dict(synthetic='True', software='cell_diffusion', **notes)
-        unfinished = (out/file).with_name(f'.unfinished-{file.name}')
-        save_image(unfinished, image, marked, bits, white)
-        os.replace(unfinished, out/file)
+        write_whole(out/file, image_bytes(image, suffix, marked, bits, white))
         row = {'file': file.as_posix(), 'class': str(name), 'synthetic': True}
         rows.append({**row, **notes, 'number': i})
     return rows
 
 # %% ../nbs/12_augmentation.ipynb #x001
-def check_same_bits(cells:CellImages, test:CellImages):
+def check_same_bits(bits:int, test_bits:int):
     "Raise `ValueError` unless training and test cells come from files of the same bits"
-    if cells.bits != test.bits:
+    if bits != test_bits:
         raise ValueError(
-            f"The test cells come from files of {test.bits} bits and the training "
-            f"cells from files of {cells.bits}: save both in the same way.")
+            f"The test cells come from files of {test_bits} bits and the training "
+            f"cells from files of {bits}: save both in the same way.")
 
 # %% ../nbs/12_augmentation.ipynb #n042
 group_size = 64
-
-def noise_seed(seed:int, group:int)->int:
-    "A seed for each group of cells, such that two calls share none"
-    return int(np.random.SeedSequence([seed, group]).generate_state(1)[0])
 
 def write_manifest(out:Path, rows, check:pd.DataFrame)->pd.DataFrame:
     "Write the table of all files, with what is known of their classes"
@@ -231,7 +231,7 @@ def write_groups(
         first = group*group_size
         some = names[first:first + group_size]
         x = sample(network(), label=some.tolist(), steps=settings['steps'],
-                   seed=noise_seed(settings['seed'], group), progress=False)
+                   seed=mix_seed(settings['seed'], group), progress=False)
         pixels = decode(resized(x, settings['size'])).numpy()
         rows = write_synthetic(out, pixels, some, notes, first, **form)
         earlier = records.table().to_dict('records')
@@ -379,8 +379,8 @@ def fill_folder(out, model, dls, settings, notes, minutes, force, progress, keep
                              steps, progress)
     with locked(out, 'generating cells'):
         table = checked_classes(out, settings, check)
-        form = dict(bits=dls.cells.bits, white=dls.cells.white)
-        return write_groups(out, settings, network, names, table, notes, form, progress)
+        return write_groups(out, settings, network, names, table, notes,
+                            depth_of(dls), progress)
 
 # %% ../nbs/moved.ipynb #n096
 from cell_diffusion.core import old_names

@@ -232,23 +232,24 @@ def sample_(
     n:int=16, # How many cells
     out:Path=Path('cells.png'), # Picture to write
     zoom:int=3, # Pixels of the picture for a pixel of a cell
-    each:Path=None, # Folder for one PNG a cell, besides the picture
+    each:Path=None, # Folder for a file a cell besides, each marked as generated
     **options, # More arguments of `sample`
 ):
     "Generate cells into a picture."
     from cell_diffusion.core import check_limits
     from cell_diffusion.denoiser import Denoiser, load
-    from cell_diffusion.records import check_out
     check_limits(n=n, zoom=zoom)
     check_picture(out, '.png', '.jpg', '.jpeg', '.webp')
-    if each: check_out(each, 'cells')
-    network = load(model or ('blood32' if label else 'blood64'), kind=Denoiser)
+    if each: check_each(each)
+    model = model or ('blood32' if label else 'blood64')
+    network = load(model, kind=Denoiser)
     check_sheet(out, n, network.size, zoom)
     x = sample(network, n, label, **options)
     save_sheet(x, out, zoom)
     typer.echo(f"{n} cells of {network.size} × {network.size} pixels: {out}")
     if each:
-        save_each(x, each, label or 'cell', options['seed'])
+        notes = dict(generator=model, seed=options['seed'])
+        save_each(x, each, label or 'cell', notes, **form_of(model))
         typer.echo(f"one by one: {each}")
 
 # %% ../nbs/cli.ipynb #n008
@@ -309,30 +310,43 @@ def file_text(name):
     "The name of a class without what a file name cannot hold, and not too long"
     return re.sub(r'[<>:"/\\|?*\x00-\x1f]', '_', name).strip(' .')[:50]
 
-def save_each(x, folder, name, seed):
-    "A PNG for each cell, all of them or none"
-    name = file_text(name)
-    paths = [folder/f'{name}_{seed}_{i:04d}.png' for i in range(len(x))]
-    pixels = (shown_channels(x)*255).round().byte().permute(0, 2, 3, 1)
-    write_pictures(paths, pixels.numpy())
+def check_each(folder):
+    "Raise an error unless a folder is new, empty, or of this command"
+    from cell_diffusion.records import check_out
+    check_out(folder, 'cells')
+    if (folder/'.work').is_dir():
+        raise ValueError(f"--each {folder} holds cells of `balance`: name a new folder.")
+
+def form_of(model):
+    "Depth and white of the files that a network learned from, for `write_synthetic`"
+    from cell_diffusion.denoiser import weights_folder
+    from cell_diffusion.records import _read
+    folder = Path(model) if Path(model).is_dir() else weights_folder/model
+    record = _read(folder/'record.json') or {}
+    return dict(bits=record.get('bits', 8), white=record.get('white', 255))
+
+def save_each(x, folder, name, notes, **form):
+    "A file for each cell, marked as generated, and a manifest"
+    import pandas as pd
+    from cell_diffusion.augmentation import write_synthetic
+    from cell_diffusion.core import decode
+    from cell_diffusion.records import write_whole
+    manifest = folder/'manifest.csv'
+    # At first, so that a folder with some files is known as one of cells
+    if not manifest.exists(): write_whole(manifest, 'file,class,synthetic\n')
+    name = file_text(name) or 'cell'
+    rows = write_synthetic(folder, decode(x).numpy(), [name]*len(x), notes, **form)
+    table = pd.concat([pd.read_csv(manifest), pd.DataFrame(rows)])
+    table = table.drop_duplicates('file', keep='last')
+    write_whole(manifest, table.to_csv(index=False))
 
 # %% ../nbs/cli.ipynb #n011
 def write_pictures(paths, pictures):
     "Write pictures of any depth, all of them or none"
     from cell_diffusion.imageio import picture_bytes
-    from cell_diffusion.records import cannot_write, part_name
-    parts = [part_name(path) for path in paths]
-    try:
-        for path, part, pixels in zip(paths, parts, pictures):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(picture_bytes(pixels, path.suffix.lower()))
-        for path, part in zip(paths, parts):
-            os.replace(part, path)
-    except OSError as e:
-        raise cannot_write(e, path) from e
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+    from cell_diffusion.records import write_together
+    write_together({path: picture_bytes(pixels, path.suffix.lower())
+                    for path, pixels in zip(paths, pictures)})
 
 # %% ../nbs/cli.ipynb #c013
 @command('inpainting.inpaint', options=['mask'])
@@ -429,8 +443,9 @@ def race_(
     **options, # More arguments of `race`
 ):
     "Train every config for the same time and compare the scores."
+    from cell_diffusion.records import write_whole
     table = race(out=out, **options)
-    table.to_csv(out/'race.csv', index=False)
+    write_whole(out/'race.csv', table.to_csv(index=False))
     typer.echo(table.to_string(index=False))
 
 # %% ../nbs/cli.ipynb #c020
@@ -441,10 +456,9 @@ def bench_(
     **options, # More arguments of `bench`
 ):
     "Time a training step and a short sample beside diffusers (to be installed)."
-    from cell_diffusion.records import _check_writable, write_json
+    from cell_diffusion.records import check_file, write_json
     from cell_diffusion.studies.bench import bench_summary
-    if out and out.is_dir(): raise ValueError(f"--out {out} is a folder: name a file.")
-    if out: _check_writable(out.parent)
+    if out: check_file(out, ('train_ratio', 'sample_ratio'))
     table = bench(**options)
     summary = bench_summary(table)
     typer.echo(table.round(3).to_string(index=False))

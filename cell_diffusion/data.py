@@ -8,7 +8,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/data.html.md"""
 __all__ = ['CellImages', 'load_cells', 'few_of_each', 'CellLoader', 'cell_dls', 'subsample_class']
 
 # %% ../nbs/02_data.ipynb #c004
-import copy, csv, hashlib, inspect, json, os, warnings, zipfile
+import copy, csv, hashlib, inspect, json, os, warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -136,6 +136,7 @@ class CellImages:
     white:float = 255      # The grey level of the files that became 255
     bits:int = 8           # Bits of the files: 8, or 16 for more than 8
     generated:tuple = ()   # Those of `files` that are marked as generated
+    left_out:tuple = ()    # One sentence for each entry of the folder that is no cell
 
     def __post_init__(self):
         if self.hashes is None:
@@ -259,15 +260,20 @@ def decode_cells(
 # %% ../nbs/02_data.ipynb #c046
 def file_mark(
     file:Path,
-    part:int=65536, # Bytes of each of three parts of a large file
+    whole:int=2**21, # Files up to this size are hashed whole
+    part:int=65536,  # Of larger ones, bytes of each of three parts
 )->str: # Or 'missing'
-    "What changes when a file does: size, times, and a hash of its bytes"
+    """What changes when a file does: size, times, and a hash of its bytes.
+
+    Of a file above 2 MB beginning, middle and end are hashed. A change elsewhere is
+    seen by the size or the times, which every program that writes the file changes.
+    """
     try:
         state = file.stat()
         with open(file, 'rb') as f:
             parts = []
             for start in (0, state.st_size//2, state.st_size - part):
-                if state.st_size <= 3*part:
+                if state.st_size <= whole:
                     parts.append(f.read())
                     break
                 f.seek(start)
@@ -318,7 +324,8 @@ def load_cache(file:Path)->CellImages: # Or None where there is none, or it is d
         return CellImages(
             d['images'], d['labels'], names, files, skipped, d['hashes'],
             int(d['enlarged']), white=d['white'].item(), bits=int(d['bits']))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except Exception:
+        # A flipped bit may raise anything
         return None
 
 # %% ../nbs/02_data.ipynb #d009
@@ -418,7 +425,7 @@ def load_folder(
             folder, items, found.names, keep=found.keep, white=level, **how)
     cells = cached(cache_file(folder, seen, **settings), make, cache)
     odd = [sentence.replace(f'{folder}{os.sep}', '') for sentence in found.odd]
-    return replace(cells, skipped=(*odd, *cells.skipped))
+    return replace(cells, left_out=tuple(odd))
 
 # %% ../nbs/02_data.ipynb #c051
 def load_bloodmnist(path, size:int, crop:str, n:int, seed:int)->CellImages:
@@ -484,24 +491,31 @@ def grey_levels(
 def problems(
     cells:CellImages,
     size:int, # Pixels asked for
-)->list: # Sentences without a full stop
+)->list: # Sentences
     "What is wrong with cells that were read"
     said = []
+    if n := len(cells.left_out):
+        what = 'entry' if n == 1 else 'entries'
+        said.append(f"{n} {what} of the folder not read: {first_of(cells.left_out)}.")
     if n := len(cells.skipped):
-        first = '; '.join(cells.skipped[:5]) + ('; …' if n > 5 else '')
-        said.append(f"{n} of {len(cells) + n} cells skipped: {first}")
+        said.append(
+            f"{n} of {len(cells) + n} cells skipped: {first_of(cells.skipped)}.")
     if n := cells.enlarged:
         said.append(
             f"{n} cells are smaller than size={size} and were enlarged, which adds "
-            "no detail: choose a smaller size, or crop='field'")
+            "no detail: choose a smaller size, or crop='field'.")
     ranges = grey_levels(cells.images)
     if any(high < 20 or high - low < 8 for low, high in ranges):
         levels = ' and '.join(f'{low} to {high}' for low, high in ranges)
         said.append(
-            f"the cells are nearly black or flat, with the grey levels {levels} of 255 "
+            f"The cells are nearly black or flat, with the grey levels {levels} of 255 "
             "(one range for each channel): look at them, and if they are too dark, "
-            "pass white= (the grey level in the files that is to become white)")
+            "pass white= (the grey level in the files that is to become white).")
     return said
+
+def first_of(sentences, n=5):
+    "The first of several sentences, as one"
+    return '; '.join(sentences[:n]) + ('; …' if len(sentences) > n else '')
 
 # %% ../nbs/02_data.ipynb #s000
 def report_problems(
@@ -510,9 +524,12 @@ def report_problems(
     strict:bool, # Raise instead of warn
 ):
     "Warn about cells that were skipped, enlarged or flat; or raise `ValueError`"
-    said = '. '.join(problems(cells, size))
-    if said and strict: raise ValueError(f'{said} (strict=True).')
-    if said: warnings.warn(f'{said}. (See `skipped`; strict=True makes this an error.)')
+    said = problems(cells, size)
+    if not said: return
+    if strict: raise ValueError(' '.join([*said, "strict=True makes this an error."]))
+    listed = [name for name in ('left_out', 'skipped') if getattr(cells, name)]
+    if listed: said.append(f"All are listed in {' and '.join(listed)} of the cells.")
+    warnings.warn(' '.join([*said, "With strict=True this is an error."]))
 
 def report_white(cells:CellImages, folder:Path):
     "Say which grey level was measured"
@@ -793,6 +810,13 @@ def check_split(cells:CellImages, idxs:dict, split):
                 f"left for {side}. Add pictures (ten or more), take the class away, "
                 "or read more cells if n= left some out.")
 
+def split_of(cells:CellImages, split, seed:int)->dict: # Indices of each side
+    "The split that a source came with, or a new one"
+    if cells.splits: return cells.splits
+    idxs = split_cells(cells.labels, cells.hashes, split, seed, cells.files)
+    if cells.files: check_split(cells, idxs, split)
+    return idxs
+
 # %% ../nbs/02_data.ipynb #c100
 def cell_dls(
     source='simulated',  # One of `sources`, or the path of a folder of class folders
@@ -818,10 +842,7 @@ def cell_dls(
     bs, = check_limits(bs=bs)
     cells = load_cells(source, path, size, crop, channels, n, seed, **kwargs)
     check_real(cells)
-    idxs = cells.splits
-    if not idxs:
-        idxs = split_cells(cells.labels, cells.hashes, split, seed, cells.files)
-        if cells.files: check_split(cells, idxs, split)
+    idxs = split_of(cells, split, seed)
     device = device or default_device()
     images = place_pixels(torch.from_numpy(cells.images), device)
 

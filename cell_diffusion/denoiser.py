@@ -620,6 +620,14 @@ def weights_hash(
         h.update(_for_file(tensor).numpy().tobytes())
     return h.hexdigest()[:16]
 
+# %% ../nbs/weights.ipynb #n046
+def network_settings(
+    network:Network, # From `load`
+)->dict: # For the settings of `Records`
+    "What the results of a network depend on: its weights, settings and precision"
+    return dict(weights=weights_hash(network), precision=network.precision)
+
+
 # %% ../nbs/weights.ipynb #n022
 def _config_to_save(model, folder):
     "Class, format version and every setting of a network"

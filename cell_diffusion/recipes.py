@@ -37,7 +37,7 @@ from cell_diffusion.metrics import (
     scored_records, with_new_names,
 )
 from cell_diffusion.records import (
-    _check_writable, check_out, locked, machine, read_json, write_json,
+    check_file, check_out, locked, machine, read_json, write_json,
     write_whole,
 )
 from cell_diffusion.sampling import sample
@@ -434,7 +434,7 @@ def score_weights(
     check_limits(n=n)
     check_number('scored', scored, 4, limits['scored']['high'], whole=True)
     check_scoring(judged, scored)
-    if out is not None: check_file(Path(out))
+    if out is not None: check_file(out, ('generated', 'reference'))
     folder = Path(model) if Path(model).is_dir() else weights_folder/str(model)
     own = Path(model).is_dir() and folder.resolve().parent != weights_folder.resolve()
     with locked(folder, 'training') if own else nullcontext():
@@ -481,11 +481,6 @@ def check_fit(network, dls):
                          f"and the cells are of {', '.join(dls.vocab)}.")
 
 # %% ../nbs/recipes.ipynb #n021
-def check_file(out):
-    "Raise an error unless a file can be written"
-    if out.is_dir(): raise ValueError(f"{out} is a folder: name a file.")
-    _check_writable(out.parent)
-
 def describes(record, network, folder)->bool:
     "Is a record that of these weights? Warns if not"
     same = record.get('weights', '') in ('', weights_hash(network))

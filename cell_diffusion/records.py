@@ -21,11 +21,12 @@ from . import __version__
 def part_name(path)->Path: # In the same folder, another one at each call
     "The name under which a file is written until it is whole"
     path = Path(path)
-    return path.with_name(f'{path.name}.{uuid.uuid4().hex[:8]}.part')
+    return path.with_name(f'{path.name}.{uuid.uuid4().hex[:8]}.cell-diffusion.part')
 
 def remove_parts(folder, name='*'):
     "Remove what killed processes left of the file `name`, which may be a pattern"
-    for part in Path(folder).glob(f'{name}.????????.part'):
+    eight_digits = 8*'[0-9a-f]'
+    for part in Path(folder).glob(f'{name}.{eight_digits}.cell-diffusion.part'):
         part.unlink(missing_ok=True)
 
 # %% ../nbs/records.ipynb #n003
@@ -92,7 +93,9 @@ def write_json(
     obj,  # Dicts, lists, numbers, text; also arrays, tensors and paths
 ):
     "Write JSON whole or not at all. Raises `TypeError` for what JSON cannot hold."
-    write_whole(path, json.dumps(obj, indent=1, default=_as_json) + '\n')
+    write_whole(path, json_text(obj))
+
+def json_text(obj): return json.dumps(obj, indent=1, default=_as_json) + '\n'
 
 # %% ../nbs/records.ipynb #c010
 def _as_json(obj):
@@ -136,7 +139,7 @@ results_folder = Path(str(files('cell_diffusion')))/'results'
 
 # %% ../nbs/records.ipynb #x003
 kinds = dict(denoiser='a trained generator', classifier='a classifier', gan='a GAN',
-             study='a study', cells='generated cells')
+             study='a study', cells='generated cells', page='a page')
 
 def kind_of_folder(
     folder, # Any folder
@@ -147,6 +150,7 @@ def kind_of_folder(
     if (folder/'.work').is_dir() or _lists_cells(folder/'manifest.csv'): return 'cells'
     record = _read(folder/'record.json')
     if isinstance(record, dict) and record.get('kind') in kinds: return record['kind']
+    if (folder/'browser'/'model'/'network.json').exists(): return 'page'
     return _kind_of_network(folder)
 
 def _lists_cells(file):
@@ -158,7 +162,8 @@ def _lists_cells(file):
 def _kind_of_network(folder):
     "Whose weights or checkpoint a folder holds; the first release named no class"
     config = _read(folder/'config.json')
-    if isinstance(config, dict):
+    has_weights = (folder/'model.safetensors').exists()
+    if isinstance(config, dict) and has_weights:
         if 'unet' in config: return 'denoiser'
         if 'latent' in config: return 'gan'
         if 'classes' in config: return 'classifier'
@@ -170,9 +175,10 @@ def _kind_of_checkpoint(file):
     import torch
     try:
         run = torch.load(file, 'cpu', weights_only=True, mmap=True)['run']
-    except Exception: # Damaged: the training itself says so
+        classes = run.get('classes')
+    except Exception: # Damaged or foreign: the training itself says so
         return None
-    return 'classifier' if isinstance(run.get('classes'), list) else 'denoiser'
+    return 'classifier' if isinstance(classes, list) else 'denoiser'
 
 # %% ../nbs/records.ipynb #x005
 def check_out(
@@ -182,6 +188,7 @@ def check_out(
 ):
     """Raise an error unless results of a kind can go into a folder.
 
+    It must be new, empty, or that of an earlier call of the same kind.
     `FileExistsError` for a file or a folder with other things, `ValueError` for one
     among the cells, `OSError` for one that cannot be written.
     """
@@ -192,8 +199,36 @@ def check_out(
     _check_writable(out)
     there = kind_of_folder(out)
     if there not in (None, kind):
-        raise FileExistsError(f"{out} holds {kinds[there]}: give {kinds[kind]} a "
-                              "folder of its own.")
+        raise FileExistsError(f"{out} holds {kinds[there]}: name another folder for "
+                              f"{kinds[kind]}.")
+    other = None if there else _other_file(out)
+    # Another process may just have begun the same thing there
+    if other and kind_of_folder(out) != kind:
+        raise FileExistsError(f"{out} holds other files, such as {other}: name a new "
+                              f"folder for {kinds[kind]}.")
+
+# What the system leaves, and a run of ours before its first record
+_may_lie_there = re.compile(
+    r'\.DS_Store|checkpoint\.pt|(\..*|.*\.json)?\.lock'
+    r'|.*\.[0-9a-f]{8}\.cell-diffusion\.part')
+
+def _other_file(folder):
+    "A file in a folder that no run of ours left, by its name there; or None"
+    for file in folder.rglob('*'):
+        if file.is_dir() and not file.is_symlink(): continue
+        if not _may_lie_there.fullmatch(file.name): return file.relative_to(folder)
+
+def check_file(
+    out,  # JSON file to write
+    keys, # What an earlier one of the same kind holds
+):
+    "Raise an error unless a file is new, or one of the same kind, and can be written"
+    out = Path(out).expanduser()
+    if out.is_dir(): raise ValueError(f"{out} is a folder: name a file.")
+    _check_writable(out.parent)
+    found = _read(out)
+    if out.exists() and not (isinstance(found, dict) and found.keys() >= set(keys)):
+        raise FileExistsError(f"{out} holds something else: name a new file.")
 
 def _check_outside(out, data):
     if data is None or not Path(data).expanduser().is_dir(): return
@@ -344,14 +379,13 @@ def _begin(self:Records, file, settings):
     "Store the settings, unless another process has just done so"
     if settings is None:
         raise FileNotFoundError(f"{self.folder} holds no study (no settings.json).")
+    if any(self.folder.glob('*=*.json')) and not file.exists():
+        raise ValueError(f"{self.folder} holds results without settings: {_advice}")
     check_out(self.folder, 'study')
     self.folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f'{file}.lock'):
             if file.exists(): return
-            if any(self.folder.glob('*=*.json')):
-                raise ValueError(f"{self.folder} holds results without settings: "
-                                 + _advice)
             write_json(file, settings)
     finally:
         with suppress(OSError):
@@ -507,6 +541,7 @@ def run(self:Records,
     f,    # Called with the names and values of a job; returns its result
     grid, # As for `todo`
     progress:bool=False, # Show a progress bar
+    after=None, # Called with each job whose record is written
 )->pd.DataFrame: # The table of the grid
     "Do the jobs that have no record yet, write each result, and return the table"
     grid = jobs_of(grid)
@@ -514,6 +549,7 @@ def run(self:Records,
     with closing(self.todo(grid)) as left:
         for job in tqdm(left, total=total, disable=not progress):
             self.write(job, f(**job))
+            if after: after(**job)
     return self.table(grid)
 
 # %% ../nbs/records.ipynb #c040
@@ -540,19 +576,3 @@ def _cpu_name():
     models = [line for line in lines if line.startswith('model name')]
     if models: return models[0].split(':')[1].strip()
     return platform.processor() or platform.machine()
-
-# %% ../nbs/records.ipynb #n011
-def hash_weights(
-    network, # Any PyTorch module
-)->str: # Sixteen hex digits
-    "A text that changes with any weight of a network"
-    digest = hashlib.sha256()
-    for p in network.parameters():
-        digest.update(p.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-def network_settings(
-    network, # From `load`
-)->dict: # For the settings of `Records`
-    "What the results of a network depend on: its weights and its precision"
-    return dict(weights=hash_weights(network), precision=network.precision)

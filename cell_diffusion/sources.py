@@ -126,17 +126,24 @@ def class_folders(root:Path)->list: # Sorted paths
     "The folders that may be classes"
     return [p for p in entries(root) if p.is_dir()]
 
+def is_picture(p:Path): return p.suffix.lower() in Image.registered_extensions()
+
+def picture_count(folder:Path)->str:
+    "How many pictures a folder holds, in words"
+    n = sum(is_picture(p) for p in folder.rglob('*'))
+    return f"{n} picture{'s'*(n != 1)}"
+
 def beside_classes(root:Path, names)->list: # Sentences
     "What lies beside the class folders and would be lost: folders, links and pictures"
-    pictures = Image.registered_extensions()
     odd = []
     for p in entries(root):
         if p.name in names and p.is_dir(): continue
         if p.is_dir():
-            odd.append(f"{p} is left out: its name is not that of a class")
+            odd.append(f"{p} ({picture_count(p)}) is left out: its name is not that of "
+                       "a class")
         elif not p.is_file():
             odd.append(f"{p} {what_else(p)}")
-        elif p.suffix.lower() in pictures:
+        elif is_picture(p):
             odd.append(f"{p} lies beside the class folders: move it into one")
     return odd
 

@@ -570,11 +570,8 @@ def after_train(self:Checkpoint):
     self.pending = None
 
 @patch
-def after_epoch(self:Checkpoint): self.save()
-
-@patch
 def after_fit(self:Checkpoint):
-    # A budget of minutes ends within an epoch
+    # The last epoch has no next one, and a budget of minutes ends within it
     if self.changed: self.save()
 
 # %% ../nbs/06b_long_runs.ipynb #n066
@@ -683,7 +680,8 @@ def refuse_other_run(self:Checkpoint, state):
 # %% ../nbs/06b_long_runs.ipynb #n068
 @patch
 def before_epoch(self:Checkpoint):
-    "Restore once, when all callbacks are ready; count on from the epochs of the file"
+    "Restore once, when all callbacks are ready, or write the epoch before"
+    if self.changed: self.save()
     if self.found:
         try:
             self.restore(self.found)

@@ -9,16 +9,19 @@ __all__ = ['export_onnx', 'verify_onnx', 'write_browser_files', 'export_page']
 
 # %% ../nbs/web.ipynb #c006
 import hashlib, html, importlib, io, math, shutil, warnings
+from contextlib import contextmanager
 from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from tempfile import TemporaryDirectory
 import numpy as np, torch, torch.nn as nn
 from PIL import Image
 from .core import decode, generator
 from .simulation import simulate_blood
 from .denoiser import Denoiser, load, shipped
-from .records import write_json
+from .records import (
+    check_out, json_text, locked, remove_parts, write_json, write_together)
 from .sampling import sample, timesteps
 from .inpainting import stained_masks
 
@@ -191,9 +194,8 @@ def export_onnx(
     onnx.checker.check_model(proto)
 
     data = proto.SerializeToString()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_bytes(data)
-    write_json(file.with_suffix('.json'), page_facts(model, file, data, about, steps))
+    facts = page_facts(model, file, data, about, steps)
+    write_together({file.with_suffix('.json'): json_text(facts), file: data})
     return file
 
 # %% ../nbs/web.ipynb #c029a
@@ -316,12 +318,12 @@ def write_browser_files(
     model = load(name, 'cpu', 'float32')
     card = (shipped(name)/'README.md').read_text(encoding='utf-8')
     about = ' '.join(card.partition('## Licence and limits')[2].split())
-    file = export_onnx(model, folder/f'{name}.onnx', about)
-    verify_onnx(file, model, batches=(1,))
-
-    sheet, titles = browser_cells(model)
-    sheet.save(folder/'cells.png', optimize=True)
-    write_json(folder/'cells.json', titles)
+    with all_or_none(folder) as made:
+        file = export_onnx(model, made/f'{name}.onnx', about)
+        verify_onnx(file, model, batches=(1,))
+        sheet, titles = browser_cells(model)
+        sheet.save(made/'cells.png', optimize=True)
+        write_json(made/'cells.json', titles)
     return sorted(folder.iterdir())
 
 # %% ../nbs/web.ipynb #n010
@@ -342,11 +344,17 @@ def find_runtime(folder):
 
 def check_page_folder(folder):
     "Raise `FileExistsError` unless a folder is new, empty, or an earlier page"
-    if folder.is_file(): raise FileExistsError(f"{folder} is a file: name a folder.")
-    is_page = (folder/'browser'/'model'/'network.json').exists()
-    if folder.exists() and any(folder.iterdir()) and not is_page:
-        raise FileExistsError(
-            f"{folder} holds something else: name a new folder for the page.")
+@contextmanager
+def all_or_none(out):
+    "A folder whose files are in `out` at the end, all of them or none"
+    with TemporaryDirectory() as made:
+        yield Path(made)
+        # The list of facts comes first: by it a page is known
+        files = [p for p in Path(made).rglob('*') if p.is_file()]
+        files.sort(key=lambda p: p.name != 'network.json')
+        for folder in out.glob('**/'):
+            remove_parts(folder)
+        write_together({out/p.relative_to(made): p.read_bytes() for p in files})
 
 # %% ../nbs/web.ipynb #n012
 def starting_cells(model):
@@ -405,7 +413,7 @@ def export_page(
     used, `FileExistsError` for a folder of something else, `ImportError` without onnx.
     """
     out = Path(out)
-    check_page_folder(out)
+    check_out(out, 'page')
     place = find_runtime(runtime) if runtime else None
     name = type(model).__name__
     about = ''
@@ -414,17 +422,19 @@ def export_page(
         about = limits_of(model)
         model = load(model, 'cpu', 'float32', kind=Denoiser)
 
-    file = export_onnx(model, out/'browser'/'model'/'network.onnx', about)
-    verify_onnx(file, model, batches=(1,))
-    copy_files([*assets.glob('*.js'), *assets.glob('*.css')], out/'browser')
-    if place: copy_files([place/f for f in runtime_files], out/'browser'/'ort')
-    write_pages(model, out, name=name, about=about,
-                runtime='ort/' if place else published)
+    with locked(out, 'exporting'), all_or_none(out) as made:
+        file = export_onnx(model, made/'browser'/'model'/'network.onnx', about)
+        verify_onnx(file, model, batches=(1,))
+        copy_files([*assets.glob('*.js'), *assets.glob('*.css')], made/'browser')
+        if place: copy_files([place/f for f in runtime_files], made/'browser'/'ort')
+        paints = write_pages(model, made, name=name, about=about,
+                             runtime='ort/' if place else published)
+    if not paints: (out/'paint.html').unlink(missing_ok=True)
     return out/'index.html'
 
 # %% ../nbs/web.ipynb #n015
-def write_pages(model, out, **texts):
-    "The pages that fit a network: to generate, and to paint if it fills holes"
+def write_pages(model, out, **texts)->bool:
+    "Write pages to generate, and to paint if a network fills holes: does it?"
     model_folder = out/'browser'/'model'
     paints = model.sees_known and model.channels in (1, 3)
     if paints:
@@ -433,9 +443,9 @@ def write_pages(model, out, **texts):
         write_json(model_folder/'cells.json', titles)
     size = (model_folder/'network.onnx').stat().st_size + 14.3e6
     scripts = list(page_texts) if paints else ['grow']
-    (out/'paint.html').unlink(missing_ok=True)
     for script in scripts:
         links = [f'<a href="{page_texts[s][0]}.html">{page_texts[s][1]}</a>'
                  for s in scripts if s != script]
         text = page_of(script, ' '.join(links), megabytes=round(size/1e6), **texts)
         (out/f'{page_texts[script][0]}.html').write_text(text, encoding='utf-8')
+    return paints

@@ -584,6 +584,61 @@ def test_a_damaged_table_of_cells_is_written_anew(tmp_path, noise, how):
     assert (tmp_path/'cells.json').read_bytes() == whole
 
 
+@pytest.mark.parametrize('error', [NotImplementedError, RuntimeError, SyntaxError])
+def test_a_cache_heals_whatever_the_error(tmp_path, monkeypatch, error):
+    def fails(*args): raise error('a flipped bit')
+    monkeypatch.setattr(np, 'load', fails)
+    with pytest.warns(UserWarning, match='is damaged and made again'):
+        assert studies.read_arrays(tmp_path/'a.npz', '') is None
+
+
+# Checkpoints
+
+@pytest.fixture
+def checkpoints(monkeypatch):
+    "Trainings only leave their checkpoints"
+    used = []
+    def train(dls, checkpoint, **kwargs):
+        checkpoint.parent.mkdir(exist_ok=True)
+        checkpoint.write_text('hours of work')
+        used.append(checkpoint)
+    monkeypatch.setattr(studies, 'train_classifier', train)
+    monkeypatch.setattr(studies, 'predict_classes', lambda c, x, *_: np.zeros(len(x)))
+    return used
+
+
+def full_disk(*args, **kwargs): raise OSError(28, 'No space left on device')
+
+
+def test_a_checkpoint_stays_until_its_result_is_written(tmp_path, noise, checkpoints,
+                                                         monkeypatch):
+    study = a_study(tmp_path, arms=('real',), seeds=1)
+    with monkeypatch.context() as m, pytest.raises(OSError):
+        m.setattr(studies.Records, 'write', full_disk)
+        study.run()
+    assert checkpoints[0].exists()
+    with monkeypatch.context() as m, pytest.raises(OSError):
+        m.setattr(studies, 'write_whole', full_disk)
+        study.work('gan-f0-predicted', lambda *_: study.predict_pool('gan', 0), 'x', 0)
+    assert all(file.exists() for file in checkpoints)
+    study.run()
+    study.work('gan-f0-predicted', study.predict_pool, 'gan', 0)
+    assert len(checkpoints) > 2 and not list(tmp_path.rglob('*.pt'))
+
+    # A kill between the record and its checkpoint
+    checkpoints[0].write_text('')
+    study.run()
+    assert not checkpoints[0].exists()
+
+
+def test_the_filter_has_a_checkpoint_of_its_own(tmp_path, noise, checkpoints):
+    arms = 'oversample+classical', 'gan'
+    study = a_study(tmp_path, arms=arms, seeds=1)
+    study.predict_pool('gan', 0)
+    study.run_one('oversample+classical', 0, 0)
+    assert len({file.name for file in checkpoints}) == 2
+
+
 # Real generators, small
 
 

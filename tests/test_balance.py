@@ -16,6 +16,7 @@ from cell_diffusion.data import cell_dls, load_cells
 from cell_diffusion.denoiser import Denoiser, save
 from cell_diffusion.imageio import read_image, save_pixels
 from cell_diffusion.metrics import beside_real, class_accuracy, class_warning, disobeyed
+from cell_diffusion.records import part_name
 from cell_diffusion.recipes import train_model, train_reference_classifier
 from cell_diffusion.studies.augmentation import AugmentationStudy
 
@@ -224,15 +225,15 @@ def test_a_killed_call_goes_on(folder, tmp_path, untrained, obeys, monkeypatch, 
     balance(folder, tmp_path/'whole', **call)
 
     written = []
-    def dies(path, *args):
-        written.append(path)
-        if len(written) == kill:
-            path.write_bytes(b'half a pict')
+    def dies(path, content):
+        written.extend([path]*(path.suffix == '.png'))
+        if path.suffix == '.png' and len(written) == kill:
+            part_name(path).write_bytes(b'half a pict')
             raise KeyboardInterrupt
-        return save_image(path, *args)
-    save_image = augmentation.save_image
+        return write_whole(path, content)
+    write_whole = augmentation.write_whole
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(augmentation, 'save_image', dies)
+        m.setattr(augmentation, 'write_whole', dies)
         balance(folder, tmp_path/'killed', **call)
     for file in (tmp_path/'killed').rglob('synthetic*'):
         Image.open(file).load()

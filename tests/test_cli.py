@@ -1,19 +1,21 @@
 "The command line: each command in miniature, its options and its mistakes"
 import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-import cell_diffusion.imageio as imageio
 import cell_diffusion.recipes as recipes
 from cell_diffusion.cli import app, commands
+from cell_diffusion.data import is_generated
 from cell_diffusion.denoiser import Denoiser, save
 from cell_diffusion.imageio import read_image, save_pixels
 from cell_diffusion.inpainting import Inpainter
@@ -84,7 +86,10 @@ def test_sample_from_a_folder(generator, tmp_path):
     succeeds('sample', '--model', generator, '--label', 'platelet', '-n', 4,
              '--steps', 3, '--out', out, '--each', tmp_path/'each')
     assert Image.open(out).mode == 'RGB'
-    assert len(list((tmp_path/'each').glob('*.png'))) == 4
+    files = sorted((tmp_path/'each'/'platelet').glob('synthetic-0-*.png'))
+    assert len(files) == 4 and all(map(is_generated, files))
+    rows = pd.read_csv(tmp_path/'each'/'manifest.csv')
+    assert set(rows['class']) == {'platelet'} and rows.synthetic.all()
 
 
 def test_sample_sampler_guidance_and_zoom(generator, tmp_path):
@@ -194,11 +199,9 @@ def test_what_is_written_is_as_deep_and_wide(filler, picture, channels, dtype, s
 def test_all_fills_are_written_or_none(filler, picture, monkeypatch):
     words = ['inpaint', 'cell.png', '--mask', 'hole.png', '--model', filler, '--steps',
              1, '-n', 3]
-    def full(pixels, suffix):
-        if len(list(Path().glob('*.part'))) == 2: raise OSError(28, 'No space left')
-        return real(pixels, suffix)
-    real = imageio.picture_bytes
-    monkeypatch.setattr(imageio, 'picture_bytes', full)
+    def full(handle):
+        if len(list(Path().glob('*.part'))) == 3: raise OSError(28, 'No space left')
+    monkeypatch.setattr(os, 'fsync', full)
     assert 'No room left' in fails(*words)
     assert sorted(p.name for p in Path().iterdir()) == ['cell.png', 'hole.png']
 

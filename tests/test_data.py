@@ -199,10 +199,11 @@ def test_only_exactly_the_published_classes_are_a_published_set(tmp_path):
     assert cells.names == ('basophil', 'blast', *blood_classes[1:])
     assert cells.counts['blast'] == 2
 
-    with pytest.warns(UserWarning, match='1 of 9 cells skipped: blast is left out'):
+    said = r'1 entry of the folder not read: blast \(2 pictures\) is left out'
+    with pytest.warns(UserWarning, match=said):
         cells = load_cells('pbc', root, size=16)
     assert cells.names == blood_classes and len(cells) == 8
-    with pytest.raises(ValueError, match='blast is left out.*strict'):
+    with pytest.raises(ValueError, match='blast .* is left out.*strict'):
         load_cells('pbc', root, size=16, strict=True)
 
 def test_pictures_of_another_size_are_no_published_set(tmp_path):
@@ -268,13 +269,13 @@ def test_what_lies_beside_the_class_folders_is_named(tmp_path):
     for name in ('Thumbs.db', '.DS_Store'):
         (tmp_path/'a'/name).write_text('')
     picture(0).save(tmp_path/'extra.PNG')
-    said = ('2 of 14 cells skipped: c is a link to .*; '
+    said = ('2 entries of the folder not read: c is a link to .*; '
             'extra.PNG lies beside the class folders')
     with pytest.warns(UserWarning, match=said):
         cells = load_cells(tmp_path, size=16)
-    assert len(cells) == 12 and len(cells.skipped) == 2
+    assert len(cells) == 12 and len(cells.left_out) == 2 and not cells.skipped
     with pytest.warns(UserWarning, match=said):
-        assert load_cells(tmp_path, size=16).skipped == cells.skipped
+        assert load_cells(tmp_path, size=16).left_out == cells.left_out
 
 def test_a_locked_folder_is_named(tmp_path, monkeypatch):
     class_folders(tmp_path)
@@ -450,9 +451,31 @@ def test_the_mark_of_a_file_follows_its_bytes(tmp_path, monkeypatch):
     os.utime(file, ns=(0, 0))
     assert data.file_mark(file) != before and data.file_mark(tmp_path/'no') == 'missing'
 
+def test_every_byte_of_a_usual_file_counts(tmp_path):
+    file = tmp_path/'large'
+    marks = set()
+    for place in range(0, 2_000_000, 250_000):
+        content = bytearray(2_000_000)
+        content[place] = 1
+        file.write_bytes(content)
+        marks.add(data.file_mark(file).split('|')[-1])
+    assert len(marks) == 8
+
+def test_a_cache_heals_whatever_bit_is_flipped(tmp_path, cache):
+    load_cells(class_folders(tmp_path), size=16)
+    file, = (cache/'decoded').iterdir()
+    whole = file.read_bytes()
+    for place in range(0, 200):
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        file.write_bytes(content)
+        data.load_cache(file)  # Cells or None, and no error
+    file.write_bytes(whole[:30])
+    assert data.load_cache(file) is None
+
 def test_what_a_killed_process_left_in_the_cache_is_removed(tmp_path, cache):
     (cache/'decoded').mkdir()
-    part = cache/'decoded'/'0123.npz.abcdef01.part'
+    part = cache/'decoded'/'0123.npz.abcdef01.cell-diffusion.part'
     part.write_bytes(b'half')
     load_cells(class_folders(tmp_path), size=16)
     assert not part.exists()

@@ -1,7 +1,9 @@
 "What is checked before work begins: folders, choices, and cells that can be split"
+import errno
 import os
 import stat
 
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -9,17 +11,24 @@ from rare_cells import some_cells
 
 import cell_diffusion.augmentation as augmentation
 import cell_diffusion.recipes as recipes
-from cell_diffusion.augmentation import balance
+from cell_diffusion.augmentation import balance, check_test_cells, write_synthetic
 from cell_diffusion.classifier import (
     CellClassifier, reference_classifier, train_classifier)
-from cell_diffusion.data import cell_dls, load_cells
+from cell_diffusion.cli import check_each, save_each
+from cell_diffusion.data import CellImages, cell_dls, is_generated, load_cells
 from cell_diffusion.denoiser import Denoiser, save
 from cell_diffusion.gan import Generator
+from cell_diffusion.imageio import read_planes
 from cell_diffusion.inpainting import Inpainter
-from cell_diffusion.recipes import train_model, train_reference_classifier
-from cell_diffusion.records import Records, check_out, kind_of_folder, write_json
+from cell_diffusion.recipes import (
+    score_weights, train_model, train_reference_classifier,
+)
+from cell_diffusion.records import (
+    Records, check_file, check_out, kind_of_folder, locked, part_name, write_json,
+)
 from cell_diffusion.studies.augmentation import AugmentationStudy
 from cell_diffusion.studies.race import race
+from cell_diffusion.web import export_page
 
 
 def write_cells(folder, sizes=(12, 12, 4), channels=1):
@@ -235,3 +244,111 @@ def test_without_a_cache_a_classifier_is_only_not_kept(cells, tmp_path, monkeypa
     dls = cell_dls(cells, size=16, bs=8, cache=False)
     with pytest.warns(UserWarning, match='could not be kept'):
         assert reference_classifier(dls, 1, keep=True).classes == ('a', 'b', 'c')
+
+
+# Folders and files of others
+
+commands['a page'] = lambda data, out: export_page(
+    Denoiser(unet, size=16, schedule='log_snr', prediction='v'), out)
+
+
+@pytest.mark.parametrize('command', commands)
+@pytest.mark.parametrize('name', ['README.md', 'src/main.py', '.git/HEAD',
+                                  'config.json'])
+def test_files_of_others_are_left_alone(cells, tmp_path, no_work, command, name):
+    file = tmp_path/'f'/name
+    file.parent.mkdir(parents=True)
+    file.write_text('{"classes": ["mine"]}')
+    (tmp_path/'f'/'model.0a1b2c3d.part').touch()
+    before = sorted((tmp_path/'f').rglob('*'))
+    with pytest.raises(FileExistsError, match='f holds other files, such as'):
+        commands[command](cells, tmp_path/'f')
+    assert sorted((tmp_path/'f').rglob('*')) == before
+
+
+@pytest.mark.parametrize('kind', ['denoiser', 'classifier', 'cells', 'study', 'page'])
+def test_what_a_run_may_find(tmp_path, kind):
+    "What the system leaves, an empty folder, and a run killed at its beginning"
+    for name in ('.DS_Store', '.lock', '.a.lock', 'settings.json.lock', 'checkpoint.pt'):
+        (tmp_path/name).touch()
+    part_name(tmp_path/'checkpoint.pt').touch()
+    (tmp_path/'empty').mkdir()
+    check_out(tmp_path, kind)
+
+
+def test_a_run_removes_its_own_unfinished_files_only(tmp_path):
+    (tmp_path/'film.12345678.part').touch()
+    ours = part_name(tmp_path/'checkpoint.pt')
+    ours.touch()
+    with locked(tmp_path, 'training'):
+        assert not ours.exists() and (tmp_path/'film.12345678.part').exists()
+
+
+@pytest.mark.parametrize('old, fine', [
+    ('{"mine": 1}', False), ('no JSON', False), ('[]', False),
+    ('{"generated": {}, "reference": {}, "n": 1}', True)])
+def test_a_score_replaces_only_a_score(tmp_path, old, fine):
+    (tmp_path/'s.json').write_text(old)
+    keys = 'generated', 'reference'
+    if fine: return check_file(tmp_path/'s.json', keys)
+    with pytest.raises(FileExistsError, match='s.json holds something else'):
+        score_weights('blood32', 'simulated', out=tmp_path/'s.json')
+    check_file(tmp_path/'new.json', keys)
+
+
+# Pages
+
+def test_a_page_is_written_whole_and_again_after_a_kill(tmp_path, monkeypatch):
+    page = commands['a page']
+    page(None, tmp_path/'whole')
+    names = [p.relative_to(tmp_path/'whole') for p in (tmp_path/'whole').rglob('*')
+             if p.is_file()]
+    moved = []
+    def dies(a, b):
+        if tmp_path in b.parents:
+            if len(moved) == kill: raise KeyboardInterrupt
+            moved.append(b)
+        real(a, b)
+    real = os.replace
+    for kill in (0, 2):
+        moved.clear()
+        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+            m.setattr(os, 'replace', dies)
+            page(None, tmp_path/'killed')
+        left = [p for p in (tmp_path/'killed').rglob('*') if p.is_file()]
+        assert len(left) == kill
+    page(None, tmp_path/'killed')
+    assert all((tmp_path/'killed'/name).exists() for name in names)
+
+
+def test_cells_of_a_command_go_beside_earlier_ones_of_it_only(tmp_path):
+    x = torch.zeros(2, 2, 8, 8)
+    for seed in (0, 1, 1):
+        check_each(tmp_path/'e')
+        save_each(x, tmp_path/'e', 'a', dict(seed=seed), bits=16, white=4095)
+    rows = pd.read_csv(tmp_path/'e'/'manifest.csv')
+    assert len(rows) == 4 and set(rows.bits) == {16} and set(rows.white) == {4095}
+    files = [tmp_path/'e'/name for name in rows.file]
+    assert all(map(is_generated, files)) and all(f.suffix == '.tif' for f in files)
+    assert read_planes(files[0], 2, 16)[1].dtype == 'uint16'
+    (tmp_path/'b'/'.work').mkdir(parents=True)
+    with pytest.raises(ValueError, match='holds cells of `balance`'):
+        check_each(tmp_path/'b')
+
+
+def test_a_generated_cell_is_whole_or_not_there(tmp_path, monkeypatch):
+    def full(handle): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match='No room left to write .*synthetic-0-00000.png'):
+        write_synthetic(tmp_path, some_cells((1,), channels=1).images, ['a'],
+                        dict(seed=0))
+    assert not [p for p in tmp_path.rglob('*') if p.is_file()]
+
+
+def test_bits_are_compared_before_white(tmp_path):
+    "A white of 16 bits, measured on the training cells, means nothing to 8 bits"
+    write_cells(tmp_path/'test')
+    cells = some_cells((2, 2, 2), channels=1)
+    train = CellImages(cells.images, cells.labels, cells.names, bits=16, white=4095)
+    with pytest.raises(ValueError, match='of 8 bits and the training cells .* of 16'):
+        check_test_cells(train, (tmp_path/'test', None), {})

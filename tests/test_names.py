@@ -5,6 +5,7 @@ In figures, cards, tables, file names and records, from Python and in the shell.
 import html
 import json
 import re
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import mistune
@@ -159,10 +160,11 @@ def test_a_classifier_of_such_classes_has_a_card(folder, tmp_path):
 
 @pytest.mark.parametrize('name', [*names, 'a/b\\c', '../up', 'x'*300, '漢'*200, 'b=c'])
 def test_files_of_a_class_lie_where_they_should(name, tmp_path):
-    save_each(torch.zeros(2, 3, 8, 8), tmp_path, name, 7)
-    files = sorted(f.name for f in tmp_path.iterdir())
-    assert len(files) == 2 and files[0].endswith('_7_0000.png')
-    assert not set(files[0]) & set('<>:"/\\|?*') and len(files[0].encode()) < 255
+    save_each(torch.zeros(2, 3, 8, 8), tmp_path, name, dict(seed=7))
+    folder, = filter(Path.is_dir, tmp_path.iterdir())
+    files = sorted(f.name for f in folder.iterdir())
+    assert files == ['synthetic-7-00000.png', 'synthetic-7-00001.png']
+    assert not set(folder.name) & set('<>:"/\\|?*') and len(folder.name.encode()) < 255
     assert kept_cells(f'{name}=5') == (name, 5)
 
 

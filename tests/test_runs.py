@@ -238,10 +238,12 @@ def test_a_picture_is_written_whole_or_not_at_all(monkeypatch, tmp_path):
     assert file.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 def test_what_a_kill_left_half_written_is_removed(run, tmp_path):
-    for name in ('checkpoint.pt.01234567.part', 'notes.part', 'other.pt.01234567.part'):
+    names = ['checkpoint.pt.01234567.part', 'notes.part',
+             'other.pt.01234567.cell-diffusion.part']
+    for name in ['checkpoint.pt.01234567.cell-diffusion.part', *names]:
         (tmp_path/name).write_text('half')
     classifier(tmp_path/'checkpoint.pt')
-    left = ['checkpoint.pt', 'notes.part', 'other.pt.01234567.part']
+    left = ['checkpoint.pt', *names]
     assert sorted(f.name for f in tmp_path.iterdir()) == left
 
 # Losses that are no number

@@ -12,10 +12,10 @@ from diffusers import (
 
 from cell_diffusion.classifier import CellClassifier
 from cell_diffusion.core import generator
-from cell_diffusion.denoiser import Condition, Denoiser, load
+from cell_diffusion.denoiser import Condition, Denoiser, load, weights_hash
 from cell_diffusion.plots import plot_cost
 from cell_diffusion.process import eps_from_x0
-from cell_diffusion.records import hash_weights, results_folder
+from cell_diffusion.records import results_folder
 from cell_diffusion.sampling import (
     ancestral, batched_denoise, ddim, ddim_inverse, dpm_solver, euler, heun, invert,
     karras_timesteps, nfe, sample, samplers, slerp, spacings, steps_for, timesteps,
@@ -426,4 +426,4 @@ def test_results_of_other_settings_are_refused(tiny):
 def test_the_shipped_table_is_of_the_shipped_network():
     settings = json.loads((results_folder/'samplers.json').read_text())
     model = load('blood32', 'cpu', precision='float32')
-    assert hash_weights(model) == settings['weights']
+    assert weights_hash(model) == settings['weights']

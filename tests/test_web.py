@@ -211,7 +211,8 @@ def test_a_page_for_a_network_of_ones_own(kind, channels, pages, tmp_path):
 def test_a_page_replaces_nothing_else(tmp_path):
     (tmp_path/'full').mkdir()
     (tmp_path/'full'/'mine.txt').touch()
-    with pytest.raises(FileExistsError, match='full holds something else'):
+    said = 'full holds other files, such as mine.txt'
+    with pytest.raises(FileExistsError, match=said):
         export_page(tiny(), tmp_path/'full')
     with pytest.raises(FileExistsError, match='mine.txt is a file'):
         export_page(tiny(), tmp_path/'full'/'mine.txt')

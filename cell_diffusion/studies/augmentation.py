@@ -11,12 +11,10 @@ import json
 import string
 import time
 import warnings
-import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
@@ -32,7 +30,7 @@ from cell_diffusion.gan import gan_learner, gan_sample, halvings
 from cell_diffusion.metrics import class_scores, nearest_cells, thumbnails, wilson
 from cell_diffusion.plots import plot_confusion, plot_scores
 from cell_diffusion.records import (
-    Records, check_out, locked, read_json, write_json, write_whole,
+    Records, check_out, locked, read_json, write_json, write_together, write_whole,
 )
 from cell_diffusion.sampling import check_room_for, sample
 from cell_diffusion.splits import assert_disjoint, kfold_cells, split_cells
@@ -337,7 +335,8 @@ def read_arrays(file:Path, mark:str):
             arrays = dict(kept)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+    except Exception as e:
+        # A flipped bit may raise anything
         warnings.warn(f"{file} is damaged and made again ({e}).")
         return None
     return arrays if str(arrays.pop('mark', '')) == mark else None
@@ -353,8 +352,11 @@ class Pool:
 @patch
 def work(self:AugmentationStudy, name, make:Callable, kind:str, fold:int)->dict:
     "Arrays kept in `work/` as long as the settings are the same"
+    self.open_records()  # By them the folder is known as that of a study
     file = self.out/'work'/f'{name}.npz'
-    return kept_arrays(file, self.mark(), make, kind, fold)
+    arrays = kept_arrays(file, self.mark(), make, kind, fold)
+    self.checkpoint(name).unlink(missing_ok=True)
+    return arrays
 
 @patch
 def mark(self:AugmentationStudy)->str:
@@ -362,12 +364,9 @@ def mark(self:AugmentationStudy)->str:
     return json.dumps(self.settings(), default=str)
 
 @patch
-@contextmanager
-def checkpoint(self:AugmentationStudy, name):
-    "A file in `work/` from which a killed training goes on, until it has ended"
-    file = self.out/'work'/f'{name}-{digest(self.mark())[:8]}.pt'
-    yield file
-    file.unlink(missing_ok=True)
+def checkpoint(self:AugmentationStudy, name)->Path:
+    "A file in `work/` from which a killed training goes on, until its result is kept"
+    return self.out/'work'/f'{name}-{digest(self.mark())[:8]}.pt'
 
 @patch
 def generated(self:AugmentationStudy,
@@ -397,10 +396,9 @@ def generate(self:AugmentationStudy, kind:str, fold:int)->dict: # Arrays for `wo
     settings = self.generator_settings(kind)
     bs = min(settings.pop('bs'), len(labels))
     dls = generator_dls(images, labels, c.names, bs, fold)
-    with self.checkpoint(f'{kind}-f{fold}') as file:
-        x, cost = generators[kind].make(
-            dls, torch.from_numpy(requested), seed=fold, progress=self.progress,
-            checkpoint=file, **settings)
+    x, cost = generators[kind].make(
+        dls, torch.from_numpy(requested), seed=fold, progress=self.progress,
+        checkpoint=self.checkpoint(f'{kind}-f{fold}'), **settings)
     return dict(images=decode(x).numpy(), labels=requested, cost=json.dumps(cost))
 
 # %% ../../nbs/12b_augmentation_study.ipynb #n028
@@ -453,7 +451,10 @@ def keep_recognised(
 def predict_pool(self:AugmentationStudy, kind:str, fold:int)->dict: # For `work/`
     "Classes of the generated cells, according to a classifier of the same fold"
     name = 'oversample+classical'
-    classifier = self.train(name, fold, 0, self.added(arms[name], fold, 0))
+    added = self.added(arms[name], fold, 0)
+    # Not the file of that arm's own job, which another process may be doing
+    checkpoint = self.checkpoint(f'{kind}-f{fold}-predicted')
+    classifier = self.train(name, fold, 0, added, checkpoint)
     pool = self.generated(kind, fold)
     return dict(predicted=predict_classes(classifier, encode(pool.images)))
 
@@ -490,6 +491,7 @@ def train(self:AugmentationStudy,
     fold:int,    # Number of the fold
     seed:int,    # Number of the classifier
     added:Added, # Cells besides those of the training fold
+    checkpoint:Path=None, # File from which it goes on; by default that of the job
 )->nn.Module:
     "Train the classifier of one arm on one fold"
     c = self.cells
@@ -502,10 +504,15 @@ def train(self:AugmentationStudy,
     number = seed*1000 + fold
     dls = step_dls(images, labels, c.names, self.steps, self.bs, number, arm.transform)
     weights = self.class_weights(fold) if arm.class_weights else None
-    with self.checkpoint(f'{name}-f{fold}-s{seed}') as file:
-        return train_classifier(dls, lr=self.lr, seed=number, steps=self.steps,
-                                network=self.network, class_weights=weights,
-                                checkpoint=file)
+    checkpoint = checkpoint or self.checkpoint(f'{name}-f{fold}-s{seed}')
+    return train_classifier(dls, lr=self.lr, seed=number, steps=self.steps,
+                            network=self.network, class_weights=weights,
+                            checkpoint=checkpoint)
+
+@patch
+def forget(self:AugmentationStudy, arm:str, fold:int, seed:int):
+    "Remove the checkpoint of a classifier whose record is written"
+    self.checkpoint(f'{arm}-f{fold}-s{seed}').unlink(missing_ok=True)
 
 # %% ../../nbs/12b_augmentation_study.ipynb #c061
 @patch
@@ -607,7 +614,11 @@ def run(self:AugmentationStudy,
         seed=numbers_below('seed', seeds, self.seeds),
         arm=self.arms,
     )
-    return self.open_records().run(self.run_one, grid, self.progress)
+    records = self.open_records()
+    # A kill may have come between a record and this
+    for job in records.jobs():
+        self.forget(**job)
+    return records.run(self.run_one, grid, self.progress, self.forget)
 
 def numbers_below(what, given, n)->list:
     "The given numbers, or all below `n`; raises `ValueError` for others"
@@ -1090,13 +1101,16 @@ def write_files(
     results:StudyResults, # From `load_records`
 )->list: # Paths
     "Write the tables and figures of a study"
-    for name, table in tables.items():
-        write_whole(folder/name, table.to_csv(index=False))
+    contents = {name: table.to_csv(index=False) for name, table in tables.items()}
     figures = dict(scores=plot_scores(scores), confusion=plot_confusion(results))
     for name, fig in figures.items():
-        fig.savefig(folder/f'{name}.png', dpi=110)
-        plt.close(fig)
-    return [folder/name for name in (*tables, 'scores.png', 'confusion.png')]
+        contents[f'{name}.png'] = partial(fig.savefig, dpi=110, format='png')
+    try:
+        write_together({folder/name: content for name, content in contents.items()})
+    finally:
+        for fig in figures.values():
+            plt.close(fig)
+    return [folder/name for name in contents]
 
 # %% ../../nbs/12b_augmentation_study.ipynb #n086
 def load_copies(

@@ -19,7 +19,8 @@ from cell_diffusion.core import encode
 from cell_diffusion.data import cell_dls
 from cell_diffusion.denoiser import Denoiser, load
 from cell_diffusion.metrics import class_accuracy, compare_features, diversity
-from cell_diffusion.records import Records, network_settings, results_folder
+from cell_diffusion.denoiser import network_settings
+from cell_diffusion.records import Records, results_folder
 from cell_diffusion.sampling import sample
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.studies.morphology import morphology_study

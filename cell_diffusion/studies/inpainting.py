@@ -22,7 +22,8 @@ from cell_diffusion.inpainting import (
     random_masks, seam_energy, stained_masks,
 )
 from cell_diffusion.metrics import diversity
-from cell_diffusion.records import Records, network_settings, results_folder
+from cell_diffusion.denoiser import network_settings
+from cell_diffusion.records import Records, results_folder
 from cell_diffusion.sampling import nfe
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import fit_for

@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 from fastcore.basics import patch, store_attr
 from cell_diffusion.classifier import CellClassifier, features_and_predictions
-from cell_diffusion.denoiser import Denoiser
+from cell_diffusion.denoiser import Denoiser, weights_hash
 from cell_diffusion.metrics import distance_draws
-from cell_diffusion.records import Records, hash_weights
+from cell_diffusion.records import Records
 from cell_diffusion.sampling import nfe, sample, steps_for, timesteps
 from cell_diffusion.splits import pixel_hash
 
@@ -37,8 +37,8 @@ class SamplerStudy:
     def settings(self):
         "What identifies the study, for `Records`"
         return dict(
-            weights=hash_weights(self.model), precision=self.model.precision,
-            classifier=hash_weights(self.classifier), real=len(self.real),
+            weights=weights_hash(self.model), precision=self.model.precision,
+            classifier=weights_hash(self.classifier), real=len(self.real),
             cells=pixel_hash(self.x.cpu().numpy()), labels=self.y.tolist(),
             n=self.n, draws=self.draws, seed=self.seed)
 
