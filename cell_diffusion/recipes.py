@@ -21,7 +21,7 @@ import warnings
 from pathlib import Path
 from string import Template
 from types import SimpleNamespace
-from cell_diffusion.augmentation import training_cells
+from cell_diffusion.augmentation import training_cells, white_for
 from cell_diffusion.classifier import (
     CellClassifier, enough_epochs, features_and_predictions, reference_classifier,
     train_classifier,
@@ -446,7 +446,8 @@ def score_weights(
 # %% ../nbs/recipes.ipynb #n015
 def cells_to_score(network, record, where, crop, channels, n, white):
     "Cells as in the training of a network; `ValueError` for classes it does not have"
-    white = white or record.get('white')
+    trained = record.get('white', network.white)
+    white = white_for(where, white, trained, record.get('bits', network.bits), channels)
     if channels is None:
         channels = record.get('channel_names')
         if record.get('source') == 'folder': channels = record['channels']
