@@ -361,7 +361,7 @@ def balance(
     steps:int=20,       # Network calls for each cell
     test=None,          # Folder of test cells, refused if one is among `folder`'s
     force:bool=False,   # Write cells of a class that the network does not obey
-    white:float=None,   # Grey level of 16-bit files that is white, see `load_cells`
+    white:float=None,   # Grey level that is white; by default of training, or measured
     source:str=None,    # How to read `folder`; `folder` for one of your own
     progress:bool=True, # Show progress bars
     **kwargs,           # More arguments of `load_cells`

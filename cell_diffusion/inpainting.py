@@ -577,7 +577,7 @@ def inpaint(
     steps:int=None, # Steps of the sampler; by default as in `methods`
     guidance_scale:float=1., # Guidance towards the class
     window:int=None, # Side of the square that the network sees, see `find_window`
-    white:float=None, # Value of white, such as 4095; by default see `white_level`
+    white:float=None, # Such as 4095; by default that of training, else measured
     as_colour:bool=False, # Fill a grey picture with a network of cells in colour?
     model=None, # A network, its name or its folder; by default as in `methods`
     progress:bool=True, # Show a progress bar
