@@ -24,7 +24,7 @@ from cell_diffusion.data import (
     find_folder, list_folder, load_cells,
 )
 from cell_diffusion.denoiser import Denoiser, load, weights_hash
-from cell_diffusion.imageio import image_bytes
+from cell_diffusion.imageio import image_bytes, open_picture
 from cell_diffusion.metrics import class_check, disobeyed, unclear
 from cell_diffusion.records import (
     Records, check_out, kind_of_folder, locked, read_json, write_json, write_whole,
@@ -83,20 +83,20 @@ def train_generator(
     return learn.ema.averaged
 
 # %% ../nbs/12_augmentation.ipynb #n016
-def listing(source, path=None, channels=None, **_)->tuple:
-    "A source's name, and what its folder holds; None where cells are no files"
+def files_in(source, path=None, channels=None)->tuple: # A `Listing`, or None
+    "What a source means, and the files that it has"
     source, path = resolve_source(source, path)
     if source == 'bloodmnist' or source.startswith('simulated'): return source, None
     return source, list_folder(find_folder(source, path), source, channels)
 
 def own_size(source, path=None, crop=None, channels=None, **_)->int:
     "Height and width of the cells of a folder: the median; 32 where there are no files"
-    source, found = listing(source, path, channels)
+    source, found = files_in(source, path, channels)
     if found is None: return 32
     sides = []
     for _, (file, *_) in found.items[::1 + len(found.items)//200]:
         try:
-            with Image.open(file) as im:
+            with open_picture(file) as im:
                 left, _, right, _ = crop_box(*im.size, crop or default_crop(source),
                                              found.keep)
         except OSError:
@@ -128,7 +128,7 @@ def check_output_folder(folder, out:Path):
 def check_test_cells(cells:CellImages, where, kwargs):
     "Raise `ValueError` where a test cell is among the training cells"
     # A white level of 16 bits means nothing to files of 8 bits
-    _, found = listing(*where, **kwargs)
+    found = files_in(*where, kwargs.get('channels'))[1]
     check_same_bits(cells.bits, found.bits if found else 8)
     size = cells.images.shape[-1]
     test = load_cells(*where, size=size, white=cells.white, **kwargs)
@@ -308,10 +308,29 @@ def sizes(where, size, model, **kwargs)->tuple:
                       f"size={made} leaves them as they are.")
     return written, made
 
+def white_for(
+    where,         # Source and folder, as for `load_cells`
+    white,         # What the user says, or None
+    trained:float, # White of the training of a network
+    bits:int,      # Depth of the files of that training
+    channels=None, # As for `load_cells`
+)->float: # None where it is to be measured
+    """How `load_cells` is to read cells for a network: a given `white` comes first,
+    then that of its training, if its files had the depth of these."""
+    if white is not None: return white
+    found = files_in(*where, channels)[1]
+    if found is None or found.bits != bits: return None
+    if (trained, bits) != (255, 8):
+        warnings.warn(f"Grey level {trained:g} of these files of {bits} bits is white "
+                      "(255), as in the network's training: pass white for another.")
+    return trained
+
 def cells_to_balance(folder, source, size, model, test, white, kwargs)->tuple:
     "The cells, split for a classifier, and both `sizes`; raises for test cells in it"
     where = named_source(folder, source)
     size, made = sizes(where, size, model, **kwargs)
+    if model:
+        white = white_for(where, white, model.white, model.bits, kwargs.get('channels'))
     dls = cell_dls(*where, size=made, bs=1, white=white, **kwargs)
     if test is not None: check_test_cells(dls.cells, named_source(test, source), kwargs)
     return dls, size, made
@@ -330,7 +349,7 @@ def balance(
     steps:int=20,       # Network calls for each cell
     test=None,          # Folder of test cells, refused if one is among `folder`'s
     force:bool=False,   # Write cells of a class that the network does not obey
-    white:float=None,   # Grey level of 16-bit files that is white, see `load_cells`
+    white:float=None,   # Grey level that is white; by default of training, or measured
     source:str=None,    # How to read `folder`; `folder` for one of your own
     progress:bool=True, # Show progress bars
     **kwargs,           # More arguments of `load_cells`
@@ -341,8 +360,9 @@ def balance(
     wrote. Every file is marked as synthetic, in its name, inside and in the manifest,
     which has the `size` of the file and the size that was `made`, and how many cells of
     its class are recognised: `class_accuracy`, `real_accuracy`, `obeyed`. Files have
-    the depth and the range of those in `folder`, and test cells are read by the same
-    white. Never test on cells of `folder` afterwards: the generator has seen them.
+    the depth and the range of those in `folder`. Their white is `white`; else that of
+    the training of `weights`, if its files had the same depth; else it is measured.
+    Test cells are read by the same. Never test on cells of `folder` afterwards: the generator has seen them.
     """
     goal, minutes, seed, steps = check_limits(
         goal=goal, minutes=minutes, seed=seed, steps=steps)

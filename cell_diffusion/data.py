@@ -23,7 +23,7 @@ from cell_diffusion.core import (
     check_limits, check_number, default_device, encode, generator, plain_number,
     show_cells)
 from .imageio import (
-    channels_and_bits, read_planes, reader_version, to_8_bits, why)
+    channels_and_bits, open_picture, read_planes, reader_version, to_8_bits, why)
 from .records import locked, write_whole
 from .simulation import blood_classes, simulate_blood, simulate_jurkat
 from cell_diffusion.sources import (
@@ -567,7 +567,7 @@ def is_generated(file:Path)->bool:
         # Text comes before the pixels
         with open(file, 'rb') as f:
             return b'synthetic\0True' in f.read(1024)
-    with Image.open(file) as im:
+    with open_picture(file) as im:
         return '"synthetic": "True"' in str(getattr(im, 'tag_v2', {}).get(270, ''))
 
 def check_real(cells:CellImages):

@@ -77,6 +77,9 @@ def check_sizes(model):
     if not all(0 < size <= 2 for size in sizes):
         raise ValueError("cell_sizes are diameters in sides of the image, not "
                          f"{sizes}.")
+    if model.bits not in (8, 16) or not 1 <= model.white < 2**model.bits:
+        raise ValueError(f"white is a grey level of files of 8 or 16 bits, not "
+                         f"{model.white} of {model.bits}.")
     outputs = unet.out[-1].out_channels//unet.patch**2
     if model.sees_known and unet.channels != 2*outputs + 1:
         raise ValueError(f"A network that sees known pixels and mask has "
@@ -97,6 +100,8 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         size:int=32, # Height and width of the training images, in pixels
         classes:tuple=(), # Names of the classes, in the order of their numbers
         cell_sizes:tuple=None, # How wide the cells of each class are, or one for all
+        white:float=255., # Grey level of the files of its training that became 255
+        bits:int=8, # Depth of those files, 8 or 16
     ):
         super().__init__()
         if prediction not in predictions:
@@ -110,6 +115,8 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         self.data_std = data_std
         self.data_mean = tuple(data_mean)
         self.cell_sizes = None if cell_sizes is None else tuple(cell_sizes)
+        self.white = white
+        self.bits = bits
         unet = {**(unet or {}), 'n_classes': len(self.classes)}
         self.unet = UNet(**unet).to(memory_format=torch.channels_last)
         with torch.device('cpu'):
@@ -614,7 +621,11 @@ def weights_hash(
     model:Network, # A network of the course
 )->str: # 16 hexadecimal digits
     "A text that two networks share only if they would be saved as the same files"
-    h = hashlib.sha256(json.dumps(model.settings, sort_keys=True).encode())
+    settings = model.settings
+    if (settings.get('white'), settings.get('bits')) == (255, 8):
+        # As in folders from before these were settings
+        del settings['white'], settings['bits']
+    h = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in model.state_dict().items():
         h.update(name.encode())
         h.update(_for_file(tensor).numpy().tobytes())

@@ -50,9 +50,14 @@ def picture_kind(
     "Read mode, channels, bits and pages from a picture's header"
     # The other frames of a camera's JPEG (MPO) are previews, not pages
     pages = 1 if im.format == 'MPO' else getattr(im, 'n_frames', 1)
-    grey_numbers = im.mode.startswith(('I', 'F'))
-    channels = 1 if grey_numbers else mode_channels.get(im.mode, 0)
-    return PictureKind(im.mode, channels, stored_bits(im), pages)
+    mode = 'LA;16' if is_deep_grey(im) else im.mode
+    grey_numbers = mode.startswith(('I', 'F', 'LA;16'))
+    channels = 1 if grey_numbers else mode_channels.get(mode, 0)
+    return PictureKind(mode, channels, stored_bits(im), pages)
+
+def is_deep_grey(im)->bool:
+    "Grey and alpha of 16 bits, which Pillow would cut to 8 and repeat in all colours"
+    return any(str(tile[-1]).startswith('LA;16') for tile in getattr(im, 'tile', ()))
 
 # %% ../nbs/imageio.ipynb #i017
 def check_colours(kind:PictureKind):
@@ -189,12 +194,54 @@ def turned(
     if orientation in (2, 3, 7, 8): pixels = pixels[:, ::-1]
     return pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
 
+# %% ../nbs/imageio.ipynb #n012
+def deep_grey(
+    im:Image.Image, # A PNG, opened, and not yet loaded
+)->np.ndarray: # uint16 `(height, width, 2)`
+    "Grey and alpha of 16 bits, upright: the four bytes of a pixel as if four colours"
+    im.tile = [tile._replace(args='RGBA') for tile in im.tile]
+    four = np.ascontiguousarray(upright(im))
+    return four.view('>u2').astype(np.uint16)
+
+def open_picture(
+    path, # File name
+)->Image.Image:
+    "Open a picture; a TIFF of grey and alpha of 16 bits, which Pillow refuses, as a PNG"
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        with open(path, 'rb') as file:
+            if file.read(4) not in (b'II*\0', b'MM\0*'): raise
+        png = deep_grey_png(path)
+        if png is None: raise
+    return Image.open(io.BytesIO(png))
+
+def deep_grey_png(
+    path, # File name of a TIFF
+)->bytes: # None for another TIFF
+    "The picture of a TIFF in grey and alpha of 16 bits, with its orientation, as a PNG"
+    from tifffile import TiffFile
+    with TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        is_grey = page.photometric == 1 and page.samplesperpixel == 2
+        if not is_grey or page.dtype != np.uint16 or page.extrasamples[0] == 0: return
+        if len(tiff.pages) > 1:
+            raise ValueError(
+                f"has {len(tiff.pages)} pages of grey and alpha: save each by itself")
+        pixels = page.asarray()
+        exif = Image.Exif()
+        exif[0x112] = page.tags.valueof(0x112, 1)
+    if page.planarconfig == 2: pixels = np.moveaxis(pixels, 0, -1)
+    note = exif.tobytes().removeprefix(b'Exif\0\0')
+    return deep_colours_file(pixels, chunks=[(b'eXIf', note)])
+
 # %% ../nbs/imageio.ipynb #n002
 def picture_pixels(
     im:Image.Image,   # Opened, not yet loaded if it comes from a file
     kind:PictureKind, # Its kind, read before loading
 )->np.ndarray: # uint8, or uint16 for more than 8 bits
     "The pixels of a picture or page, upright"
+    if kind.mode == 'LA;16': return deep_grey(im)
     if kind.bits > 8 and kind.mode in ('RGB', 'RGBA'): return deep_colours(im)
     tags = getattr(im, 'tag_v2', {})
     if kind.mode == 'LA' and tags.get(338) == (0,):
@@ -226,7 +273,7 @@ def read_planes(
 
     Raises `ValueError` for another kind of picture.
     """
-    with Image.open(path) as im:
+    with open_picture(path) as im:
         kind = picture_kind(im)
         check_pages(kind, channels)
         page_channels = channels if kind.pages == 1 else 1
@@ -250,7 +297,7 @@ def channels_and_bits(
     path, # File name
 )->tuple: # 1 for grey, 3 for colour, or the pages of a stack; and 8 or 16
     "How many channels a cell in this file has, and how many bits"
-    with Image.open(path) as im:
+    with open_picture(path) as im:
         kind = picture_kind(im)
     if kind.pages > 1: return kind.pages, depth(kind)
     return 1 if kind.channels == 1 else 3, depth(kind)
@@ -291,7 +338,7 @@ def decoded_picture(
     "Open, check and decode a picture; raises `ValueError` where that fails"
     is_open = isinstance(image, Image.Image)
     try:
-        im = image if is_open else Image.open(image)
+        im = image if is_open else open_picture(image)
         kind = picture_kind(im)
         check_for_editing(kind)
         return picture_pixels(im, kind)

@@ -392,19 +392,34 @@ def resize(pixels, size):
 
 # %% ../nbs/10_inpainting.ipynb #n010
 def white_level(
-    known:np.ndarray, # Known pixels, uint8 or uint16 `(…, channel)`
+    pixels:np.ndarray, # uint8 or uint16 `(height, width, channel)`
+    hole:np.ndarray=None, # bool `(height, width)`; by default everything is known
     white:float=None, # What the user says
 )->float: # 1 to 255, or to 65535
-    """The value of white: `white`, or 255, or of 16 bits the 99.9th percentile.
+    """The value of white: `white`, or 255, or of 16 bits measured on known pixels.
 
-    Raises `ValueError` for a white that does not fit into the pixels' type.
+    That is the level that 99.9 % of them do not exceed; in a dark field, if that is
+    more, 1.25 times its brightest spot. Single hot pixels do not count. Raises
+    `ValueError` for a white that does not fit into the pixels' type.
     """
-    largest = np.iinfo(known.dtype).max
+    largest = np.iinfo(pixels.dtype).max
     if white is not None: return check_number('white', white, 1, largest)
-    if known.dtype == np.uint8 or not known.size: return largest
-    brightest = known.reshape(-1, known.shape[-1]).max(1)
-    level = np.percentile(brightest, 99.9, method='lower')
-    return max(1., float(level))
+    brightest = pixels.max(-1)
+    known = np.full(brightest.shape, True) if hole is None else ~hole
+    if pixels.dtype == np.uint8 or not known.any(): return largest
+    level = np.percentile(brightest[known], 99.9, method='lower')
+
+    spot = ndimage.median_filter(np.where(known, brightest, 0), 3).max()
+    is_dark_field = np.median(brightest[known]) < spot/4
+    if is_dark_field: level = max(level, 1.25*spot)
+    return float(np.clip(level, 1, largest))
+
+def white_of_network(
+    model, # A denoiser
+    pixels:np.ndarray, # uint8 or uint16
+)->float: # None where it was trained on files of another depth
+    "The white of a network's training, where it holds for these pixels"
+    return model.white if model.bits == 8*pixels.itemsize else None
 
 def colour_channels(
     pixels:np.ndarray, # `(height, width)` or `(height, width, channel)`
@@ -414,16 +429,25 @@ def colour_channels(
     return pixels[..., :1 if pixels.shape[2] < 3 else 3]
 
 # %% ../nbs/10_inpainting.ipynb #n023
-def look_through(pixels, hole, window, size, white=None):
+def look_through(pixels, hole, window, model, white=None):
     "Close-up of a window, its hole, and the value of white"
     colours = colour_channels(pixels)
-    level = white_level(colours[~hole], white)
-    if white is None and pixels.dtype == np.uint16:
-        warnings.warn(f"White of this 16-bit picture is taken to be {level:.0f}, from "
-                      "its known pixels: pass white if you know it, such as 4095 for "
-                      "12 bits.", stacklevel=4)
+    trained = white_of_network(model, pixels)
+    level = white_level(colours, hole, trained if white is None else white)
+    if white is None: report_level(level, trained, 8*pixels.itemsize)
     seen = crop_window(colours, window)/level*2 - 1
-    return *close_up(seen, crop_window(hole, window), size), level
+    return *close_up(seen, crop_window(hole, window), model.size), level
+
+def report_level(level, trained, bits):
+    "Say what white is, where the user did not and it is not simply 255"
+    if (level, bits) == (255, 8): return
+    if trained is not None:
+        source = "as in the network's training: pass white for another"
+    else:
+        source = ("from its known pixels, and fills are no brighter: pass white if you "
+                  "know it, such as 4095 for 12 bits")
+    warnings.warn(f"White of this {bits}-bit picture is taken to be {level:.0f}, "
+                  f"{source}.", stacklevel=5)
 
 # %% ../nbs/10_inpainting.ipynb #n024
 def is_grey(pixels, hole):
@@ -497,7 +521,11 @@ def put_back(
     white:float, # See `white_level`
     grey:bool=False, # Average the colours of the fill?
 )->np.ndarray: # Of the shape and type of `pixels`
-    "The picture with a fill in its hole, and nothing else changed"
+    """The picture with a fill in its hole, and nothing else changed
+
+    What a network generates ends at white. Where enlarging goes beyond, that is
+    written as it is, up to the largest number of the pixels' type.
+    """
     top, left, side = window
     ys, xs = np.nonzero(hole)
     large = resize(fill.permute(1, 2, 0).numpy(), side)
@@ -552,7 +580,7 @@ def inpaint(
     steps:int=None, # Steps of the sampler; by default as in `methods`
     guidance_scale:float=1., # Guidance towards the class
     window:int=None, # Side of the square that the network sees, see `find_window`
-    white:float=None, # Value of white, such as 4095; by default see `white_level`
+    white:float=None, # Such as 4095; by default that of training, else measured
     as_colour:bool=False, # Fill a grey picture with a network of cells in colour?
     model=None, # A network, its name or its folder; by default as in `methods`
     progress:bool=True, # Show a progress bar
@@ -561,7 +589,9 @@ def inpaint(
     """Fill what a mask hides in a picture; pixels outside the mask keep their values.
 
     Raises `ValueError`, `TypeError` or `FileNotFoundError` for what cannot be filled.
-    Warns where `white` is worked out, and where a cell has not the size of training.
+    White is `white`; else that of the network's training, if its files had the depth of
+    the picture; else 255, or of 16 bits a measured level. A warning says which. Fills
+    are no brighter than white. Warns too where a cell has not the size of training.
     """
     settings = settings_of(method, steps, kwargs)
     default_model = settings.pop('model')
@@ -573,7 +603,7 @@ def inpaint(
     grey = is_grey(pixels, hole)
     check_channels(model, grey, as_colour)
     window = find_window(hole, window)
-    x, small_hole, white = look_through(pixels, hole, window, model.size, white)
+    x, small_hole, white = look_through(pixels, hole, window, model, white)
     if not grey: check_scale(model, x, small_hole, label, window[2])
     x = x[:, :model.channels].expand(n, model.channels, -1, -1)
     settings.update(show_known=method == 'trained', guidance_scale=guidance_scale)

@@ -23,7 +23,7 @@ from .records import write_whole
 from .denoiser import load
 from .sampling import nfe
 from .inpainting import find_window, inpaint, masked_view, methods
-from .inpainting import is_grey, white_level
+from .inpainting import is_grey, white_level, white_of_network
 
 # %% ../nbs/painter.ipynb #c011
 def colour_channels(pixels):
@@ -258,7 +258,7 @@ class MaskPainter:
     ):
         store_attr('label,n,steps,seed,model,kwargs')
         self.pixels = read_image(image)
-        self.top = white_level(colour_channels(self.pixels), kwargs.get('white'))
+        self.top = self.find_white(kwargs.get('white'))
         self.picture = screen_picture(self.pixels, self.top)
         self.canvas = MaskCanvas(self.picture, mask)
         self.fills = None
@@ -277,6 +277,13 @@ class MaskPainter:
 
     @cached_property
     def net(self): return ready_network(self.model)
+
+    def find_white(self, white):
+        "The level that is shown as white: the one that `inpaint` takes"
+        colours = colour_channels(self.pixels)
+        if white is None and colours.dtype == np.uint16:
+            white = white_of_network(self.net, colours)
+        return white_level(colours, white=white)
 
     @cached_property
     def ui(self): return make_controls(self)

@@ -22,6 +22,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from string import Template
 from types import SimpleNamespace
+from cell_diffusion.augmentation import white_for
 from cell_diffusion.classifier import (
     CellClassifier, features_and_predictions, reference_classifier, train_classifier,
 )
@@ -323,6 +324,18 @@ def run_record(learn, budget, channels):
         machine=machine(),
     )
 
+# %% ../nbs/recipes.ipynb #n044
+new_keys = dict(objective='config', loss_by_level='loss_by_timestep')
+
+def with_new_keys(record):
+    "A record with the names of today; of version 0.1 or not"
+    return {new_keys.get(k, k): v for k, v in with_new_names(record).items()}
+
+def read_record(folder):
+    "The record of the run in a folder"
+    advice = 'start the run again, which writes it anew.'
+    return with_new_keys(read_json(Path(folder)/'record.json', advice))
+
 # %% ../nbs/recipes.ipynb #n038
 def save_run(model, record, run):
     "Write weights, record, card and picture; what is known of the same weights stays"
@@ -451,13 +464,14 @@ def score_weights(
 def cells_to_score(network, record, run):
     "Cells as in the training of a network, split; warns if they are others"
     channels = run.channels
+    where = named_source(run.data, run.source)
+    trained = record.get('white', network.white), record.get('bits', network.bits)
+    white = white_for(where, run.white, *trained, channels)
     if channels is None:
         channels = record.get('channel_names')
         if record.get('source') == 'folder': channels = record['channels']
-    dls = cell_dls(*named_source(run.data, run.source), size=network.size, bs=1,
-                   crop=run.crop or record.get('crop'), channels=channels,
-                   n=run.n or record.get('loaded'),
-                   white=run.white or record.get('white'))
+    dls = cell_dls(*where, size=network.size, bs=1, crop=run.crop or record.get('crop'),
+                   channels=channels, n=run.n or record.get('loaded'), white=white)
     check_fit(network, dls)
     check_compared(dls, run.judged)
     bits = record.get('bits', dls.cells.bits)
@@ -768,18 +782,6 @@ licences = {
 def licence_of(record):
     other = 'The licence is that of the cells it was trained on.'
     return licences.get(record['source'], other)
-
-# %% ../nbs/recipes.ipynb #n044
-new_keys = dict(objective='config', loss_by_level='loss_by_timestep')
-
-def with_new_keys(record):
-    "A record with the names of today; of version 0.1 or not"
-    return {new_keys.get(k, k): v for k, v in with_new_names(record).items()}
-
-def read_record(folder):
-    "The record of the run in a folder"
-    advice = 'start the run again, which writes it anew.'
-    return with_new_keys(read_json(Path(folder)/'record.json', advice))
 
 # %% ../nbs/recipes.ipynb #c032
 def result_lines()->str: # Markdown

@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+import warnings
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,11 +14,13 @@ import cell_diffusion.augmentation as augmentation
 from cell_diffusion.augmentation import balance, network_size, own_size, write_synthetic
 from cell_diffusion.cli import app
 from cell_diffusion.data import cell_dls, load_cells
-from cell_diffusion.denoiser import Denoiser, save
+from cell_diffusion.denoiser import Denoiser, load, save
 from cell_diffusion.imageio import read_image, save_pixels
 from cell_diffusion.metrics import beside_real, class_accuracy, class_warning, disobeyed
+from cell_diffusion.recipes import (
+    cells_to_score, train_model, train_reference_classifier,
+)
 from cell_diffusion.records import part_name
-from cell_diffusion.recipes import train_model, train_reference_classifier
 from cell_diffusion.studies.augmentation import AugmentationStudy
 
 
@@ -344,6 +347,46 @@ def test_test_cells_share_the_white_of_the_training_cells(deep_folder, tmp_path,
     shutil.copy(next((deep_folder/'a').glob('*.png')), test/'a'/'leak.png')
     with pytest.raises(ValueError, match='1 of the .* test cells are in the training'):
         balance(deep_folder, tmp_path/'more', test=test, **quick)
+
+
+def colour_network(folder, **kwargs):
+    "Weights of a network of cells in colour that remembers the files of its training"
+    torch.manual_seed(0)
+    unet = dict(channels=3, dim=8, mults=[1, 2])
+    save(Denoiser(unet, size=16, classes=('a', 'b', 'c'), **kwargs), folder)
+    return folder
+
+
+rules = pytest.mark.parametrize('trained, white, expected', [
+    (dict(white=3000., bits=16), None, 3000), (dict(white=3000., bits=16), 2000, 2000),
+    (dict(), None, None), (dict(white=200., bits=8), None, None)])
+
+
+@rules
+def test_white_is_that_of_the_training_of_the_weights(deep_folder, tmp_path, obeys,
+                                                      trained, white, expected):
+    weights = colour_network(tmp_path/'w', **trained)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        table = balance(deep_folder, tmp_path/'added', weights=weights, white=white,
+                        force=True, **small)
+    measured = load_cells(deep_folder, size=16, cache=False).white
+    assert set(table.white) == {expected or measured} and set(table.bits) == {16}
+    texts = [str(w.message) for w in said if 'white=' in str(w.message)
+             or 'Grey level' in str(w.message)]
+    assert len(texts) == (white is None), texts
+    if white is None: assert ("the network's training" in texts[0]) == bool(expected)
+
+
+@rules
+@pytest.mark.parametrize('recorded', [True, False])
+def test_a_score_reads_cells_by_the_same_rule(deep_folder, tmp_path, trained, white,
+                                              expected, recorded):
+    network = load(colour_network(tmp_path/'w', **({} if recorded else trained)), 'cpu')
+    record = dict(dict(white=255, bits=8), **trained) if recorded else {}
+    dls = cells_to_score(network, record, (deep_folder, None), None, None, None, white)
+    measured = load_cells(deep_folder, size=16, cache=False).white
+    assert dls.cells.white == (expected or measured)
 
 
 def test_training_and_test_files_have_the_same_bits(folder, deep_folder, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from typer.testing import CliRunner
@@ -19,7 +20,8 @@ from cell_diffusion.data import is_generated
 from cell_diffusion.denoiser import Denoiser, save
 from cell_diffusion.imageio import read_image, save_pixels
 from cell_diffusion.inpainting import Inpainter
-from cell_diffusion.simulation import blood_classes
+from cell_diffusion.simulation import blood_classes, simulate_blood
+from cell_diffusion.sources import find_data
 
 
 def cli(*words):
@@ -165,6 +167,68 @@ def test_a_mask_drawn_on_what_a_viewer_shows(filler, picture, suffix):
     assert Image.open('turned_filled.png').getexif().get(0x112, 1) == 1
 
 
+def camera_cell():
+    "A real neutrophil of 8 bits where there is one, else a drawn one, 71 pixels at 128"
+    folder = find_data('pbc')
+    if folder is not None and (folder/'neutrophil').is_dir():
+        image = read_image(sorted((folder/'neutrophil').iterdir())[0])
+        start = np.array(image.shape[:2])//2 - 35
+        image = image[start[0]:start[0] + 71, start[1]:start[1] + 71]
+    else:
+        image = np.asarray(simulate_blood(1, size=71, labels='neutrophil').images[0])
+        image = image.transpose(1, 2, 0)
+    return np.asarray(Image.fromarray(image).resize((128, 128), Image.BICUBIC))
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.tif'])
+def test_a_camera_of_12_bits_from_end_to_end(tmp_path, monkeypatch, suffix):
+    "A fill is as bright as that of the same picture of 8 bits, also turned by a note"
+    monkeypatch.chdir(tmp_path)
+    cell = camera_cell()
+    hole = np.zeros(cell.shape[:2], bool)
+    hole[40:90, 36:80] = True
+    Image.fromarray(hole).save('hole.png')
+    words = ['--mask', 'hole.png', '--label', 'neutrophil', '--steps', 5]
+    def fill(name, *more):
+        said = succeeds('inpaint', name, '--out', f'out-{name}', *words, *more)
+        assert 'side of the window' not in said
+        return read_image(f'out-{name}')
+
+    save_pixels(f'8{suffix}', cell)
+    expected = fill(f'8{suffix}')
+    deep = cell.astype(np.uint16)*16
+    save_pixels(f'12{suffix}', deep)
+    for more in ([], ['--white', 4080]):
+        filled = fill(f'12{suffix}', *more)
+        assert filled.dtype == np.uint16 and filled.shape == cell.shape
+        assert (filled[~hole] == deep[~hole]).all()
+        assert abs(filled[hole].mean()/16/expected[hole].mean() - 1) < .01
+
+    turned(f'turned{suffix}', deep)
+    assert (read_image(f'turned{suffix}') == deep).all()
+    upright = fill(f'turned{suffix}')
+    assert (upright == fill(f'12{suffix}')).all()
+
+    pages = np.stack([deep]*5)
+    tifffile.imwrite('stack.tif', pages, photometric='rgb')
+    assert '5 pages' in fails('inpaint', 'stack.tif', *words)
+    assert not list(Path().glob('stack_filled*'))
+
+
+def turned(path, deep):
+    "Colours of 16 bits upside down, with a note (orientation 3) that says so"
+    stored = np.ascontiguousarray(deep[::-1, ::-1])
+    if path.endswith('.tif'):
+        tifffile.imwrite(path, stored, photometric='rgb',
+                         extratags=[(0x112, 'H', 1, 3, True)])
+        return
+    exif = Image.Exif()
+    exif[0x112] = 3
+    note = exif.tobytes().removeprefix(b'Exif\0\0')
+    content = imageio.deep_colours_file(stored, chunks=[(b'eXIf', note)])
+    Path(path).write_bytes(content)
+
+
 def test_pages_are_refused(filler, picture):
     pages = [Image.fromarray(np.full((50, 40, 3), i, np.uint8)) for i in range(5)]
     pages[0].save('stack.tif', save_all=True, append_images=pages[1:])
@@ -175,15 +239,14 @@ def test_pages_are_refused(filler, picture):
 
 
 @pytest.mark.parametrize('suffix', ['.png', '.tif'])
-@pytest.mark.parametrize('channels, dtype', [
-    ((), np.uint8), ((), np.uint16), ((3,), np.uint8), ((3,), np.uint16),
-    ((4,), np.uint8), ((4,), np.uint16)])
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+@pytest.mark.parametrize('channels', [(), (2,), (3,), (4,)])
 def test_what_is_written_is_as_deep_and_wide(filler, picture, channels, dtype, suffix):
     top = np.iinfo(dtype).max//3
     pixels = np.random.default_rng(0).integers(0, top, (50, 40, *channels), dtype)
     save_pixels(f'deep{suffix}', pixels)
     out = f'out{suffix}'
-    grey = [] if channels else ['--as-colour']
+    grey = [] if channels in ((3,), (4,)) else ['--as-colour']
     white = ['--white', top] if dtype == np.uint16 else []
     said = succeeds('inpaint', f'deep{suffix}', '--mask', 'hole.png', '--model', filler,
                     '--steps', 1, '--out', out, *grey, *white)

@@ -2,6 +2,7 @@
 import json, struct, zlib
 import numpy as np, pytest, tifffile, torch
 from PIL import Image, ImageOps
+from cell_diffusion.data import is_generated
 from cell_diffusion.imageio import (
     channels_and_bits, from_8_bits, picture_kind, read_image, read_mask, read_planes,
     save_image, save_pixels, to_8_bits)
@@ -135,7 +136,7 @@ def test_grey_tiffs_of_12_bits_of_any_compression(tmp_path, compression):
     Image.fromarray(grey).save(tmp_path/'a.tif', compression=compression)
     assert (read_planes(tmp_path/'a.tif', 1, 16)[0] == grey).all()
 
-@pytest.mark.parametrize('channels', [1, 3, 4])
+@pytest.mark.parametrize('channels', [1, 2, 3, 4])
 def test_pngs_of_16_bits_come_to_the_bit(tmp_path, channels):
     image = pixels(40, 50, channels, dtype=np.uint16, top=65536)
     path = deep_png(tmp_path/'a.png', image)
@@ -144,13 +145,56 @@ def test_pngs_of_16_bits_come_to_the_bit(tmp_path, channels):
     with Image.open(path) as im:
         assert (read_image(im) == stored).all()
 
+@pytest.mark.parametrize('layout', layouts, ids=str)
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+def test_grey_and_alpha_of_16_bits(tmp_path, suffix, layout):
+    "As a picture, as a cell of a set, as a mask, and turned by its orientation"
+    image = pixels(70, 90, 2, dtype=np.uint16, top=65536)
+    path = tmp_path/f'a.{suffix}'
+    stored = np.moveaxis(image, -1, 0) if 'planarconfig' in layout else image
+    how = dict(photometric='minisblack', extrasamples=['unassalpha'], **layout)
+    def write(**more):
+        if suffix == 'png': return deep_png(path, image)
+        tifffile.imwrite(path, stored, **how, **more)
+    write()
+    assert (read_image(path) == image).all()
+    assert channels_and_bits(path) == (1, 16)
+    assert (read_planes(path, 1, 16)[0] == image[..., 0]).all()
+    with pytest.raises(ValueError, match='is grey where colour is expected'):
+        read_planes(path, 3, 16)
+    if suffix == 'png': return
+
+    write(extratags=[(0x112, 'H', 1, 3, True)])
+    assert (read_image(path) == image[::-1, ::-1]).all()
+    assert not is_generated(path)
+
+def test_a_mask_of_grey_and_alpha_of_16_bits(tmp_path):
+    hole = np.zeros((7, 9), np.uint16)
+    hole[2:4, 3:7] = 65535
+    for name in ('a.png', 'a.tif'):
+        save_pixels(tmp_path/name, np.stack([hole, hole*0 + 65535], -1))
+        assert (read_mask(tmp_path/name, (7, 9)) == (hole > 0)).all()
+
+def test_other_tiffs_of_two_values_a_pixel_are_refused(tmp_path):
+    image = pixels(3, 7, 9, 2, dtype=np.uint16)
+    how = dict(photometric='minisblack', planarconfig='contig')
+    tifffile.imwrite(tmp_path/'pages.tif', image, extrasamples=['unassalpha'], **how)
+    with pytest.raises(ValueError, match='pages.tif has 3 pages of grey and alpha'):
+        read_image(tmp_path/'pages.tif')
+    tifffile.imwrite(tmp_path/'two.tif', image[0], extrasamples=['unspecified'], **how)
+    with pytest.raises(ValueError, match='two.tif cannot be read as an image'):
+        read_image(tmp_path/'two.tif')
+    (tmp_path/'cut.tif').write_bytes(b'II*\0' + bytes(9))
+    with pytest.raises(ValueError, match='cut.tif cannot be read as an image'):
+        read_image(tmp_path/'cut.tif')
+
 def test_pages_of_16_bits(tmp_path):
     pages = pixels(3, 40, 50, dtype=np.uint16, top=4096)
     tifffile.imwrite(tmp_path/'a.tif', pages, photometric='minisblack')
     assert (np.stack(read_planes(tmp_path/'a.tif', 3, 16)) == pages).all()
 
 @pytest.mark.parametrize('channels, bits, says', [
-    (2, 16, '16 bits a colour in a form that is cut to 8'),
+    (2, 16, 'is grey where colour is expected'),
     (3, 8, 'has 16 bits a pixel .*where the set has 8')])
 def test_what_would_lose_bits_is_refused(tmp_path, channels, bits, says):
     deep = deep_png(tmp_path/'a.png', pixels(7, 9, channels, dtype=np.uint16))
@@ -356,7 +400,7 @@ def test_saved_pictures_go_back_to_the_range_of_their_files(tmp_path, channels):
         with Image.open(path) as im:
             assert im.text == dict(synthetic='True')
 
-@pytest.mark.parametrize('shape', [(7, 9), (7, 9, 1), (7, 9, 3), (7, 9, 4)])
+@pytest.mark.parametrize('shape', [(7, 9), *((7, 9, c) for c in (1, 2, 3, 4))])
 @pytest.mark.parametrize('dtype, top', [(np.uint8, 256), (np.uint16, 65536)])
 @pytest.mark.parametrize('suffix', ['png', 'tif'])
 def test_what_is_read_can_be_written_unchanged(tmp_path, shape, dtype, top, suffix):

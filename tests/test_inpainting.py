@@ -1,9 +1,12 @@
 """Filling holes: known pixels stay, hidden ones are never looked at, RePaint is that of
 diffusers, and every kind of picture is filled or refused with a reason"""
+import hashlib
+import json
 import re
 import struct
 import warnings
 import zlib
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -19,7 +22,7 @@ from scipy import ndimage
 from cell_diffusion.core import encode, generator
 from cell_diffusion.data import cell_dls
 from cell_diffusion.denoiser import Condition, Denoiser, denoise, load, save, warm_start
-from cell_diffusion.denoiser import ask, mix
+from cell_diffusion.denoiser import ask, mix, weights_hash
 from cell_diffusion.imageio import read_image
 from cell_diffusion.inpainting import (
     Inpainter, InpaintingCallback, biharmonic_fill, close_up, crop_window, fill_holes,
@@ -32,8 +35,8 @@ from cell_diffusion.sampling import (
     sample, spacings, timesteps,
 )
 from cell_diffusion.schedules import linear_schedule, log_snr_schedule
-from cell_diffusion.simulation import simulate_blood
-from cell_diffusion.training import fit_for, snr_weight
+from cell_diffusion.simulation import simulate_blood, simulate_jurkat
+from cell_diffusion.training import diffusion_learner, fit_for, snr_weight
 
 classes = ('a', 'b', 'c')
 
@@ -1157,20 +1160,144 @@ def test_a_fill_can_be_brighter_than_all_that_is_known():
     rng = np.random.default_rng(0)
     dark = rng.normal(200, 20, (64, 64, 3)).round().astype(np.uint16)
     hole = spot(64, 64)
-    known = dark[~hole]
     values = {}
     for white in (3000., 65535):
-        level = white_level(known, white)
+        level = white_level(dark, hole, white)
         bright = put_back(dark, hole, (0, 0, 64), torch.ones(3, 16, 16), level)
         values[white] = bright[hole].max()
     assert values[3000.] == 3000 and values[65535] == 65535
 
-@pytest.mark.parametrize('known, white', [
-    (np.full((50, 3), 90, np.uint16), 90), (np.zeros((50, 3), np.uint16), 1),
-    (np.full((50, 1), 65000, np.uint16), 65000), (np.zeros((0, 3), np.uint16), 65535),
-    (np.full((50, 3), 90, np.uint8), 255), (np.zeros((0, 1), np.uint8), 255)])
-def test_the_value_of_white(known, white):
-    assert white_level(known) == pytest.approx(white)
+def test_known_pixels_above_white_stay_and_a_fill_ends_there():
+    cell = drawn_cell()[0].astype(np.uint16)*16
+    hole = spot(64, 64)
+    out = filled(cell, hole, white=1000., n=2)
+    check(out, cell, hole, 2)
+    assert cell[~hole].max() > 3000 and 500 < out[:, hole].max() < 1100
+
+def flat(level, dtype=np.uint16, channels=3):
+    return np.full((5, 10, channels), level, dtype)
+
+@pytest.mark.parametrize('image, hidden, white', [
+    (flat(90), False, 90), (flat(0), False, 1), (flat(65000, channels=1), False, 65000),
+    (flat(0), True, 65535), (flat(90, np.uint8), False, 255),
+    (flat(0, np.uint8, 1), True, 255)])
+def test_the_value_of_white(image, hidden, white):
+    assert white_level(image, np.full((5, 10), hidden)) == pytest.approx(white)
+
+# Dark fields: few bright spots on black
+
+def dark_fields(n=40, size=64, margin=0):
+    "Drawn dark-field cells of 12 bits, in a field of noise that goes on around them"
+    drawn = simulate_jurkat(n, size=size, channels=('darkfield',), seed=0)
+    images = np.asarray(drawn.images)[:, 0].astype(np.uint16)*16
+    side = size + 2*margin
+    noise = np.random.default_rng(1).normal(336, 30, (n, side, side)).clip(0)
+    fields = noise.round().astype(np.uint16)
+    fields[:, margin:margin + size, margin:margin + size] = images
+    return fields
+
+def square(side, rng, margin, width=16):
+    y, x = rng.integers(14, 50 - width, 2) + margin
+    hole = np.zeros((side, side), bool)
+    hole[y:y + width, x:x + width] = True
+    return hole
+
+@pytest.mark.parametrize('margin', [0, 100])
+def test_hidden_spots_of_a_dark_field_come_as_bright_as_they_are(monkeypatch, margin):
+    "A network that knows the truth is only limited by white"
+    rng = np.random.default_rng(0)
+    shares = []
+    for field in dark_fields(margin=margin):
+        hole = square(len(field), rng, margin)
+        bright = hole & (field > 960)
+        if bright.sum() < 5: continue
+        def truth(model, x, mask, *args, **kwargs):
+            level = white_level(field[..., None], hole)
+            whole = torch.from_numpy(field/level*2 - 1)[None, None].clamp(-1, 1).float()
+            return whole.expand(1, 3, -1, -1)
+        monkeypatch.setattr('cell_diffusion.inpainting.fill_holes', truth)
+        out = filled(field, hole, window=len(field))[0]
+        shares.append(np.median(out[bright])/np.median(field[bright]))
+    assert len(shares) > 15
+    assert np.median(shares) > .99 and np.mean(shares) > .93, shares
+
+def test_white_of_a_dark_field_goes_with_its_exposure_and_not_with_hot_pixels():
+    rng = np.random.default_rng(0)
+    for field in dark_fields(8, margin=20):
+        hole = square(len(field), rng, 20)
+        image = field[..., None]
+        levels = []
+        for factor in (1/16, 1, 1.03, 10):
+            scaled = (image*factor).round().astype(np.uint16)
+            levels.append(white_level(scaled, hole)/factor)
+        assert np.ptp(levels) < .01*min(levels), levels
+        hot = image.copy()
+        hot[3, 3] = hot[0, 0] = hot[40, 0] = 65535
+        assert white_level(hot, hole) < 1.05*white_level(image, hole)
+
+# The white of the training
+
+def trained_on(white, bits, **kwargs):
+    model = network(**kwargs)
+    model.white = white
+    model.bits = bits
+    return model
+
+@pytest.mark.parametrize('network_white, bits, dtype, white, expected, says', [
+    (4095., 16, np.uint16, None, 4095, "4095, as in the network's training"),
+    (4095., 16, np.uint16, 3000., 3000, None),
+    (255., 8, np.uint16, None, None, 'from its known pixels'),
+    (4095., 16, np.uint8, None, 255, None),
+    (200., 8, np.uint8, None, 200, "200, as in the network's training"),
+    (200., 8, np.uint16, None, None, 'from its known pixels'),
+    (255., 8, np.uint8, None, 255, None)])
+def test_which_white(monkeypatch, network_white, bits, dtype, white, expected, says):
+    "What the user says, else that of the network for files of its depth, else measured"
+    monkeypatch.setattr('cell_diffusion.inpainting.fill_holes',
+                        lambda model, x, *args, **kwargs: x*0 + 1)
+    model = trained_on(network_white, bits)
+    image = pixels(40, 50, 3, dtype=dtype)
+    mask = spot(40, 50)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        out = inpaint(image, mask, model=model, progress=False, white=white)[0]
+    measured = np.percentile(image[~mask].max(-1), 99.9, method='lower')
+    assert out[mask].max() == (expected or measured)
+    texts = [str(w.message) for w in said if 'White of' in str(w.message)]
+    assert len(texts) == (says is not None) and all(says in text for text in texts)
+
+def test_a_network_keeps_the_white_of_its_training(tmp_path):
+    dls = cell_dls('simulated', size=32, n=100, device='cpu')
+    plain = inpainting_learner(dls, dim=8).model.cpu()
+    assert (plain.white, plain.bits) == (255, 8)
+    dls.cells = replace(dls.cells, white=4095, bits=16)
+    for make in (inpainting_learner, diffusion_learner):
+        model = make(dls, dim=8).model.cpu()
+        save(model, tmp_path/'a')
+        again = load(tmp_path/'a')
+        assert (again.white, again.bits) == (4095, 16)
+        assert weights_hash(model) != weights_hash(plain)
+
+def test_folders_from_before_the_white_was_kept(tmp_path):
+    model = network()
+    save(model, tmp_path/'a')
+    file = tmp_path/'a'/'config.json'
+    config = json.loads(file.read_text())
+    assert (config.pop('white'), config.pop('bits')) == (255, 8)
+    before = {k: v for k, v in config.items() if k not in ('class', 'format_version')}
+    hashed = hashlib.sha256(json.dumps(before, sort_keys=True).encode())
+    for name, tensor in model.state_dict().items():
+        hashed.update(name.encode())
+        hashed.update(tensor.half().numpy().tobytes())
+    assert weights_hash(model) == hashed.hexdigest()[:16]
+    again = load('blood64-inpaint')
+    assert (again.white, again.bits) == (255, 8)
+
+@pytest.mark.parametrize('white, bits', [
+    (0., 8), (256., 8), (65536., 16), (4095., 8), (float('nan'), 16), (100., 12)])
+def test_a_white_that_is_none(white, bits):
+    with pytest.raises(ValueError, match='white is a grey level'):
+        Denoiser(dict(channels=3, dim=8, mults=[1, 2]), white=white, bits=bits)
 
 @pytest.mark.parametrize('mode', ['L', 'LA', '1', 'I;16', 'RGB'])
 def test_grey_pictures_and_coloured_networks(mode):

@@ -233,6 +233,14 @@ def test_white_and_warnings(net):
     said.ui.fill.click()
     assert said.ui.message.value == '1 fill of 63 pixels.'
 
+def test_white_is_that_of_the_training(net, monkeypatch):
+    monkeypatch.setattr(net, 'white', 3000.)
+    monkeypatch.setattr(net, 'bits', 16)
+    image = pixels(dtype=np.uint16)
+    assert MaskPainter(image, hole(), model=net).top == 3000
+    assert MaskPainter(image, hole(), model=net, white=4095).top == 4095
+    assert MaskPainter(pixels(), hole(), model=net).top == 255
+
 def test_a_grey_picture_is_refused_in_words(net):
     painter = MaskPainter(pixels(channels=()), hole(), n=1, steps=2, model=net)
     painter.ui.fill.click()
