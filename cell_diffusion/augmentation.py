@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from cell_diffusion.classifier import reference_classifier
 from cell_diffusion.core import (
     check_limits, decode, default_device, encode, mix_seed,
