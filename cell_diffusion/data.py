@@ -137,6 +137,8 @@ class CellImages:
     generated:tuple = ()   # Those of `files` that are marked as generated
 
     def __post_init__(self):
+        # One layout, from files and from the cache: sums are the same to the bit
+        self.images = np.ascontiguousarray(self.images)
         if self.hashes is None:
             self.hashes = np.array([pixel_hash(image) for image in self.images])
 
