@@ -10,12 +10,15 @@ import torch
 from common import root
 from rare_cells import some_cells
 from cell_diffusion.augmentation import balance, generator_dls
+from cell_diffusion.data import cell_dls
 from cell_diffusion.imageio import save_image
 from cell_diffusion.recipes import train_model, train_reference_classifier
 from cell_diffusion.records import locked
 from cell_diffusion.studies import augmentation
 from cell_diffusion.studies.augmentation import AugmentationStudy
-from cell_diffusion.training import Checkpoint, diffusion_learner, fit_for
+from cell_diffusion.training import (
+    Checkpoint, diffusion_learner, fit_for, pixel_statistics,
+)
 
 
 @pytest.fixture
@@ -103,6 +106,22 @@ def test_a_killed_training_leaves_the_same_checkpoint(tmp_path, monkeypatch, sav
         m.setattr(Checkpoint, 'save', dying)
         train(tmp_path/'killed.pt')
     assert train(tmp_path/'killed.pt') == whole
+
+
+def test_cells_from_the_cache_give_the_same_network_to_the_last_digit(tmp_path,
+                                                                     monkeypatch):
+    "A run that was killed reads its cells from the cache, and not from the files"
+    monkeypatch.setenv('CELL_DIFFUSION_CACHE', str(tmp_path/'cache'))
+    cells = some_cells((24, 12), size=28, channels=3)
+    for i, (image, k) in enumerate(zip(cells.images, cells.labels)):
+        folder = tmp_path/'cells'/cells.names[k]
+        folder.mkdir(parents=True, exist_ok=True)
+        save_image(folder/f'{i}.png', image, {})
+    first = cell_dls('folder', tmp_path/'cells', size=32, bs=8)
+    assert list((tmp_path/'cache'/'decoded').iterdir())
+    again = cell_dls('folder', tmp_path/'cells', size=32, bs=8)
+    assert first.cells.images.strides == again.cells.images.strides
+    assert pixel_statistics(first) == pixel_statistics(again)
 
 
 @pytest.mark.slow
