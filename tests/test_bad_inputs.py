@@ -262,6 +262,7 @@ def files():
         --model @net -n 40000 --out a.webp | a.webp
     """)
     yield 'sample --guidance-scale 2', 'name one with label', 1
+    yield f'sample --model @net --label {5000*"1"}', 'Unknown class', 1
     yield from rows('inpaint --model @filler --label round', """
         @nowhere.png --mask @mask.png | nowhere.png
         @cell.png --mask @nowhere.png | nowhere.png
@@ -473,6 +474,8 @@ environments = [
     ('CELL_DIFFUSION_DEVICE', 'cuda:99', 'train --data @cells --bs 8', "'cuda:99'"),
     ('CELL_DIFFUSION_DATA', 'nowhere', 'classifier --data pbc', "'nowhere'"),
     ('WORLD_SIZE', '2', 'train --data @cells', 'several GPUs'),
+    ('WORLD_SIZE', 'abc', 'train --data @cells', 'several GPUs'),
+    ('HOME', '/proc/nowhere', 'train --data @cells --out=~/a', '/proc/nowhere/a'),
 ]
 
 

@@ -1,4 +1,5 @@
 "The command line: each command in miniature, its options and its mistakes"
+import errno
 import functools
 import json
 import os
@@ -92,6 +93,26 @@ def test_sample_from_a_folder(generator, tmp_path):
     assert len(files) == 4 and all(map(is_generated, files))
     rows = pd.read_csv(tmp_path/'each'/'manifest.csv')
     assert set(rows['class']) == {'platelet'} and rows.synthetic.all()
+
+
+def test_cells_one_by_one_are_all_written_or_none(tmp_path, monkeypatch):
+    grey = random_network(Denoiser, tmp_path/'grey', channels=1)
+    words = ('sample', '--model', grey, '--label', 'platelet', '-n', 3, '--steps', 1,
+             '--out', tmp_path/'a.png', '--each', tmp_path/'each')
+    written = []
+    def picture_bytes(pixels, suffix):
+        written.append(suffix)
+        if len(written) == 3: raise OSError(errno.ENOSPC, 'No space left on device')
+        return imageio_bytes(pixels, suffix)
+    imageio_bytes = imageio.picture_bytes
+    with monkeypatch.context() as full:
+        full.setattr(imageio, 'picture_bytes', picture_bytes)
+        said = fails(*words)
+    assert 'No room left to write' in said and '_0002.png' in said
+    assert not list((tmp_path/'each').iterdir())
+    succeeds(*words)
+    modes = [Image.open(file).mode for file in (tmp_path/'each').iterdir()]
+    assert modes == ['L', 'L', 'L']
 
 
 def test_sample_sampler_guidance_and_zoom(generator, tmp_path):

@@ -243,7 +243,7 @@ def test_missing_folders(tmp_path, monkeypatch):
         load_cells('jurkat')
 
 def test_empty_folder(tmp_path):
-    said = 'is empty: it should hold a folder of images for each class'
+    said = 'holds no folders: it should hold a folder of images for each class'
     with pytest.raises(ValueError, match=said):
         load_cells(tmp_path)
 
@@ -791,3 +791,46 @@ def test_pictures_are_read_upright(tmp_path):
     turned = load_cells(tmp_path, size=16).images[0]
     picture(0).rotate(180).save(tmp_path/'a'/'a0.png')
     assert (turned == load_cells(tmp_path, size=16).images[0]).all()
+
+
+# ---- odd names, tables and numbers
+
+def few_cells(folder):
+    for k, name in enumerate(('a', 'b')):
+        for i in range(3):
+            (folder/name).mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng(10*k + i).integers(0, 256, (16, 16))
+            Image.fromarray(noise.astype(np.uint8)).save(folder/name/f'{i}.png')
+    return folder
+
+@pytest.mark.skipif(os.name == 'nt', reason='names are Unicode there')
+@pytest.mark.parametrize('old, new', [(b'/a', b'/\xe9'), (b'/a/0.png', b'/a/\xff.png')])
+def test_names_in_another_code_page_are_named(tmp_path, old, new):
+    few_cells(tmp_path)
+    here = os.fsencode(tmp_path)
+    try:
+        os.rename(here + old, here + new)
+    except OSError:
+        pytest.skip('this file system takes no such names')
+    with pytest.raises(ValueError, match='rename it'):
+        load_cells(tmp_path, size=16)
+
+@pytest.mark.parametrize('value', [np.int64(1), np.float32(1), torch.tensor(1)])
+def test_numbers_of_numpy_and_torch(tmp_path, value):
+    few_cells(tmp_path)
+    cells = load_cells(tmp_path, size=16, channels=value, white=value*200)
+    assert cells.images.shape == (6, 1, 16, 16) and type(cells.white) in (int, float)
+
+@pytest.mark.parametrize('table, n', [
+    ('file,class,synthetic\na/1.png,a,True\n', 1),
+    ('\ufefffile,class,synthetic\na/1.png,a,TRUE\n', 1),
+    ('file,synthetic\n"' + 200_000*'x' + '",True\n', 0), ('', 0), ('\0', 0)])
+def test_manifests_as_other_programs_leave_them(tmp_path, table, n):
+    few_cells(tmp_path)
+    (tmp_path/'manifest.csv').write_text(table, encoding='utf-8')
+    assert len(load_cells(tmp_path, size=16).generated) == n
+
+def test_a_folder_of_pictures_alone_is_not_called_empty(tmp_path):
+    few_cells(tmp_path)
+    with pytest.raises(ValueError, match='a holds no folders'):
+        load_cells(tmp_path/'a', size=16)

@@ -436,27 +436,33 @@ def test_a_tiff_on_its_side(tmp_path, orientation, dtype, shape, layout):
     read = np.atleast_3d(read_image(tmp_path/'a.tif'))
     assert (read.astype(np.uint8) == np.stack(first, -1)).all()
 
-@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
-@pytest.mark.parametrize('byteorder', '<>')
-def test_a_tiff_whose_0_is_white(tmp_path, dtype, byteorder):
+@pytest.mark.parametrize('dtype, order', [
+    (np.uint8, '<'), (np.uint8, '>'), (np.uint16, '<')])
+def test_a_tiff_whose_0_is_white(tmp_path, dtype, order):
     image = pixels(7, 9, dtype=dtype, top=np.iinfo(dtype).max)
     tifffile.imwrite(tmp_path/'a.tif', ~image, photometric='miniswhite',
-                     byteorder=byteorder)
+                     byteorder=order)
     assert (read_image(tmp_path/'a.tif') == image).all()
 
-@pytest.mark.parametrize('dtype, says', [(np.uint8, 'two channels a pixel'),
-                                         (np.uint16, 'TIFF of a kind')])
-def test_no_channel_of_a_tiff_is_lost_as_transparency(tmp_path, dtype, says):
-    tifffile.imwrite(tmp_path/'a.tif', pixels(7, 9, 2, dtype=dtype),
-                     photometric='minisblack', planarconfig='contig')
+@pytest.mark.parametrize('dtype, channels, photometric, says', [
+    (np.uint8, 2, 'minisblack', 'has 2 channels a pixel'),
+    (np.uint8, 5, 'rgb', 'has 5 channels a pixel'),
+    (np.uint16, 2, 'minisblack', 'a TIFF of a kind')])
+def test_no_channel_of_a_tiff_is_lost(tmp_path, dtype, channels, photometric, says):
+    image = pixels(7, 9, channels, dtype=dtype)
+    tifffile.imwrite(tmp_path/'a.tif', image, photometric=photometric,
+                     planarconfig='contig')
     with pytest.raises(ValueError, match=says):
         read_image(tmp_path/'a.tif')
+    with pytest.raises(Exception):
+        read_planes(tmp_path/'a.tif', 1 if channels == 2 else 3)
 
 @pytest.mark.parametrize('dtype, shape', [
     (np.float64, (7, 9)), (np.float16, (7, 9)), (np.float32, (7, 9, 3)),
     (np.uint32, (7, 9, 3))])
 def test_a_tiff_of_another_kind_is_called_one(tmp_path, dtype, shape):
-    tifffile.imwrite(tmp_path/'a.tif', pixels(*shape, dtype=dtype))
+    colours = 'rgb' if len(shape) == 3 else 'minisblack'
+    tifffile.imwrite(tmp_path/'a.tif', pixels(*shape, dtype=dtype), photometric=colours)
     with pytest.raises(ValueError, match='a TIFF of a kind'):
         read_image(tmp_path/'a.tif')
 

@@ -1411,3 +1411,10 @@ def test_the_old_name_of_guidance():
     assert (old == filled(image, mask, guidance_scale=3., **settings)).all()
     with pytest.raises(TypeError, match='both'):
         filled(image, mask, w=3., guidance_scale=3., **settings)
+
+
+def test_what_is_no_network_is_refused():
+    picture = np.zeros((32, 32, 3), np.uint8)
+    hole = np.eye(32, dtype=bool)
+    with pytest.raises(TypeError, match='A network is expected'):
+        inpaint(picture, hole, model=5)
