@@ -139,6 +139,8 @@ class CellImages:
     left_out:tuple = ()    # One sentence for each entry of the folder that is no cell
 
     def __post_init__(self):
+        # One layout, from files and from the cache: sums are the same to the bit
+        self.images = np.ascontiguousarray(self.images)
         if self.hashes is None:
             self.hashes = np.array([pixel_hash(image) for image in self.images])
 

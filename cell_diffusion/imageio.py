@@ -236,6 +236,16 @@ def deep_grey_png(
     return deep_colours_file(pixels, chunks=[(b'eXIf', note)])
 
 # %% ../nbs/imageio.ipynb #n002
+def check_extra_samples(
+    kind:PictureKind,
+    extra, # Tag 338 of a TIFF: what channels beyond grey or RGB are, 0 is unspecified
+):
+    "Raise `ValueError` where a channel would be dropped that may be no transparency"
+    if len(extra) > 1 or kind.channels == 1 and 0 in extra:
+        raise ValueError(
+            f"has {kind.channels + len(extra)} channels a pixel, and not all would be "
+            "read: save a page for each channel")
+
 def picture_pixels(
     im:Image.Image,   # Opened, not yet loaded if it comes from a file
     kind:PictureKind, # Its kind, read before loading
@@ -244,10 +254,7 @@ def picture_pixels(
     if kind.mode == 'LA;16': return deep_grey(im)
     if kind.bits > 8 and kind.mode in ('RGB', 'RGBA'): return deep_colours(im)
     tags = getattr(im, 'tag_v2', {})
-    if kind.mode == 'LA' and tags.get(338) == (0,):
-        raise ValueError(
-            "has two channels a pixel, and the second need not be transparency: "
-            "save a page for each channel")
+    check_extra_samples(kind, tags.get(338, ()))
     im = upright(im)
     if im.mode == 'P': im = im.convert('RGBA' if 'transparency' in im.info else 'RGB')
     if im.mode == '1': im = im.convert('L')
