@@ -307,6 +307,7 @@ def sizes(where, size, model, **kwargs)->tuple:
                       f"size={made} leaves them as they are.")
     return written, made
 
+# %% ../nbs/12_augmentation.ipynb #s000
 def white_for(
     where,         # Source and folder, as for `load_cells`
     white,         # What the user says, or None
@@ -334,6 +335,7 @@ def cells_to_balance(folder, source, size, model, test, white, kwargs)->tuple:
     if test is not None: check_test_cells(dls.cells, named_source(test, source), kwargs)
     return dls, size, made
 
+# %% ../nbs/12_augmentation.ipynb #s001
 def depth_of(dls): return dict(bits=dls.cells.bits, white=dls.cells.white)
 
 # %% ../nbs/12_augmentation.ipynb #c139
@@ -359,9 +361,8 @@ def balance(
     wrote. Every file is marked as synthetic, in its name, inside and in the manifest,
     which has the `size` of the file and the size that was `made`, and how many cells of
     its class are recognised: `class_accuracy`, `real_accuracy`, `obeyed`. Files have
-    the depth and the range of those in `folder`. Their white is `white`; else that of
-    the training of `weights`, if its files had the same depth; else it is measured.
-    Test cells are read by the same. Never test on cells of `folder` afterwards: the generator has seen them.
+    the depth and the range of those in `folder`. Test cells are read by the same white.
+    Never test on cells of `folder` afterwards: the generator has seen them.
     """
     goal, minutes, seed, steps = check_limits(
         goal=goal, minutes=minutes, seed=seed, steps=steps)
@@ -374,8 +375,8 @@ def balance(
     if model: check_network(model, dls.cells, missing, weights)
     made_by = str(weights or f'trained on {dls.cells.source} for {minutes} minutes')
     notes = dict(generator=made_by, seed=seed, size=size, made=made, **depth_of(dls))
-    settings = dict(notes, kind='cells', cells=fingerprint(dls), missing=missing,
-                    steps=steps, weights=model and weights_hash(model))
+    settings = dict(notes, kind='cells', cells=fingerprint(dls), missing=missing)
+    settings.update(steps=steps, weights=model and weights_hash(model))
     return fill_folder(out, model, dls, settings, notes, minutes, force, progress,
                        kwargs.get('cache', True))
 

@@ -153,22 +153,20 @@ def train_classifier(
 )->nn.Module: # In evaluation mode and float32, on the device of `dls`
     """Train a classifier with fastai's one-cycle schedule
 
-    Raises `ValueError` for numbers out of range, and `FloatingPointError` at the first
-    loss that is not finite."""
+    Raises `ValueError`, and `FloatingPointError` at the first loss that is not finite.
+    """
     epochs, lr, seed = check_limits(epochs=epochs, lr=lr, seed=seed)
     dim = check_number('dim', dim, **limits['classifier_dim'])
-    if steps is None: steps = epochs*len(dls.train)
-    steps, = check_limits(steps=steps)
+    steps, = check_limits(steps=steps or epochs*len(dls.train))
     x = dls.one_batch()[0]
     torch.manual_seed(seed)
     model = _new_classifier(network, dls.vocab, x, dim)
     cbs = [ForSteps(steps, validate=progress), StopAtNaN()]
     precision = choose_precision(precision, x.device)
-    if precision == 'bfloat16':
-        if network is None:
-            model.precision = 'bfloat16'
-        else:
-            cbs.append(Autocast())
+    if network is None:
+        model.precision = precision
+    elif precision == 'bfloat16':
+        cbs.append(Autocast())
     class_weights = _as_weights(class_weights)
     loss = nn.CrossEntropyLoss(class_weights)
     learn = Learner(dls, model, loss_func=loss, metrics=accuracy, cbs=cbs)

@@ -310,12 +310,13 @@ def file_text(name):
     "The name of a class without what a file name cannot hold, and not too long"
     return re.sub(r'[<>:"/\\|?*\x00-\x1f]', '_', name).strip(' .')[:50]
 
+# %% ../nbs/cli.ipynb #s000
 def check_each(folder):
     "Raise an error unless a folder is new, empty, or of this command"
     from cell_diffusion.records import check_out
     check_out(folder, 'cells')
     if (folder/'.work').is_dir():
-        raise ValueError(f"--each {folder} holds cells of `balance`: name a new folder.")
+        raise ValueError(f"--each {folder} holds cells of `balance`: name another.")
 
 def form_of(model):
     "Depth and white of the files that a network learned from, for `write_synthetic`"

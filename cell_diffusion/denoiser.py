@@ -506,8 +506,8 @@ def shipped(
     "Weights that come with the package. Raises `ValueError` for an unknown name."
     names = sorted(f.parent.name for f in weights_folder.glob('*/model.safetensors'))
     if name not in names:
-        raise ValueError(f"No weights named {name!r} come with the package; there are: "
-                         f"{', '.join(names) or 'none'}.")
+        raise ValueError(f"There is no folder {name!r}, and no weights of that name "
+                         f"come with the package, which has {', '.join(names)}.")
     return weights_folder/name
 
 # %% ../nbs/weights.ipynb #n016

@@ -509,7 +509,8 @@ def check_scale(model, x, mask, label, side):
     warnings.warn(
         f"The cell fills {found:.0%} of the side of the window ({side} pixels), and "
         f"training cells of this network fill about {expected:.0%}: pass "
-        f"window={round(side*found/expected)} to show it at that scale"
+        f"window={round(side*found/expected)} (--window in a shell) to show it at that "
+        f"scale"
         f"{or_label if label is None and too_small else ''}.", stacklevel=4)
 
 # %% ../nbs/10_inpainting.ipynb #n035

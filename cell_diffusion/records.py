@@ -207,6 +207,7 @@ def check_out(
         raise FileExistsError(f"{out} holds other files, such as {other}: name a new "
                               f"folder for {kinds[kind]}.")
 
+# %% ../nbs/records.ipynb #s000
 # What the system leaves, and a run of ours before its first record
 _may_lie_there = re.compile(
     r'\.DS_Store|checkpoint\.pt|(\..*|.*\.json)?\.lock'
@@ -230,6 +231,7 @@ def check_file(
     if out.exists() and not (isinstance(found, dict) and found.keys() >= set(keys)):
         raise FileExistsError(f"{out} holds something else: name a new file.")
 
+# %% ../nbs/records.ipynb #s001
 def _check_outside(out, data):
     if data is None or not Path(data).expanduser().is_dir(): return
     data = Path(data).expanduser()
