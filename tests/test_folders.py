@@ -258,7 +258,8 @@ def test_files_of_others_are_left_alone(cells, tmp_path, no_work, command, name)
 @pytest.mark.parametrize('kind', ['denoiser', 'classifier', 'cells', 'study', 'page'])
 def test_what_a_run_may_find(tmp_path, kind):
     "What the system leaves, an empty folder, and a run killed at its beginning"
-    for name in ('.DS_Store', '.lock', '.a.lock', 'settings.json.lock', 'checkpoint.pt'):
+    names = '.DS_Store', '.lock', '.a.lock', 'settings.json.lock', 'checkpoint.pt'
+    for name in names:
         (tmp_path/name).touch()
     part_name(tmp_path/'checkpoint.pt').touch()
     (tmp_path/'empty').mkdir()
