@@ -315,7 +315,8 @@ def check_each(folder):
     from cell_diffusion.records import check_out
     check_out(folder, 'cells')
     if (folder/'.work').is_dir():
-        raise ValueError(f"--each {folder} holds cells of `balance`: name a new folder.")
+        raise ValueError(f"--each {folder} holds cells of `balance`: "
+                         "name a new folder.")
 
 def form_of(model):
     "Depth and white of the files that a network learned from, for `write_synthetic`"
