@@ -26,7 +26,8 @@ from cell_diffusion.denoiser import Denoiser, load, weights_hash
 from cell_diffusion.imageio import image_bytes, open_picture
 from cell_diffusion.metrics import class_check, disobeyed, unclear
 from cell_diffusion.records import (
-    Records, check_out, kind_of_folder, locked, read_json, write_json, write_whole,
+    Records, check_out, kind_of_folder, locked, read_json, remove_parts, write_json,
+    write_whole,
 )
 from cell_diffusion.sampling import check_room_for, sample
 from cell_diffusion.sources import named_source, resolve_source
@@ -398,6 +399,9 @@ def fill_folder(out, model, dls, settings, notes, minutes, force, progress, keep
         return check_classes(network(), dls, dict.fromkeys(names.tolist()), force, keep,
                              steps, progress)
     with locked(out, 'generating cells'):
+        # What a killed call left half written
+        for name in dls.vocab:
+            remove_parts(out/name)
         table = checked_classes(out, settings, check)
         return write_groups(out, settings, network, names, table, notes,
                             depth_of(dls), progress)

@@ -108,8 +108,8 @@ def entries(folder:Path)->list: # Sorted paths
 def what_else(p:Path)->str:
     "What an entry is that is not a file, as the end of a sentence"
     if p.is_dir():
-        n = sum(q.is_file() for q in p.rglob('*'))
-        return f"is a folder ({n} files): move its pictures up, they are not read"
+        return (f"is a folder ({picture_count(p)}): move its pictures up, they are not "
+                "read")
     if p.is_symlink():
         return f"is a link to {os.readlink(p)}, which is missing: fetch the data set"
     return "is not a file"

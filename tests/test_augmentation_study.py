@@ -589,7 +589,7 @@ def test_a_cache_heals_whatever_the_error(tmp_path, monkeypatch, error):
     def fails(*args): raise error('a flipped bit')
     monkeypatch.setattr(np, 'load', fails)
     with pytest.warns(UserWarning, match='is damaged and made again'):
-        assert studies.read_arrays(tmp_path/'a.npz', '') is None
+        assert augmentation.read_arrays(tmp_path/'a.npz', '') is None
 
 
 # Checkpoints
@@ -602,8 +602,9 @@ def checkpoints(monkeypatch):
         checkpoint.parent.mkdir(exist_ok=True)
         checkpoint.write_text('hours of work')
         used.append(checkpoint)
-    monkeypatch.setattr(studies, 'train_classifier', train)
-    monkeypatch.setattr(studies, 'predict_classes', lambda c, x, *_: np.zeros(len(x)))
+    monkeypatch.setattr(augmentation, 'train_classifier', train)
+    zeros = lambda classifier, x, *_: np.zeros(len(x), int)
+    monkeypatch.setattr(augmentation, 'predict_classes', zeros)
     return used
 
 
@@ -614,11 +615,11 @@ def test_a_checkpoint_stays_until_its_result_is_written(tmp_path, noise, checkpo
                                                          monkeypatch):
     study = a_study(tmp_path, arms=('real',), seeds=1)
     with monkeypatch.context() as m, pytest.raises(OSError):
-        m.setattr(studies.Records, 'write', full_disk)
+        m.setattr(augmentation.Records, 'write', full_disk)
         study.run()
     assert checkpoints[0].exists()
     with monkeypatch.context() as m, pytest.raises(OSError):
-        m.setattr(studies, 'write_whole', full_disk)
+        m.setattr(augmentation, 'write_whole', full_disk)
         study.work('gan-f0-predicted', lambda *_: study.predict_pool('gan', 0), 'x', 0)
     assert all(file.exists() for file in checkpoints)
     study.run()

@@ -231,6 +231,7 @@ def test_a_killed_call_goes_on(folder, tmp_path, untrained, obeys, monkeypatch, 
     def dies(path, content):
         written.extend([path]*(path.suffix == '.png'))
         if path.suffix == '.png' and len(written) == kill:
+            path.parent.mkdir(exist_ok=True)
             part_name(path).write_bytes(b'half a pict')
             raise KeyboardInterrupt
         return write_whole(path, content)
@@ -238,12 +239,13 @@ def test_a_killed_call_goes_on(folder, tmp_path, untrained, obeys, monkeypatch, 
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(augmentation, 'write_whole', dies)
         balance(folder, tmp_path/'killed', **call)
-    for file in (tmp_path/'killed').rglob('synthetic*'):
+    for file in (tmp_path/'killed').rglob('synthetic*.png'):
         Image.open(file).load()
 
     obeys.append(.1)  # Not measured again
     table = balance(folder, tmp_path/'killed', **call)
     assert contents(tmp_path/'killed') == contents(tmp_path/'whole')
+    assert not list((tmp_path/'killed').rglob('*.part'))
     assert len(table) == 8 and set(table.obeyed) == {'yes'}
 
     # What somebody deleted is made again, and all else stays

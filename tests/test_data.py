@@ -330,7 +330,7 @@ bad = dict(
           'CMYK.*convert it to RGB'),
     sixteen_bit=(deep_png, 'has 16 bits .*where the set has 8.*one factor'),
     folder=(lambda p: (p.with_suffix('')/'deeper').mkdir(parents=True),
-            r'is a folder \(0 files\): move its pictures up'),
+            r'is a folder \(0 pictures\): move its pictures up'),
     dangling=(lambda p: p.symlink_to(p.parent/'gone.png'),
               'is a link to .*gone.png, which is missing: fetch the data set'))
 
@@ -338,10 +338,14 @@ bad = dict(
 def test_bad_file_is_skipped_and_named_or_an_error(tmp_path, kind):
     make, said = bad[kind]
     make(class_folders(tmp_path)/'a'/'zz.png')
-    with pytest.warns(UserWarning, match='1 of 13 cells skipped: a.zz.*' + said):
+    no_cell = kind in ('folder', 'dangling')
+    begins = '1 entry of the folder not read' if no_cell else '1 of 13 cells skipped'
+    with pytest.warns(UserWarning, match=f'{begins}: a.zz.*{said}'):
         cells = load_cells(tmp_path, size=16)
-    assert len(cells) == 12 and len(cells.skipped) == 1 and 'zz' in cells.skipped[0]
-    with pytest.warns(UserWarning, match='1 of 13'):
+    named = cells.left_out if no_cell else cells.skipped
+    assert len(cells) == 12 and len(named) == 1 and 'zz' in named[0]
+    assert len(cells.skipped) + len(cells.left_out) == 1
+    with pytest.warns(UserWarning, match=begins):
         again = load_cells(tmp_path, size=16)
     assert again.skipped == cells.skipped, 'the cache knows too'
     with pytest.raises(ValueError, match='strict'):

@@ -352,10 +352,10 @@ class Pool:
 @patch
 def work(self:AugmentationStudy, name, make:Callable, kind:str, fold:int)->dict:
     "Arrays kept in `work/` as long as the settings are the same"
-    self.open_records()  # By them the folder is known as that of a study
+    checkpoint = self.checkpoint(name)
     file = self.out/'work'/f'{name}.npz'
     arrays = kept_arrays(file, self.mark(), make, kind, fold)
-    self.checkpoint(name).unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
     return arrays
 
 @patch
@@ -366,6 +366,8 @@ def mark(self:AugmentationStudy)->str:
 @patch
 def checkpoint(self:AugmentationStudy, name)->Path:
     "A file in `work/` from which a killed training goes on, until its result is kept"
+    # By its settings a folder is known as that of a study
+    if not (self.out/'settings.json').exists(): self.open_records()
     return self.out/'work'/f'{name}-{digest(self.mark())[:8]}.pt'
 
 @patch
