@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from cell_diffusion.classifier import enough_epochs, reference_classifier
 from cell_diffusion.core import check_limits, decode, default_device, encode
 from cell_diffusion.data import (
@@ -337,6 +336,8 @@ def white_for(
                       "(255), as in the network's training: pass white for another.")
     return trained
 
+
+# %% ../nbs/12_augmentation.ipynb #n050
 def cells_to_balance(folder, source, size, model, test, white, kwargs)->tuple:
     "The cells, split for a classifier, and both `sizes`; raises for test cells in it"
     where = named_source(folder, source)
@@ -372,9 +373,8 @@ def balance(
     wrote. Every file is marked as synthetic, in its name, inside and in the manifest,
     which has the `size` of the file and the size that was `made`, and how many cells of
     its class are recognised: `class_accuracy`, `real_accuracy`, `obeyed`. Files have
-    the depth and the range of those in `folder`. Their white is `white`; else that of
-    the training of `weights`, if its files had the same depth; else it is measured.
-    Test cells are read by the same. Never test on cells of `folder` afterwards: the generator has seen them.
+    depth and range of those in `folder`; test cells are read by the same white. Never
+    test on cells of `folder` afterwards: the generator has seen them.
     """
     goal, minutes, seed, steps = check_limits(
         goal=goal, minutes=minutes, seed=seed, steps=steps)

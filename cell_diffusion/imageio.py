@@ -192,7 +192,7 @@ def deep_grey(
 def open_picture(
     path, # File name
 )->Image.Image:
-    "Open a picture; a TIFF of grey and alpha of 16 bits, which Pillow refuses, as a PNG"
+    "Open a picture; a TIFF of grey and alpha of 16 bits, refused by Pillow, as a PNG"
     try:
         return Image.open(path)
     except UnidentifiedImageError:
