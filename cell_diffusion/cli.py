@@ -309,40 +309,6 @@ def write_picture(path, pixels):
 def file_text(name):
     "The name of a class without what a file name cannot hold, and not too long"
     return re.sub(r'[<>:"/\\|?*\x00-\x1f]', '_', name).strip(' .')[:50]
-<<<<<<< /tmp/tmp84ip0t_e.txt
-=======
-
-def check_each(folder):
-    "Raise an error unless a folder is new, empty, or of this command"
-    from cell_diffusion.records import check_out
-    check_out(folder, 'cells')
-    if (folder/'.work').is_dir():
-        raise ValueError(f"--each {folder} holds cells of `balance`: "
-                         "name a new folder.")
-
-def form_of(model):
-    "Depth and white of the files that a network learned from, for `write_synthetic`"
-    from cell_diffusion.denoiser import weights_folder
-    from cell_diffusion.records import _read
-    folder = Path(model) if Path(model).is_dir() else weights_folder/model
-    record = _read(folder/'record.json') or {}
-    return dict(bits=record.get('bits', 8), white=record.get('white', 255))
-
-def save_each(x, folder, name, notes, **form):
-    "A file for each cell, marked as generated, and a manifest"
-    import pandas as pd
-    from cell_diffusion.augmentation import write_synthetic
-    from cell_diffusion.core import decode
-    from cell_diffusion.records import write_whole
-    manifest = folder/'manifest.csv'
-    # At first, so that a folder with some files is known as one of cells
-    if not manifest.exists(): write_whole(manifest, 'file,class,synthetic\n')
-    name = file_text(name) or 'cell'
-    rows = write_synthetic(folder, decode(x).numpy(), [name]*len(x), notes, **form)
-    table = pd.concat([pd.read_csv(manifest), pd.DataFrame(rows)])
-    table = table.drop_duplicates('file', keep='last')
-    write_whole(manifest, table.to_csv(index=False))
->>>>>>> /tmp/tmp5k_if67h.txt
 
 # %% ../nbs/cli.ipynb #s000
 def check_each(folder):
