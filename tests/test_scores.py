@@ -278,7 +278,7 @@ def score_in_a_thread(out, **call):
 
 
 def test_a_folder_in_use_is_not_scored(out, monkeypatch):
-    monkeypatch.setattr(recipes, 'cell_dls', forbidden)
+    monkeypatch.setattr(recipes, 'load', forbidden)
     with locked(out, 'training'), pytest.raises(BlockingIOError, match='Another run'):
         score_in_a_thread(out)
 
@@ -286,7 +286,8 @@ def test_a_folder_in_use_is_not_scored(out, monkeypatch):
 def test_a_run_does_not_train_on_while_it_is_scored(out, monkeypatch):
     def score(*args):
         with ThreadPoolExecutor() as threads, pytest.raises(BlockingIOError):
-            threads.submit(train_model, out=out, **run, **epochs).result()
+            threads.submit(train_model, out=out, **dict(run, scored=0),
+                           **epochs).result()
         raise Killed
     monkeypatch.setattr(recipes, 'score_of_network', score)
     with pytest.raises(Killed):
