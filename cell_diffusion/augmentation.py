@@ -308,19 +308,6 @@ def sizes(where, size, model, **kwargs)->tuple:
                       f"size={made} leaves them as they are.")
     return written, made
 
-# %% ../nbs/12_augmentation.ipynb #n050
-def cells_to_balance(folder, source, size, model, test, white, kwargs)->tuple:
-    "The cells, split for a classifier, and both `sizes`; raises for test cells in it"
-    where = named_source(folder, source)
-    size, made = sizes(where, size, model, **kwargs)
-    if model:
-        white = white_for(where, white, model.white, model.bits, kwargs.get('channels'))
-    dls = training_cells(where, made, white=white, **kwargs)
-    if test is not None: check_test_cells(dls.cells, named_source(test, source), kwargs)
-    return dls, size, made
-
-def depth_of(dls): return dict(bits=dls.cells.bits, white=dls.cells.white)
-
 # %% ../nbs/12_augmentation.ipynb #s000
 def white_for(
     where,         # Source and folder, as for `load_cells`

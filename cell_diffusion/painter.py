@@ -284,15 +284,6 @@ class MaskPainter:
     @cached_property
     def widget(self): return arrange(self)
 
-# %% ../nbs/painter.ipynb #n000
-@patch
-def find_white(self:MaskPainter, white):
-    "The level that is shown as white: the one that `inpaint` takes"
-    colours = colour_channels(self.pixels)
-    if white is None and colours.dtype == np.uint16:
-        white = white_of_network(self.net, colours)
-    return white_level(colours, white=white)
-
 # %% ../nbs/painter.ipynb #z000
 @patch
 def find_white(self:MaskPainter, white):

@@ -352,12 +352,6 @@ def normalized(
         levels = (middle + math.log(std/config.data_std), spread)
     return replace(config, data_mean=tuple(mean), data_std=std, noise_levels=levels)
 
-# %% ../nbs/06_ddpm.ipynb #n060
-def files_of(dls)->dict:
-    "Depth and white of the files of the cells, for the network to keep"
-    cells = getattr(dls, 'cells', None)
-    return dict(white=float(cells.white), bits=cells.bits) if cells else {}
-
 # %% ../nbs/06_ddpm.ipynb #z000
 def files_of(
     dls, # From `cell_dls`
