@@ -3,6 +3,8 @@ import json
 import re
 import shutil
 import warnings
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -92,7 +94,7 @@ def test_balance_marks_every_file_as_synthetic(folder, tmp_path):
     with pytest.raises(ValueError, match='other settings .*goal|missing'):
         balance(folder, out, goal=20, **short)
     shutil.rmtree(out/'.work')
-    with pytest.raises(FileExistsError, match='not empty'):
+    with pytest.raises(FileExistsError, match='holds generated cells'):
         balance(folder, out)
 
 
@@ -386,7 +388,13 @@ def test_a_score_reads_cells_by_the_same_rule(deep_folder, tmp_path, trained, wh
                                               expected, recorded):
     network = load(colour_network(tmp_path/'w', **({} if recorded else trained)), 'cpu')
     record = dict(dict(white=255, bits=8), **trained) if recorded else {}
-    dls = cells_to_score(network, record, (deep_folder, None), None, None, None, white)
+    run = SimpleNamespace(model='w', data=deep_folder, source=None, crop=None, n=None,
+                          channels=None, white=white, judged='test')
+    if recorded and white is None and record['bits'] != 16:
+        with pytest.raises(ValueError, match='was trained on files of 8 bits'):
+            cells_to_score(network, record, run)
+        return
+    dls = cells_to_score(network, record, run)
     measured = load_cells(deep_folder, size=16, cache=False).white
     assert dls.cells.white == (expected or measured)
 

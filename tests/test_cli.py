@@ -15,12 +15,15 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import cell_diffusion.augmentation as augmentation
+import cell_diffusion.imageio as imageio
 import cell_diffusion.recipes as recipes
 from cell_diffusion.cli import app, commands
 from cell_diffusion.data import is_generated
 from cell_diffusion.denoiser import Denoiser, save
 from cell_diffusion.imageio import read_image, save_pixels
 from cell_diffusion.inpainting import Inpainter
+from cell_diffusion.records import cannot_write
 from cell_diffusion.simulation import blood_classes, simulate_blood
 from cell_diffusion.sources import find_data
 
@@ -95,24 +98,22 @@ def test_sample_from_a_folder(generator, tmp_path):
     assert set(rows['class']) == {'platelet'} and rows.synthetic.all()
 
 
-def test_cells_one_by_one_are_all_written_or_none(tmp_path, monkeypatch):
+def test_cells_one_by_one_on_a_full_disk(tmp_path, monkeypatch):
     grey = random_network(Denoiser, tmp_path/'grey', channels=1)
     words = ('sample', '--model', grey, '--label', 'platelet', '-n', 3, '--steps', 1,
              '--out', tmp_path/'a.png', '--each', tmp_path/'each')
-    written = []
-    def picture_bytes(pixels, suffix):
-        written.append(suffix)
-        if len(written) == 3: raise OSError(errno.ENOSPC, 'No space left on device')
-        return imageio_bytes(pixels, suffix)
-    imageio_bytes = imageio.picture_bytes
+    write_whole = augmentation.write_whole
+    def is_full(path, content):
+        if '00002' in path.name: raise cannot_write(OSError(errno.ENOSPC, 'full'), path)
+        write_whole(path, content)
     with monkeypatch.context() as full:
-        full.setattr(imageio, 'picture_bytes', picture_bytes)
+        full.setattr(augmentation, 'write_whole', is_full)
         said = fails(*words)
-    assert 'No room left to write' in said and '_0002.png' in said
-    assert not list((tmp_path/'each').iterdir())
+    assert 'No room left to write' in said and '00002.png' in said
     succeeds(*words)
-    modes = [Image.open(file).mode for file in (tmp_path/'each').iterdir()]
-    assert modes == ['L', 'L', 'L']
+    files = sorted((tmp_path/'each').rglob('*.png'))
+    assert [Image.open(file).mode for file in files] == ['L', 'L', 'L']
+    assert len(pd.read_csv(tmp_path/'each'/'manifest.csv')) == 3
 
 
 def test_sample_sampler_guidance_and_zoom(generator, tmp_path):
