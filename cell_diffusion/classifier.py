@@ -153,11 +153,11 @@ def train_classifier(
 )->nn.Module: # In evaluation mode and float32, on the device of `dls`
     """Train a classifier with fastai's one-cycle schedule
 
-    Raises `ValueError`, and `FloatingPointError` at the first loss that is not finite.
-    """
+    Raises `ValueError`, and `FloatingPointError` at a loss that is not finite."""
     epochs, lr, seed = check_limits(epochs=epochs, lr=lr, seed=seed)
     dim = check_number('dim', dim, **limits['classifier_dim'])
-    steps, = check_limits(steps=steps or epochs*len(dls.train))
+    steps = epochs*len(dls.train) if steps is None else steps
+    steps, = check_limits(steps=steps)
     x = dls.one_batch()[0]
     torch.manual_seed(seed)
     model = _new_classifier(network, dls.vocab, x, dim)

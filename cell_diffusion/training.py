@@ -682,7 +682,8 @@ def refuse_other_run(self:Checkpoint, state):
         there = state['run'].get(key)
         if there == here: continue
         differs = f'{key} was {there!r} there and is {here!r} here'
-        if key == 'fingerprint': differs = 'its cells were others, or read in another way'
+        if key == 'fingerprint':
+            differs = 'its cells were others, or read in another way'
         raise ValueError(f"{self.path} belongs to another run: {differs}. Give the "
                          "settings of that run, or this run a folder of its own.")
 

@@ -333,6 +333,7 @@ def trainings():
         --start @net | Cannot start
         --scored 1 | scored=1
         --patch 5 | 32
+        --source nope | 'nope'
     """)
     yield from rows('race --epochs 1', cells)
     yield from rows('race --data @cells --epochs 1', """

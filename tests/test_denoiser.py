@@ -332,7 +332,7 @@ def test_weights_of_the_first_release_are_checked_as_strictly(tmp_path):
 @pytest.mark.parametrize('name', ['blood33', '', 'no/such/folder', 'blood32/', '../x'])
 def test_unknown_names(name):
     if name == 'blood32/': name = 'BLOOD32'
-    with pytest.raises(ValueError, match='there are: .*blood32, .*jurkat40') as e:
+    with pytest.raises(ValueError, match='which has .*blood32, .*jurkat40') as e:
         load(name)
     assert is_one_sentence(str(e.value))
 

@@ -318,19 +318,15 @@ def test_race_refuses_results_of_other_settings(tmp_path, made):
         race('simulated', tmp_path, seeds=1, names=('edm',), dim=32, progress=False)
 
 
-def test_a_race_reads_no_cells_to_check_them(tmp_path, made, monkeypatch):
-    "Its trainings read them"
+def test_a_race_tries_a_few_cells_before_anything_is_written(tmp_path, made):
     data = deep_cells(tmp_path/'d')
-    def read(*args, **kwargs): raise AssertionError('pixels were read')
-    monkeypatch.setattr('cell_diffusion.data.decode_cells', read)
-    monkeypatch.setattr('cell_diffusion.data.measure_white', read)
-    monkeypatch.setattr('cell_diffusion.data.load_simulated', read)
-    for cells in (data, 'simulated'):
-        race(cells, tmp_path/f'race-{len(str(cells))}', seeds=1, names=('edm',),
-             progress=False)
-    for nothing in ('nothing', str(tmp_path/'nothing')):
-        with pytest.raises((ValueError, FileNotFoundError), match='nothing'):
-            races.check_race(nothing, 32, 24, ('edm',))
+    race(data, tmp_path/'race', seeds=1, names=('edm',), progress=False)
+    for file in data.rglob('*.*'):
+        file.write_text('no picture')
+    for wrong in ('nothing', str(tmp_path/'nothing'), data):
+        with pytest.raises((ValueError, FileNotFoundError)):
+            race(wrong, tmp_path/'other', seeds=1, names=('edm',), progress=False)
+    assert not (tmp_path/'other').exists()
 
 
 def test_a_race_holds_its_folder(tmp_path, made):

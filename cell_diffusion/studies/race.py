@@ -7,13 +7,13 @@ __all__ = ['race']
 
 # %% ../../nbs/recipes.ipynb #n008
 import pandas as pd
+import warnings
 from pathlib import Path
 from cell_diffusion.core import check_limits
-from cell_diffusion.data import find_folder, list_folder
+from cell_diffusion.data import load_cells
 from cell_diffusion.metrics import scored_records
 from cell_diffusion.recipes import train_model, with_new_keys
 from cell_diffusion.records import Records, check_out, locked
-from cell_diffusion.sources import resolve_source
 from cell_diffusion.training import check_unet, training_configs
 
 # %% ../../nbs/recipes.ipynb #c035
@@ -57,10 +57,10 @@ def check_race(data, size, dim, names):
         if name not in training_configs:
             raise ValueError(f"Unknown training config {name!r}: use some of "
                              f"{', '.join(training_configs)}.")
-    source, path = resolve_source(data, None)
-    if source in ('pbc', 'jurkat', 'folder'):
-        list_folder(find_folder(source, path), source, None)
     check_unet(size, dim)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # The trainings say it again
+        load_cells(data, size=size, n=100, cache=False)
 
 def race_row(
     record:dict, # From `train_model`, with a score
