@@ -22,7 +22,7 @@ from cell_diffusion.data import (
     CellImages, CellLoader, CellLoaders, cell_dls, crop_box, default_crop,
     find_folder, list_folder, load_cells,
 )
-from cell_diffusion.denoiser import Denoiser, load, weights_hash
+from cell_diffusion.denoiser import Denoiser, load, weights_folder, weights_hash
 from cell_diffusion.imageio import image_bytes, open_picture
 from cell_diffusion.metrics import class_check, disobeyed, unclear
 from cell_diffusion.records import (
@@ -152,7 +152,7 @@ def missing_cells(cells:CellImages, goal)->np.ndarray: # int `(classes,)`
 
 # %% ../nbs/12_augmentation.ipynb #n030
 def check_network(model:Denoiser, cells:CellImages, missing, weights):
-    "Raise `ValueError` unless a network can generate the missing cells"
+    "Raise `ValueError` unless a network can generate the missing cells; warns of crops"
     channels = cells.images.shape[1]
     if model.channels != channels:
         raise ValueError(f"The network {weights} generates {model.channels} channels, "
@@ -162,6 +162,7 @@ def check_network(model:Denoiser, cells:CellImages, missing, weights):
         known = ', '.join(model.classes) or 'no classes'
         raise ValueError(f"The network {weights} does not know the class {name!r}; "
                          f"it knows {known}.")
+    warn_of_other_crop(weights, cells.crop)
 
 # %% ../nbs/12_augmentation.ipynb #c140
 def write_synthetic(
@@ -338,6 +339,22 @@ def cells_to_balance(folder, source, size, model, test, white, kwargs)->tuple:
 
 # %% ../nbs/12_augmentation.ipynb #s001
 def depth_of(dls): return dict(bits=dls.cells.bits, white=dls.cells.white)
+
+def warn_of_other_crop(
+    weights, # Name or folder of a network
+    crop:str, # How the cells of a user are cropped
+):
+    "Warn where a network was trained on cells that were cropped in another way"
+    folder = Path(weights) if Path(weights).is_dir() else weights_folder/str(weights)
+    try:
+        trained = read_json(folder/'record.json', 'train it again.').get('crop')
+    except (FileNotFoundError, ValueError):
+        return
+    if None in (trained, crop) or trained == crop: return
+    warnings.warn(f"{weights} was trained on cells with crop {trained!r}, and these "
+                  f"are read with crop {crop!r}, so cells have another size in the "
+                  f"picture: give crop={trained!r} if that shows yours as large as its "
+                  "own.")
 
 # %% ../nbs/12_augmentation.ipynb #c139
 def balance(

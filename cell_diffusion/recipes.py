@@ -22,7 +22,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from string import Template
 from types import SimpleNamespace
-from cell_diffusion.augmentation import white_for
+from cell_diffusion.augmentation import warn_of_other_crop, white_for
 from cell_diffusion.classifier import (
     CellClassifier, features_and_predictions, reference_classifier, train_classifier,
 )
@@ -246,6 +246,7 @@ def train_and_save(run)->dict: # The record
                     inpaint=run.inpaint, start=trained and Path(run.start).name,
                     **to_record(run.kwargs))
     dls = cells_for(run)
+    if trained: warn_of_other_crop(run.start, dls.cells.crop)
     learn = learner_for(dls, trained, run)
     check_number('steps', run.steps, 1, learn.model.schedule.T, whole=True)
     budget = fit_run(learn, settings, run)

@@ -19,7 +19,7 @@ from cell_diffusion.splits import dihedral_hash
 from cell_diffusion.studies import augmentation
 from cell_diffusion.studies.augmentation import (
     AugmentationStudy, GeneratorKind, StudyResults, arm_scores, arms, bootstrap,
-    contrast_pairs, contrasts, holm, decode_labels, encode_labels,
+    contrast_pairs, contrast_report, contrasts, holm, decode_labels, encode_labels,
     keep_recognised, load_copies, load_records,
     pivot_scores, verdict, with_verdicts, write_results)
 from sklearn.metrics import confusion_matrix
@@ -552,6 +552,14 @@ def test_holm_is_that_of_its_paper():
 ])
 def test_planned_contrasts_come_first(names, pairs):
     assert contrast_pairs(names) == pairs
+
+
+def test_one_seed_gives_no_verdict():
+    row = dict(measure='macro F1', arm='ddpm', against='real', value=.1, low=.05,
+               high=.2, p=.001, p_holm=.002, says='higher')
+    table = pd.DataFrame([row])
+    assert 'read no verdict into them' in contrast_report(table, seeds=1)
+    assert 'verdict' not in contrast_report(table, seeds=3)
 
 
 # Caches and files of a study

@@ -417,3 +417,14 @@ def test_a_folder_can_be_read_as_ones_own(folder, tmp_path, obeys):
     args[-1] = 'folder'
     r = CliRunner().invoke(app, [str(a) for a in args])
     assert r.exit_code == 0, r.output
+
+
+def test_weights_of_cells_with_another_crop_are_said(folder, tmp_path):
+    from cell_diffusion.augmentation import warn_of_other_crop
+    with pytest.warns(UserWarning, match="crop 'center', and these are .* 'field'"):
+        warn_of_other_crop('blood32', 'field')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        warn_of_other_crop('blood32', 'center')
+        warn_of_other_crop('blood32', None)
+        warn_of_other_crop(tmp_path, 'field')

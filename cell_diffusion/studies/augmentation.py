@@ -1054,9 +1054,14 @@ def contrast_sentence(row)->str:
     return (f'{row.arm} against {row.against}: {row.value:+.3f} ({row.low:+.3f} to '
             f'{row.high:+.3f}; p = {row.p:.2g}, corrected {row.p_holm:.2g}): {says}')
 
-def contrast_report(table)->str:
-    "All contrasts in words, measure by measure"
+one_seed = ('Each arm was trained with one seed only. These intervals know nothing of '
+            'how much trainings vary, so read no verdict into them: repeat the study '
+            'with three seeds or more.')
+
+def contrast_report(table, seeds:int=3)->str:
+    "All contrasts in words, measure by measure; those of a single seed with a warning"
     lines = ['Differences between arms, with 95% intervals']
+    if seeds < 2: lines.append(one_seed)
     for measure, rows in table.groupby('measure', sort=False):
         lines.append(f'\n{measure}, planned contrasts first')
         lines += [f'  {contrast_sentence(row)}' for row in rows.itertuples()]
@@ -1087,7 +1092,8 @@ def write_results(
         base = base_arm(results.predicted)
         differences = with_verdicts(arm_scores(results, base)).assign(against=base)
         files = {'contrasts.csv': table, 'differences.csv': differences, **files}
-        parts = [contrast_report(table)]
+        seeds = min(len(p) for p in results.predicted.values())
+        parts = [contrast_report(table, seeds)]
 
     for m in measure_order:
         parts.append(f'{m} of the arms\n{pivot_scores(scores, m).to_string()}')
