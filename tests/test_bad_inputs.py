@@ -510,7 +510,12 @@ def shell(words, folder, **environment):
     code = [sys.executable, '-c', main, *shlex.split(words.replace('@', f'{folder}/'))]
     env = dict(os.environ, **environment)
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    return subprocess.Popen(code, env=env, **pipes)
+    return subprocess.Popen(code, env=env, preexec_fn=heed_interrupts, **pipes)
+
+
+def heed_interrupts():
+    "A job in the background ignores Ctrl-C, and so would the processes it starts"
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def test_a_mistake_is_one_line_of_the_error_stream(shared, tmp_path):
