@@ -89,6 +89,10 @@ def _drawn(cell):
     return {d['image/png'] for d in data if 'image/png' in d}
 
 
+# A warning's file, which is temporary in a kernel, and the line of code after it
+_place_of_warning = r'^/\S*ipykernel_\d+/\d+\.py:\d+: (\w+: .*\n)  .*\n'
+
+
 def _tidy_outputs(cell):
     "The outputs of a cell that are worth keeping"
     drawn = _drawn(cell)
@@ -102,6 +106,8 @@ def _tidy_outputs(cell):
             continue
         if 'image/png' in data:
             data['image/png'] = _smaller(data['image/png'])
+        if 'text' in o:
+            o.text = re.sub(_place_of_warning, r'\1', o.text, flags=re.M)
         if 'text/plain' in data:
             data['text/plain'] = re.sub(r' at 0x[0-9a-fA-F]+', '', data['text/plain'])
         yield o
@@ -110,8 +116,8 @@ def _tidy_outputs(cell):
 def tidy(nb):
     """Drop what cannot be shown without a kernel or changes from run to run.
 
-    That is widget views, progress bars, run times, addresses in memory, and figures
-    that are drawn twice. Large pictures become smaller.
+    That is widget views, progress bars, run times, addresses in memory, the temporary
+    files of warnings, and figures that are drawn twice. Large pictures become smaller.
     """
     nb.metadata.pop('widgets', None)
     for cell in _code_cells(nb):
