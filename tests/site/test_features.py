@@ -170,8 +170,8 @@ def test_home(page, site_url):
 
 chapters = [
     'core', 'simulation', 'data', 'splits', 'process', 'schedules', 'unet', 'ddpm',
-    'evaluation', 'samplers', 'conditioning', 'inpainting', 'inpainting_study', 'gan',
-    'augmentation', 'augmentation_study']
+    'long_runs', 'optimizers', 'evaluation', 'samplers', 'conditioning', 'inpainting',
+    'inpainting_study', 'gan', 'augmentation', 'augmentation_study']
 
 
 def test_reading_order(page, site_url):
