@@ -220,7 +220,7 @@ def test_wrong_arguments_of_sample(wrong):
 def test_wrong_names():
     with pytest.raises(ValueError, match='eps, x0, v'):
         Denoiser(tiny, prediction='noise')
-    with pytest.raises(ValueError, match='No weights named'):
+    with pytest.raises(ValueError, match="There is no folder 'blood31'"):
         shipped('blood31')
     with pytest.raises(ValueError, match='edm'):
         diffusion_learner(None, 'edn')
