@@ -301,6 +301,7 @@ def checked_classes(out:Path, settings:dict, check)->pd.DataFrame:
 
 def sizes(where, size, model, **kwargs)->tuple:
     "The size of the files, and the size that the network makes; warns if they differ"
+    if size is not None: check_limits(size=size)
     written = size or own_size(*where, **kwargs)
     made = model.size if model else network_size(size or min(written, 64))
     if made != written:
