@@ -512,7 +512,7 @@ def test_a_null_result_is_not_significant():
 def test_tables_and_figures(tmp_path, noise):
     a_study(tmp_path, arms=('real', 'gan')).run()
     text = write_results(tmp_path)
-    assert text.startswith('Differences between arms')
+    assert text.startswith('Differences between arms') and 'no verdict' not in text
     assert text.index('gan against real: ') < text.index('macro F1 of the arms')
     written = text[text.index('Written:'):].split()[1:]
     assert len(written) == 5 and all(Path(file).is_file() for file in written)
@@ -521,6 +521,11 @@ def test_tables_and_figures(tmp_path, noise):
     assert len(pd.read_csv(tmp_path/'scores.csv')) == 2*(3*4 + 3)
     for name in ('scores', 'confusion'):
         assert (tmp_path/f'{name}.png').stat().st_size > 5000
+
+
+def test_a_study_of_one_seed_says_so(tmp_path, noise):
+    a_study(tmp_path, arms=('real', 'gan'), seeds=1).run()
+    assert 'read no verdict into them' in write_results(tmp_path)
 
 
 def test_contrasts_find_what_was_put_in():

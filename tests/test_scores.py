@@ -115,12 +115,13 @@ def test_a_score_stays_until_another_is_there(out, monkeypatch):
     assert record_of(out)['score'] == score and '## Score' in card_of(out)
 
 
-@pytest.mark.parametrize('scored', [0, 16])
-def test_a_score_goes_with_its_weights(out, scored, monkeypatch):
+@pytest.mark.parametrize('scored, then', [(0, 'score. makes one'), (16, 'one follows')])
+def test_a_score_goes_with_its_weights(out, scored, then, monkeypatch):
     train_model(**run, **epochs, out=out)
     steps = record_of(out)['steps']
     monkeypatch.setattr(recipes, 'add_score', lambda *args: None) # Killed before
-    with pytest.warns(UserWarning, match='weights in .* have changed, so the earlier'):
+    said = f'weights in .* have changed, so the earlier .*{then}'
+    with pytest.warns(UserWarning, match=said):
         train_model(**dict(run, scored=scored), epochs=2, out=out)
     record = record_of(out)
     assert 'score' not in record and '## Score' not in card_of(out)
