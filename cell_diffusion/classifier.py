@@ -266,16 +266,23 @@ def cells_of(
 
 def judge_loaders(
     dls, # From `cell_dls`
-)->CellLoaders: # Of the same split
-    "Loaders to train a reference classifier with, the same however `dls` were made"
-    bs = min(64, len(dls.idxs['train']))
-    def make(side, **options):
-        return CellLoader(dls.train.images, dls.cells.labels, dls.idxs[side],
-                          dls.vocab, bs, **options)
+    balanced:bool=False, # Draw the training classes equally often
+)->CellLoaders: # Of the same split, with `cells` and `idxs`
+    """Loaders to train a reference classifier with, the same however `dls` were made
 
-    train = make('train', train=True, augment=True)
+    Where cells were set aside for the judge, those are its training cells."""
+    idxs = dict(dls.idxs)
+    if 'judge' in idxs: idxs['train'] = idxs.pop('judge')
+    bs = min(64, len(idxs['train']))
+    def make(side, **options):
+        return CellLoader(dls.train.images, dls.cells.labels, idxs[side], dls.vocab, bs,
+                          **options)
+
+    train = make('train', train=True, augment=True, balanced=balanced)
     loaders = CellLoaders(train, make('valid'), make('test'), device=dls.device)
     loaders.vocab = dls.vocab
+    loaders.cells = dls.cells
+    loaders.idxs = idxs
     return loaders
 
 def enough_epochs(
@@ -389,6 +396,7 @@ def reference_classifier(
 )->CellClassifier: # On the CPU, in float32
     """The classifier trained on exactly these cells: shipped, else cached, else new
 
+    Where `cell_dls` set cells aside for the judge, it is trained on those alone.
     A shipped one is taken however it was trained. A cached one is taken only if it was
     trained with the same arguments. A new one depends on the cells and their split, not
     on batches, balance or augmentation of `dls`.
@@ -397,6 +405,7 @@ def reference_classifier(
     """
     if keep and kwargs.get('network'):
         raise ValueError("Only a CellClassifier can be kept: leave network out.")
+    dls = judge_loaders(dls)
     cells = cells_of(dls)
     for file in sorted(weights_folder.glob('*classifier*/record.json')):
         if is_trained_on(file.parent, cells): return load_classifier(file.parent, dls)
@@ -406,5 +415,5 @@ def reference_classifier(
     if cached is not None: return cached
 
     if progress: print(f'No such classifier of these cells yet: {epochs} epochs.')
-    model = train_classifier(judge_loaders(dls), epochs, progress=progress, **kwargs)
+    model = train_classifier(dls, epochs, progress=progress, **kwargs)
     return keep_classifier(model, dls, **settings) if keep else model.cpu()

@@ -121,6 +121,7 @@ limits = dict(
     scored=whole(0, 1_000_000),
     seed=whole(0, 2**63 - 1),
     seeds=whole(1, 1000),
+    set_aside=dict(low=0, high=.9),
     size=whole(8, 4096),
     steps=whole(1, 100_000),
     zoom=whole(1, 100),

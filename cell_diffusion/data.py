@@ -30,7 +30,7 @@ from cell_diffusion.sources import (
     cache_folder, channel_names, check_folder, class_folders, class_names, download,
     find_bloodmnist, find_data, list_images, list_jurkat, read_bloodmnist,
     resolve_source)
-from .splits import pixel_hash, split_cells
+from .splits import pixel_hash, set_aside_for_judge, split_cells
 from .transforms import random_dihedral
 
 # %% ../nbs/02_data.ipynb #c020
@@ -819,6 +819,17 @@ def split_of(cells:CellImages, split, seed:int)->dict: # Indices of each side
     if cells.files: check_split(cells, idxs, split)
     return idxs
 
+def judge_side(cells:CellImages, idxs:dict, share:float)->dict: # Indices of each side
+    "Set cells aside; `ValueError` where a class has none left, or none set aside"
+    sides = set_aside_for_judge(idxs, cells.hashes, share)
+    for side in ('train', 'judge'):
+        counts = np.bincount(cells.labels[sides[side]], minlength=len(cells.names))
+        if not counts.min():
+            raise ValueError(
+                f"set_aside={share:g} leaves class {cells.names[counts.argmin()]!r} "
+                f"without a {side} cell: add pictures, or set none aside.")
+    return sides
+
 # %% ../nbs/02_data.ipynb #c100
 def cell_dls(
     source='simulated',  # One of `sources`, or the path of a folder of class folders
@@ -834,6 +845,7 @@ def cell_dls(
     device=None,         # Where batches come out; by default `default_device()`
     labels:bool=True,    # Batches `(x, y)`, else `(x,)`
     balanced:bool=False, # Draw the training classes equally often, with replacement
+    set_aside:float=0.,  # Share of the training cells kept for a judge, as `idxs['judge']`
     **kwargs,            # `strict`, `cache` and `white` of `load_cells`
 )->CellLoaders: # Batches of float32 `(bs, channel, size, size)` and int64 `(bs,)`
     """Cells from any source as fastai `DataLoaders`, with pixels in -1..1.
@@ -841,10 +853,11 @@ def cell_dls(
     Split, shuffled and turned reproducibly. Raises as `load_cells` does, and
     `ValueError` for cells that `balance` generated and for classes too small to split.
     """
-    bs, = check_limits(bs=bs)
+    bs, set_aside = check_limits(bs=bs, set_aside=set_aside)
     cells = load_cells(source, path, size, crop, channels, n, seed, **kwargs)
     check_real(cells)
     idxs = split_of(cells, split, seed)
+    if set_aside: idxs = judge_side(cells, idxs, set_aside)
     device = device or default_device()
     images = place_pixels(torch.from_numpy(cells.images), device)
 

@@ -110,3 +110,4 @@ optimizers = dict(
     adamw=dict(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)),
     muon=dict(opt_func=partial(OptimWrapper, opt=Muon), splitter=matrices_and_others),
 )
+learning_rates = dict(adamw=1e-3, muon=4e-3)

@@ -24,7 +24,8 @@ from string import Template
 from types import SimpleNamespace
 from cell_diffusion.augmentation import warn_of_other_crop, white_for
 from cell_diffusion.classifier import (
-    CellClassifier, features_and_predictions, reference_classifier, train_classifier,
+    CellClassifier, features_and_predictions, judge_loaders, reference_classifier,
+    train_classifier,
 )
 from cell_diffusion.core import (
     check_limits, check_number, encode, limits, show_cells)
@@ -37,6 +38,7 @@ from cell_diffusion.metrics import (
     balanced_accuracy, beside_real, class_accuracy, class_warning, score_model,
     scored_records, with_new_names,
 )
+from cell_diffusion.optimizers import learning_rates
 from cell_diffusion.records import (
     check_file, check_out, locked, machine, read_json, write_json,
     write_whole,
@@ -116,7 +118,8 @@ def train_and_save_classifier(
                               **kwargs)
 
 # %% ../nbs/recipes.ipynb #n019
-def classifier_run(dls, folder, epochs, progress, channels, seed, **kwargs):
+def classifier_run(dls, folder, epochs, progress, channels, seed, set_aside=0.,
+                   **kwargs):
     "What both functions that train a classifier do in their folder"
     check_compared(dls, 'test')
     checkpoint = folder/'checkpoint.pt'
@@ -126,7 +129,7 @@ def classifier_run(dls, folder, epochs, progress, channels, seed, **kwargs):
 
     record = dict(
         kind='classifier', **describe_data(dls, channels), seconds=seconds,
-        epochs=epochs, seed=seed, balanced=dls.train.balanced,
+        epochs=epochs, seed=seed, balanced=dls.train.balanced, set_aside=set_aside,
         parameters=n_params(model), **accuracy_on_test(model, dls),
         machine=machine())
     save(model, folder)
@@ -165,18 +168,21 @@ def train_reference_classifier(
     seed:int=0, # Seed of the first weights; the split of the data stays the same
     source:str=None, # How to read data; folder for class folders of your own
     white:float=None, # Grey level of 16-bit files that is white; by default measured
+    set_aside:float=0., # Train on the cells that `train_model` with this share left out
     progress:bool=True, # Show fastai's progress
 )->CellClassifier: # Trained
     "Load cells, and train and save a classifier of them"
     check_out(out, 'classifier', data)
-    check_limits(size=size, epochs=epochs, bs=bs, lr=lr, n=n, seed=seed)
+    check_limits(size=size, epochs=epochs, bs=bs, lr=lr, n=n, seed=seed,
+                 set_aside=set_aside)
     check_number('dim', dim, **limits['classifier_dim'])
     with locked(out, 'training'):
         where = named_source(data, source)
         dls = cell_dls(*where, size=size, bs=bs, crop=crop, channels=channels, n=n,
-                       balanced=balanced, white=white)
+                       balanced=balanced, white=white, set_aside=set_aside)
+        if set_aside: dls = judge_loaders(dls, balanced)
         return classifier_run(dls, Path(out), epochs, progress, channels, seed,
-                              dim=dim, lr=lr)
+                              set_aside, dim=dim, lr=lr)
 
 # %% ../nbs/recipes.ipynb #c016
 def train_model(
@@ -188,7 +194,8 @@ def train_model(
     out='runs/cells', # Folder for the results; a killed run goes on there
     config:str='edm-mid', # ddpm, cosine, v, min-snr, edm, edm-mid or eps-mid
     bs:int=64, # Cells in a batch
-    lr:float=1e-3, # Highest learning rate
+    optimizer:str='adamw', # adamw or muon
+    lr:float=None, # Highest learning rate; by default 1e-3 for adamw, 4e-3 for muon
     dim:int=32, # Channels of the network's first level
     crop:str=None, # center or field; by default what fits the source
     n:int=None, # Number of cells; all by default
@@ -197,6 +204,7 @@ def train_model(
     scored:int=1000, # Cells to generate for the score; 0 for no score
     judged:str='test', # Compare with test cells, or with valid ones to choose a config
     balanced:bool=False, # Draw the training classes equally often
+    set_aside:float=0., # Share of the training cells kept for the judge of the score
     inpaint:bool=False, # Train a network that fills holes
     start:str=None, # Shipped weights or a folder to start from
     channels=None, # Of Jurkat cells names, of a folder 1, 3, or the pages of a stack
@@ -225,16 +233,22 @@ def check_run(run):
     if run.config not in training_configs:
         raise ValueError(f"Unknown training config {run.config!r}: use one of "
                          f"{', '.join(training_configs)}.")
+    if run.optimizer not in learning_rates:
+        raise ValueError(f"Unknown optimizer {run.optimizer!r}: use one of "
+                         f"{', '.join(learning_rates)}.")
+    if run.lr is None: run.lr = learning_rates[run.optimizer]
     check_scoring(run.judged, run.scored)
     check_start(run.start, run.out)
-    names = 'size minutes epochs bs lr dim n seed steps scored patch'.split()
+    names = 'size minutes epochs bs lr dim n seed steps scored patch set_aside'
+    names = names.split()
     check_limits(**{name: getattr(run, name) for name in names})
 
 def cells_for(run):
     "The cells of a run, split"
     where = named_source(run.data, run.source)
     dls = cell_dls(*where, size=run.size, bs=run.bs, crop=run.crop, n=run.n,
-                   channels=run.channels, balanced=run.balanced, white=run.white)
+                   channels=run.channels, balanced=run.balanced, white=run.white,
+                   set_aside=run.set_aside)
     check_compared(dls, run.judged if run.scored else None)
     return dls
 
@@ -242,8 +256,9 @@ def train_and_save(run)->dict: # The record
     "What `train_model` does with its arguments, which are the attributes of `run`"
     if run.patch: run.kwargs = dict(run.kwargs, patch=run.patch)
     trained = start_network(run.start, run.size)
-    settings = dict(config=run.config, lr=run.lr, seed=run.seed, balanced=run.balanced,
-                    inpaint=run.inpaint, start=trained and Path(run.start).name,
+    settings = dict(config=run.config, optimizer=run.optimizer, lr=run.lr,
+                    seed=run.seed, balanced=run.balanced, inpaint=run.inpaint,
+                    start=trained and Path(run.start).name,
                     **to_record(run.kwargs))
     dls = cells_for(run)
     if trained: warn_of_other_crop(run.start, dls.cells.crop)
@@ -251,7 +266,8 @@ def train_and_save(run)->dict: # The record
     check_number('steps', run.steps, 1, learn.model.schedule.T, whole=True)
     budget = fit_run(learn, settings, run)
     record = run_record(learn, budget, run.channels)
-    record.update(settings, conditional=run.classes, loaded=run.n)
+    record.update(settings, conditional=run.classes, loaded=run.n,
+                  set_aside=run.set_aside)
     model = learn.ema.averaged
     save_run(model, record, run)
     if run.scored: add_score(model, dls, record, run)
@@ -289,7 +305,7 @@ def learner_for(dls, start, run):
                          f"channels, and the cells have {channels}.")
     make = inpainting_learner if run.inpaint else diffusion_learner
     return make(dls, run.config, run.classes, dim=run.dim, seed=run.seed, start=start,
-                **run.kwargs)
+                optimizer=run.optimizer, **run.kwargs)
 
 def to_record(kwargs):
     "The arguments that a record can hold"
@@ -472,7 +488,8 @@ def cells_to_score(network, record, run):
         channels = record.get('channel_names')
         if record.get('source') == 'folder': channels = record['channels']
     dls = cell_dls(*where, size=network.size, bs=1, crop=run.crop or record.get('crop'),
-                   channels=channels, n=run.n or record.get('loaded'), white=white)
+                   channels=channels, n=run.n or record.get('loaded'), white=white,
+                   set_aside=record.get('set_aside', 0))
     check_fit(network, dls)
     check_compared(dls, run.judged)
     bits = record.get('bits', dls.cells.bits)
@@ -547,7 +564,7 @@ $task$advice
 - Data: source `$source`, $crop, $train training cells. $valid cells for validation and
   $test for the score were kept out.
 - Network: $parameters M parameters, $gflops GFLOPs an image; weights in half precision.
-- Training config `$config`, learning rate $lr, batches of $bs, seed $seed$choices.
+- Training config `$config`, optimizer $optimizer, learning rate $lr, batches of $bs, seed $seed$choices.
 - $minutes minutes on $machine: $steps steps, $cells_seen cells seen.$went_on
 
 $score## Licence and limits
@@ -562,7 +579,7 @@ score_text = Template("""\
 ## Score
 
 $n cells, $steps network calls each, compared with real $side cells in the features
-of a reference classifier, which was trained on the training cells (its accuracy on
+of a reference classifier, which was trained on $judge_cells (its accuracy on
 these real cells is $accuracy). In brackets: the middle 95% over $draws draws of the
 real cells.
 
@@ -581,19 +598,20 @@ def model_card(
     "What a user of these weights should know, from the record of their run"
     record = with_new_keys(record)
     return denoiser_text.substitute(
-        record,
+        {k: v for k, v in record.items() if k != 'optimizer'},
         **record['cells'],
         name=as_markdown(name),
         task=task_of(record),
         advice=notes_of(record),
         went_on=history_of(record),
         crop=pixels_of(record),
+        optimizer=dict(adamw='AdamW', muon='Muon')[record.get('optimizer', 'adamw')],
         parameters=f"{record['parameters']/1e6:.2f}",
         gflops=f"{record['gflops']:.2f}",
         choices=choices_of(record),
         minutes=f"{record['seconds']/60:.1f}",
         machine=machine_of(record, f", PyTorch {record['machine']['torch']}"),
-        score=score_of(record['score']) if 'score' in record else '',
+        score=score_of(record) if 'score' in record else '',
         licence=licence_of(record),
     )
 
@@ -666,14 +684,16 @@ def machine_of(record, more=''):
 def threads_of(m): return f"{m['threads']} thread{'s'*(m['threads'] > 1)}"
 
 # %% ../nbs/recipes.ipynb #n041
-def score_of(score):
+def score_of(record):
     "The score of a record as Markdown"
+    score = record['score']
     generated = score['generated']
     reference = score['reference']
     side = dict(test='test', valid='validation')[score.get('judged', 'test')]
     return score_text.substitute(
         score,
         side=side,
+        judge_cells=judge_cells(record),
         accuracy=f"{score['classifier_accuracy'][-1]['share']:.3f}",
         draws=generated['draws'],
         fd=span(generated['fd']),
@@ -682,6 +702,11 @@ def score_of(score):
         kid_reference=span(reference['kid']),
         class_accuracy=class_accuracy_of(score),
     )
+
+def judge_cells(record):
+    "What the judge of a score was trained on"
+    if not record.get('set_aside'): return 'the training cells'
+    return f"{record['cells']['judge']} cells that the network never saw"
 
 def span(d, form='.3g'):
     "A number with its interval"
@@ -709,7 +734,7 @@ classifier_text = Template("""\
 Predicts the class of $images: $classes.
 Its features are the space in which generated cells are compared with real ones.
 
-- Trained on $train cells (fingerprint $fingerprint)$pixels$choices.
+- Trained on $train cells (fingerprint $fingerprint)$pixels$choices.$judge
   $valid cells for validation and $test test cells were kept out.
 - $epochs epochs$seed, $parameters M parameters, $minutes minutes on $machine;
   weights in half precision.
@@ -729,6 +754,13 @@ For teaching and for research on methods; not for clinical use.
 """)
 
 # %% ../nbs/recipes.ipynb #c023
+def judge_of(record):
+    "For whom the cells of a classifier were set aside"
+    if not record.get('set_aside'): return ''
+    return ("\n  These are the training cells that were set aside for it "
+            f"(`--set-aside {record['set_aside']:g}`): generators trained with the same "
+            "setting do not see them.")
+
 def classifier_card(
     record:dict, # From `train_and_save_classifier`
     name:str, # Name of the weights
@@ -745,6 +777,7 @@ def classifier_card(
         images=images_of(record),
         classes=', '.join(map(as_markdown, record['classes'])),
         choices=choices_of(record),
+        judge=judge_of(record),
         pixels='' if record.get('white', 255) == 255 else f", {pixels_of(record)}",
         seed=f", seed {record['seed']}" if 'seed' in record else '',
         parameters=f"{record['parameters']/1e6:.2f}",

@@ -142,6 +142,18 @@ def assert_disjoint(
             f"{whose} (the first is number {shared.argmax()} of the test cells): "
             "its scores would say nothing. Remove duplicates before splitting.")
 
+# %% ../nbs/02b_splits.ipynb #z001
+def set_aside_for_judge(
+    idxs:dict,   # From `split_cells`
+    hashes,      # Hash of each cell `(n,)`, as from `pixel_hash`
+    share:float, # Of the training cells, from 0 to below 1
+)->dict: # Sides as in `idxs`, with `judge`, whose cells leave `train`
+    "Keep some training cells for the judge of a generator, chosen by their hash alone"
+    train = idxs['train']
+    limit = share*16**16 # A hash begins with 16 hexadecimal digits
+    chosen = np.array([int(hashes[i][:16], 16) < limit for i in train], dtype=bool)
+    return dict(idxs, train=train[~chosen], judge=train[chosen])
+
 # %% ../nbs/02b_splits.ipynb #s046
 def fingerprint(
     dls, # From `cell_dls`

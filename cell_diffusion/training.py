@@ -679,7 +679,8 @@ def no_checkpoint(path):
 def refuse_other_run(self:Checkpoint, state):
     "Raise a `ValueError` where a setting of the run is not what it was"
     for key, here in self.settings.items():
-        there = state['run'].get(key)
+        # An older version may not have known this setting
+        there = state['run'].get(key, here)
         if there == here: continue
         differs = f'{key} was {there!r} there and is {here!r} here'
         if key == 'fingerprint':
