@@ -105,6 +105,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         bits:int=8, # Depth of those files, 8 or 16
         guidance_scale:float=1., # What `sample` uses, see `Condition`
         interval:tuple=None, # Likewise
+        jumps:tuple=None, # Timesteps that a distilled network visits, see `distill`
     ):
         super().__init__()
         if prediction not in predictions:
@@ -122,6 +123,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         self.bits = bits
         self.guidance_scale = guidance_scale
         self.interval = None if interval is None else tuple(interval)
+        self.jumps = None if jumps is None else tuple(jumps)
         unet = {**(unet or {}), 'n_classes': len(self.classes)}
         self.unet = UNet(**unet).to(memory_format=torch.channels_last)
         with torch.device('cpu'):
@@ -130,6 +132,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         self.register_buffer('pixel_mean', mean, persistent=False)
         check_sizes(self)
         if interval is not None: check_interval(interval)
+        if jumps is not None: check_jumps(jumps, T)
 
 # %% ../nbs/06_ddpm.ipynb #n020
 @patch(as_prop=True)
@@ -326,6 +329,7 @@ def check(self:Condition,
     if self.guide is not None and not same_noise_levels(model, self.guide):
         raise ValueError("The guide must have the channels, the size and the noise "
                          "schedule of the network that it guides.")
+    self.check_distilled(model)
     if self.mask is None: return
     shape = (n, model.channels, model.size, model.size)
     mask_shape = (n, 1, model.size, model.size)
@@ -334,7 +338,30 @@ def check(self:Condition,
                          f"{mask_shape}, got {tuple(self.known.shape)} and "
                          f"{tuple(self.mask.shape)}.")
 
+# %% ../nbs/06_ddpm.ipynb #d034
+@patch
+def check_distilled(self:Condition,
+    model:Denoiser, # The network that is to generate
+):
+    "Raise a `ValueError` for guidance of a distilled network, or by one"
+    guided = self.guidance_scale != 1 or self.guide is not None
+    if model.jumps and guided:
+        raise ValueError("This network was distilled, and what guidance does is part "
+                         "of its weights: leave guidance_scale and guide out.")
+    if self.guide is not None and self.guide.jumps:
+        raise ValueError("The guide was distilled into a few calls: guide with a "
+                         "network that was only trained.")
+
+
 # %% ../nbs/06_ddpm.ipynb #sh03
+def check_jumps(jumps, T):
+    "Raise a `ValueError` unless a distilled network visits falling timesteps"
+    whole = all(isinstance(t, int) for t in jumps)
+    if not whole or not jumps or [T - 1, *jumps[1:], -1] != sorted(
+            {*jumps, -1}, reverse=True):
+        raise ValueError(f"jumps are timesteps that fall from {T - 1}, not "
+                         f"{list(jumps)!r:.80}.")
+
 def check_interval(interval):
     "Raise a `ValueError` unless an interval has a lower and a higher end"
     try:
@@ -623,7 +650,8 @@ def checksum(state):
     return digest.hexdigest()
 
 # %% ../nbs/weights.ipynb #n045
-later_settings = dict(white=255, bits=8, guidance_scale=1, interval=None)
+later_settings = dict(white=255, bits=8, guidance_scale=1, interval=None,
+                      jumps=None)
 
 def guide_of(model):
     "The network that a network is guided away from, or None"
