@@ -29,7 +29,7 @@ from cell_diffusion.records import (
     Records, check_out, kind_of_folder, locked, read_json, remove_parts, write_json,
     write_whole,
 )
-from cell_diffusion.sampling import check_room_for, sample
+from cell_diffusion.sampling import check_room_for, sample, stored_walk
 from cell_diffusion.sources import named_source, resolve_source
 from cell_diffusion.splits import assert_disjoint, fingerprint
 from cell_diffusion.training import diffusion_learner, fit_for
@@ -366,7 +366,7 @@ def balance(
     minutes:float=10.,  # Time to train it
     size:int=None,      # Of the files, in pixels; by default that of the cells
     seed:int=0,         # Seed of weights and noise
-    steps:int=20,       # Network calls for each cell
+    steps:int=None,     # Network calls for each cell, see `sample`
     test=None,          # Folder of test cells, refused if one is among `folder`'s
     force:bool=False,   # Write cells of a class that the network does not obey
     white:float=None,   # Grey level that is white; by default of training, or measured
@@ -383,8 +383,8 @@ def balance(
     the depth and the range of those in `folder`. Test cells are read by the same white.
     Never test on cells of `folder` afterwards: the generator has seen them.
     """
-    goal, minutes, seed, steps = check_limits(
-        goal=goal, minutes=minutes, seed=seed, steps=steps)
+    if steps is not None: check_limits(steps=steps)
+    goal, minutes, seed = check_limits(goal=goal, minutes=minutes, seed=seed)
     out = Path(out)
     check_output_folder(folder, out)
     model = load(weights, kind=Denoiser) if weights else None
@@ -395,7 +395,9 @@ def balance(
     made_by = str(weights or f'trained on {dls.cells.source} for {minutes} minutes')
     notes = dict(generator=made_by, seed=seed, size=size, made=made, **depth_of(dls))
     settings = dict(notes, kind='cells', cells=fingerprint(dls), missing=missing)
-    settings.update(steps=steps, weights=model and weights_hash(model))
+    if model: steps = stored_walk(model, steps)[0]
+    settings.update(steps=20 if steps is None else steps,
+                    weights=model and weights_hash(model))
     return fill_folder(out, model, dls, settings, notes, minutes, force, progress,
                        kwargs.get('cache', True))
 

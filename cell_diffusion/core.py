@@ -124,6 +124,7 @@ limits = dict(
     set_aside=dict(low=0, high=.9),
     size=whole(8, 4096),
     steps=whole(1, 100_000),
+    walks=whole(10, 1_000_000),
     zoom=whole(1, 100),
 )
 

@@ -8,17 +8,23 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/distillation.html.md"""
 __all__ = []
 
 # %% ../nbs/distillation.ipynb #d004
+import io
+import time
 import torch
 from dataclasses import dataclass
 from fastcore.basics import patch, store_attr
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from tqdm.auto import tqdm
 from cell_diffusion.core import check_number, generator
 from cell_diffusion.data import CellLoader, CellLoaders
-from cell_diffusion.denoiser import Condition, Denoiser
+from cell_diffusion.denoiser import Condition, Denoiser, network_settings
 from cell_diffusion.inpainting import hole_mse, random_masks
+from cell_diffusion.records import write_whole
 from cell_diffusion.sampling import (
     _walk, batched_denoise, samplers, stored_guidance, stored_walk, timesteps)
+from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import NoiseCallback, ddpm_learner
 from cell_diffusion.transforms import random_dihedral
 
@@ -45,7 +51,7 @@ def jump_timesteps(
     "From where a student jumps. `ValueError` for more jumps than fit on the walk"
     steps, _, spacing = stored_walk(teacher)
     ts = timesteps(teacher.schedule, steps, spacing)
-    calls = check_number('calls', calls, 1, len(ts) - 1, whole=True)
+    calls = check_number('calls', calls, 1, len(ts), whole=True)
     log_snr = teacher.schedule.log_snr.cpu()[ts]
     wanted = torch.linspace(log_snr[0].clamp(min=-12), quiet, calls + 1)[:-1]
     chosen = (wanted[:, None] - log_snr).abs().argmin(1).unique()
@@ -62,13 +68,14 @@ class Walks:
     label:torch.Tensor=None # Class numbers `(n,)`, the last number for "no class"
     known:torch.Tensor=None # For a network that fills holes `(n, channel, size, size)`
     mask:torch.Tensor=None # bool `(n, 1, size, size)`, True where something is hidden
+    seconds:float=0. # That the teacher walked
 
     def __len__(self): return len(self.states)
 
     def __getitem__(self, rows):
         "Some of the walks: `walks[:100]`"
         fields = self.states, self.label, self.known, self.mask
-        return Walks(*[None if x is None else x[rows] for x in fields])
+        return Walks(*[None if x is None else x[rows] for x in fields], self.seconds)
 
 def walk(teacher, x, condition, jumps):
     "Where the walk from noise `x` stands at some timesteps, and its end"
@@ -121,21 +128,42 @@ def teacher_walks(
     source.device = teacher.device
     rounds = -(-n//source.bs)
     parts = []
+    begun = time.perf_counter()
     for x0, label in tqdm(islice(endless(source), rounds), 'walking', rounds,
                           disable=not progress):
         condition = random_condition(teacher, x0, label, rng)
         x = torch.randn(x0.shape, generator=rng).to(x0.device)
         states = walk(teacher, x, condition, jumps)
         seen = condition.seen_by(teacher)
-        parts.append((states.half(), condition.label, seen.get('known'), condition.mask))
+        known = seen['known'].half() if seen else None
+        parts.append((states.half(), condition.label, known, condition.mask))
     joined = [None if part[0] is None else torch.cat(part)[:n].cpu()
               for part in zip(*parts)]
-    return Walks(*joined)
+    return Walks(*joined, time.perf_counter() - begun)
 
 def endless(loader):
     "Its batches, epoch after epoch"
     while True:
         yield from loader
+
+# %% ../nbs/distillation.ipynb #d020
+def kept_walks(
+    file, # Where the walks are kept, or None
+    settings:dict, # What they depend on
+    make, # Called without arguments where the file has no such walks
+)->Walks:
+    "Walks out of a file, or new ones, which are then written to it"
+    if file is None: return make()
+    try:
+        found = torch.load(file, weights_only=True)
+        if found['settings'] == settings: return Walks(**found['walks'])
+    except Exception: # No such file, or a damaged one: the walks can be made again
+        pass
+    walks = make()
+    data = io.BytesIO()
+    torch.save(dict(settings=settings, walks=vars(walks)), data)
+    write_whole(Path(file), data.getbuffer())
+    return walks
 
 # %% ../nbs/distillation.ipynb #d014
 class WalkLoader:
@@ -155,6 +183,8 @@ class WalkLoader:
     def pairs(self): return len(self.walks)*self.calls
 
     def __len__(self): return self.pairs//self.bs if self.train else -(-self.pairs//self.bs)
+
+    def one_batch(self): return next(iter(self))
 
     def set_epoch(self, epoch): self.epoch = epoch
 
@@ -233,6 +263,7 @@ def walk_loaders(
     loaders.cells = dls.cells
     loaders.idxs = dls.idxs
     loaders.vocab = dls.vocab
+    loaders.walks = walks
     loaders.n_inp = len(train.batch(torch.zeros(1).long(), torch.zeros(1).long(), None))
     return loaders
 
@@ -244,12 +275,16 @@ def distillation_learner(
     n:int=1000, # Walks of the teacher
     bs:int=32, # Jumps in a batch
     seed:int=0, # Seed of the walks and of their order
+    file=None, # Where to keep the walks, for a run that is killed
     progress:bool=True, # Show a progress bar
     **kwargs, # More arguments of `ddpm_learner`
 ): # A fastai Learner, for `fit_for`
     "Let a teacher walk, and make the learner of a student"
     jumps = jump_timesteps(teacher, calls)
-    walks = teacher_walks(teacher, dls.train, jumps, n, seed, progress)
+    settings = dict(network_settings(teacher), cells=fingerprint(dls), jumps=jumps,
+                    n=n, seed=seed)
+    walks = kept_walks(file, settings, partial(
+        teacher_walks, teacher, dls.train, jumps, n, seed, progress))
     loaders = walk_loaders(walks, dls, bs, seed)
     return ddpm_learner(loaders, student_of(teacher, jumps), seed=seed,
                         noise=JumpCallback, loss_func=hole_mse, **kwargs)

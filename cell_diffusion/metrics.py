@@ -28,7 +28,7 @@ from cell_diffusion.core import (
 from cell_diffusion.data import CellLoader, CellLoaders
 from cell_diffusion.denoiser import Denoiser, weights_folder
 from cell_diffusion.records import read_json
-from cell_diffusion.sampling import sample
+from cell_diffusion.sampling import sample, stored_walk
 from cell_diffusion.transforms import dihedral_views
 
 # %% ../nbs/07_evaluation.ipynb #c025
@@ -707,7 +707,7 @@ def score_model(
     cells:torch.Tensor, # Real test cells `(n, channel, size, size)` in -1..1
     labels:torch.Tensor, # Their classes `(n,)`
     n:int=1000, # Cells to generate
-    steps:int=20, # Network calls
+    steps:int=None, # Network calls; by default 20, or those of a distilled network
     seed:int=0, # Seed of the noise
     progress:bool=True, # Show a progress bar
 )->dict: # For a record
@@ -716,6 +716,7 @@ def score_model(
     `n`, `steps`, `seed`, `classifier_accuracy` on real cells, `generated` and
     `reference` distances, `class_accuracy` (without classes: `classes_seen`).
     """
+    steps, _, _ = stored_walk(model, steps)
     n, steps, seed = check_limits(n=n, steps=steps, seed=seed)
     check_number('n', n, 2)
     check_number('the number of real cells', len(cells), 4)
@@ -887,7 +888,7 @@ def class_check(
     labels, # Their classes `(m,)`
     names, # Names of the classes to check
     n:int=32, # Cells of each class
-    steps:int=20, # Network calls
+    steps:int=None, # Network calls, see `sample`
     seed:int=0, # Seed of the noise
     progress:bool=False, # Show a progress bar
 )->pd.DataFrame: # See `beside_real`
