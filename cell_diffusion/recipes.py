@@ -212,6 +212,7 @@ def train_model(
     patch:int=None, # Fold patch × patch pixels into channels; by default size//32
     source:str=None, # How to read data; folder for class folders of your own
     white:float=None, # Grey level of 16-bit files that is white; by default measured
+    processor:bool=False, # Count seconds of the processor, for a race on a busy machine
     progress:bool=True, # Show progress bars
     **kwargs, # More arguments of `diffusion_learner` or `inpainting_learner`
 )->dict: # The record, as it is written to `record.json`
@@ -396,7 +397,8 @@ def fit_run(learn, settings, run):
                  classes=run.classes, dim=run.dim, bs=run.bs)
     minutes = None if run.epochs else run.minutes
     checkpoint = Path(run.out)/'checkpoint.pt'
-    return fit_for(learn, minutes, run.epochs, run.lr, checkpoint, known, run.progress)
+    return fit_for(learn, minutes, run.epochs, run.lr, checkpoint, known, run.progress,
+                   run.processor)
 
 # %% ../nbs/recipes.ipynb #c018
 def run_record(learn, budget, channels):
@@ -644,7 +646,8 @@ $task$advice
 - Data: source `$source`, $crop, $train training cells. $valid cells for validation and
   $test for the score were kept out.
 - Network: $parameters M parameters, $gflops GFLOPs an image; weights in half precision.
-- Training config `$config`, optimizer $optimizer, learning rate $lr, batches of $bs, seed $seed$choices.
+- Training config `$config`, optimizer $optimizer, learning rate $lr, batches of $bs,
+  seed $seed$choices.
 - $minutes minutes on $machine: $steps steps, $cells_seen cells seen.$went_on
 
 $score## Licence and limits
@@ -841,8 +844,8 @@ def judge_of(record):
     "For whom the cells of a classifier were set aside"
     if not record.get('set_aside'): return ''
     return ("\n  These are the training cells that were set aside for it "
-            f"(`--set-aside {record['set_aside']:g}`): generators trained with the same "
-            "setting do not see them.")
+            f"(`--set-aside {record['set_aside']:g}`): generators trained with the "
+            "same setting do not see them.")
 
 def classifier_card(
     record:dict, # From `train_and_save_classifier`

@@ -1,5 +1,6 @@
 "A student's jumps end where its teacher's walk does, and it knows how many there are"
 import json
+from pathlib import Path
 import pytest
 import torch
 from fastai.learner import Callback
@@ -14,6 +15,7 @@ from cell_diffusion.distillation import (distillation_learner, jump_timesteps,
 from cell_diffusion.inpainting import Inpainter, fill_holes
 from cell_diffusion.sampling import ddim, invert, sample
 from cell_diffusion.training import fit_for
+from cell_diffusion.web import page_facts
 
 tiny = dict(dim=16, mults=[1, 2])
 kinds = 'basophil', 'neutrophil'
@@ -187,6 +189,15 @@ def test_what_a_student_cannot_be(tmp_path):
     assert jump_timesteps(student, 1) == (999,)
     with pytest.raises(ValueError, match='calls'):
         jump_timesteps(student, 3)
+
+def test_a_page_knows_the_jumps():
+    "And that it should not guide"
+    student = student_of(network(classes=kinds), (999, 500))
+    facts = page_facts(student, Path('net.onnx'), b'', '', (5, 10, 20))
+    signal = student.schedule.signal[[999, 500]].tolist()
+    noise = student.schedule.noise[[999, 500]].tolist()
+    assert facts['walks'] == {2: dict(t=[999, 500], signal=signal, noise=noise, ddim=True)}
+    assert facts['guided'] is False
 
 def test_distil_from_the_shell(tmp_path):
     "Weights, record and card say what the network is; the same command goes on"
