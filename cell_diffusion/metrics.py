@@ -73,14 +73,16 @@ def class_accuracy(
 def balanced_accuracy(
     table:pd.DataFrame, # From `class_accuracy`, whose last row is that of all cells
     draws:int=4000, # Draws for the interval
+    weights=None, # Of the classes in the table, of sum 1; all alike by default
 )->tuple: # Value, low and high end of its 95% interval, 0..1
     "Mean of the classes' shares; the interval is from Jeffreys' posterior of each"
     t = table.iloc[:-1]
+    if weights is None: weights = np.full(len(t), 1/len(t))
     hits = t['share']*t['n']
     rng = np.random.default_rng(0)
     shares = rng.beta(hits + .5, t['n'] - hits + .5, (draws, len(t)))
-    low, high = np.quantile(shares.mean(1), [.025, .975])
-    value = float(t['share'].mean())
+    low, high = np.quantile(shares@weights, [.025, .975])
+    value = float(t['share']@weights)
     return value, min(float(low), value), max(float(high), value)
 
 # %% ../nbs/07_evaluation.ipynb #c036
@@ -161,6 +163,22 @@ def both_distances(real, fake, draw):
     return dict(fd=frechet_distance(real, fake),
                 kid=kernel_distance(real, fake, seed=draw))
 
+# %% ../nbs/07_evaluation.ipynb #n087
+class ClassMix(NamedTuple):
+    "How many cells of each class a comparison has on each side"
+    real:np.ndarray # Classes of the real cells
+    fake:np.ndarray # Requested classes of the generated ones
+    counts:np.ndarray # A number for each class, at most half of its real cells
+
+def two_samples(labels, counts, rng):
+    "Indices of two random sets that share no cell, with so many cells of each class"
+    labels = np.asarray(labels)
+    orders = [rng.permutation(np.flatnonzero(labels == k)) for k in range(len(counts))]
+    first = [order[:m] for order, m in zip(orders, counts)]
+    second = [order[m:2*m] for order, m in zip(orders, counts)]
+    return np.concatenate(first), np.concatenate(second)
+
+
 # %% ../nbs/07_evaluation.ipynb #c046
 def distance_draws(
     real:torch.Tensor, # Features of real cells `(n, d)`, kept out of all training
@@ -169,20 +187,20 @@ def distance_draws(
     draws:int=10, # Random draws
     seed:int=0, # Seed of the draws
     what=both_distances, # From both sets and the draw's number to a dict
+    mix=None, # A `ClassMix`: so many cells of each class, in place of n
 )->pd.DataFrame: # One row a draw: `draw`, `n`, then what was computed
     "Compares random draws; the reference compares real cells with other real cells"
     n, draws, seed = check_limits(n=n, draws=draws, seed=seed)
     n = min(n, len(real)//2, len(real if fake is None else fake))
     if not n: raise ValueError("distance_draws needs 2 real cells and a generated one.")
+    if mix is None: mix = ClassMix([0]*len(real), [0]*(0 if fake is None else len(fake)), [n])
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(draws):
-        order = rng.permutation(len(real))
-        if fake is None:
-            other = real[order[n:2*n]]
-        else:
-            other = fake[rng.permutation(len(fake))[:n]]
-        rows.append(dict(draw=i, n=n, **what(real[order[:n]], other, i)))
+        one, two = two_samples(mix.real, mix.counts, rng)
+        other = real[two]
+        if fake is not None: other = fake[two_samples(mix.fake, mix.counts, rng)[0]]
+        rows.append(dict(draw=i, n=len(one), **what(real[one], other, i)))
     return pd.DataFrame(rows)
 
 def summarize_draws(
@@ -700,6 +718,46 @@ def evaluation_report(
                 rows.append(dict(model=model, group=measure.group, **row, n=size))
     return pd.DataFrame(rows)
 
+# %% ../nbs/07_evaluation.ipynb #n088
+def equal_labels(labels, n):
+    "Classes to request `(n,)`: each that has real cells, equally often but for the rest"
+    there = torch.as_tensor(labels).unique()
+    return there[torch.arange(n) % len(there)]
+
+def equal_counts(requested, real): # Both are numbers of cells, one a class
+    "Cells of each class on each side: equally many, where half of the real ones are"
+    return np.minimum(requested, real//2)
+
+def data_counts(requested, real):
+    "The same in the proportions of the real cells, as many as there are for that"
+    share = real/real.sum()
+    there = real > 0
+    most = min(real.sum()/2, (requested[there]/share[there]).min())
+    return np.floor(share*most + 1e-9).astype(int)
+
+
+# %% ../nbs/07_evaluation.ipynb #n089
+def score_distances(real, fake, draw):
+    "Distances of two sets of features; precision and recall where there are cells"
+    found = both_distances(real, fake, draw)
+    if min(len(real), len(fake)) > 3:
+        found['precision'], found['recall'] = precision_recall(real, fake)
+    return found
+
+def compare_with_real(real, fake, n, mix=None): # `generated` and `reference`
+    "Generated against real cells, and real ones against other real ones"
+    if mix is not None and mix.counts.sum() < 2: mix = None
+    compare = partial(distance_draws, real, n=n, what=score_distances, mix=mix)
+    return dict(generated=summarize_draws(compare(fake)),
+                reference=summarize_draws(compare(None)))
+
+def accuracy_in_data(table, on_real):
+    "Class accuracy in the proportions of real cells, from the tables of both kinds"
+    counts = on_real.iloc[:-1].set_index('class').n.reindex(table['class'][:-1])
+    value, low, high = balanced_accuracy(table, weights=(counts/counts.sum()).values)
+    return dict(share=value, low=low, high=high, real=on_real['share'].iloc[-1])
+
+
 # %% ../nbs/07_evaluation.ipynb #c081
 def score_model(
     model:Denoiser, # A trained network
@@ -711,33 +769,44 @@ def score_model(
     seed:int=0, # Seed of the noise
     progress:bool=True, # Show a progress bar
 )->dict: # For a record
-    """Generate `n` cells with the classes of real test cells, and compare the two
+    """Generate `n` cells, each class equally often, and compare them with real cells
 
-    `n`, `steps`, `seed`, `classifier_accuracy` on real cells, `generated` and
-    `reference` distances, `class_accuracy` (without classes: `classes_seen`).
+    `n`, `steps`, `seed`, `classifier_accuracy` on real cells, and `generated` and
+    `reference`: distances, precision and recall. With classes also `labels='equal'`,
+    `class_accuracy`, `compared` (cells of each class on each side of a comparison: real
+    ones are drawn without replacement, so at most half of those there are, and
+    generated ones as many), and the same in `data_proportions`. Without classes the
+    mixture is what the network generates, and its `classes_seen` are counted.
     """
     n, steps, seed = check_limits(n=n, steps=steps, seed=seed)
     check_number('n', n, 2)
     check_number('the number of real cells', len(cells), 4)
-    pick = torch.from_numpy(np.random.default_rng(seed).permutation(len(cells))[:n])
-    requested = labels[pick] if model.classes else None
+    n = min(n, len(cells))
+    requested = equal_labels(labels, n) if model.classes else None
     label = None if requested is None else requested.tolist()
-    generated = sample(model, len(pick), label=label, seed=seed, steps=steps,
-                       progress=progress)
+    generated = sample(model, n, label=label, seed=seed, steps=steps, progress=progress)
     fake, predicted = features_and_predictions(classifier, generated)
     real, predicted_real = features_and_predictions(classifier, cells)
 
     names = classifier.classes
     on_real = class_accuracy(predicted_real, labels, names)
-    score = dict(n=len(pick), steps=steps, seed=seed,
-                 classifier_accuracy=on_real.to_dict('records'),
-                 generated=summarize_draws(distance_draws(real, fake, n)),
-                 reference=summarize_draws(distance_draws(real, None, n)))
+    score = dict(n=n, steps=steps, seed=seed,
+                 classifier_accuracy=on_real.to_dict('records'))
     if requested is None:
         shares = [(predicted == k).float().mean().item() for k in range(len(names))]
-        return dict(score, classes_seen=dict(zip(names, shares)))
+        seen = dict(zip(names, shares))
+        return dict(score, **compare_with_real(real, fake, n), classes_seen=seen)
+
     table = class_accuracy(predicted, requested, names)
-    return dict(score, class_accuracy=table.to_dict('records'))
+    counts = [np.bincount(y, minlength=len(names)) for y in (requested, labels)]
+    equal = ClassMix(labels, requested, equal_counts(*counts))
+    in_data = ClassMix(labels, requested, data_counts(*counts))
+    return dict(
+        score, labels='equal', class_accuracy=table.to_dict('records'),
+        compared=dict(zip(names, equal.counts.tolist())),
+        **compare_with_real(real, fake, n, equal),
+        data_proportions=dict(class_accuracy=accuracy_in_data(table, on_real),
+                              **compare_with_real(real, fake, n, in_data)))
 
 # %% ../nbs/07_evaluation.ipynb #c082
 old_names = dict(recognised='class_accuracy', floor='reference', kd='kid')
@@ -760,24 +829,32 @@ def scored_records(
         records[file.parent.name] = record
     return records
 
+# %% ../nbs/07_evaluation.ipynb #n090
+def mean_share(rows):
+    "Mean over the classes of a table of `class_accuracy`; NaN where there is none"
+    return balanced_accuracy(pd.DataFrame(rows))[0] if rows else np.nan
+
 # %% ../nbs/07_evaluation.ipynb #n024
 def score_table(
     folder=weights_folder, # Its subfolders hold a `record.json` each
 )->pd.DataFrame: # One row a model that has a score; NaN where it has no classes
     """The scores in the records of trained models as a table
 
-    Columns: `model`, `size`, `n`, `class accuracy`, `accuracy` (of the classifier on
-    real cells), and `fd`, `fd_low`, `fd_high`, `fd_reference`; the same for `kid`.
+    Columns: `model`, `size`, `n`, `labels` (how classes were requested: `equal`, or
+    `data` for its proportions), `class accuracy` and `accuracy` (of the classifier on
+    real cells), both the mean over classes, and `fd`, `fd_low`, `fd_high`,
+    `fd_reference`; the same for `kid`, `precision` and `recall`.
     """
     rows = []
     for name, record in scored_records(folder).items():
         score = record['score']
-        accuracy = score['classifier_accuracy'][-1]['share']
+        has_classes = 'class_accuracy' in score
         row = {'model': name, 'size': record['size'], 'n': score['n'],
-               'class accuracy': np.nan, 'accuracy': accuracy}
-        if 'class_accuracy' in score:
-            row['class accuracy'] = score['class_accuracy'][-1]['share']
-        for key in ('fd', 'kid'):
+               'labels': score.get('labels', 'data') if has_classes else 'none',
+               'class accuracy': mean_share(score.get('class_accuracy')),
+               'accuracy': mean_share(score['classifier_accuracy'])}
+        for key in ('fd', 'kid', 'precision', 'recall'):
+            if key not in score['generated']: continue
             distance = score['generated'][key]
             row[key] = distance['mean']
             row[f'{key}_low'] = distance['low']

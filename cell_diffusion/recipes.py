@@ -398,6 +398,7 @@ def add_score(model, dls, record, run):
     "Score the network, unless it has this score, and write record and card again"
     n = min(run.scored, len(dls.idxs[run.judged]))
     asked = dict(judged=run.judged, steps=run.steps, n=n)
+    if model.classes: asked['labels'] = 'equal'
     there = {'judged': 'test', **record.get('score', {})}
     if all(there.get(key) == value for key, value in asked.items()): return
     record['score'] = score_of_network(model, dls, run)
@@ -578,17 +579,16 @@ use: nothing here was tested for a diagnosis.
 score_text = Template("""\
 ## Score
 
-$n cells, $steps network calls each, compared with real $side cells in the features
+$n cells$asked, $steps network calls each, compared with real $side cells in the features
 of a reference classifier, which was trained on $judge_cells (its accuracy on
-these real cells is $accuracy). In brackets: the middle 95% over $draws draws of the
-real cells.
+these real cells is $accuracy). In brackets: the 95% interval of a share, the middle 95%
+over $draws draws of cells for the rest.
 
 | | generated | real against real |
 |---|---|---|
-| Fréchet distance | $fd | $fd_reference |
-| kernel distance (KID) | $kid | $kid_reference |
+$rows
 
-$class_accuracy""")
+""")
 
 # %% ../nbs/recipes.ipynb #c021
 def model_card(
@@ -687,21 +687,23 @@ def threads_of(m): return f"{m['threads']} thread{'s'*(m['threads'] > 1)}"
 def score_of(record):
     "The score of a record as Markdown"
     score = record['score']
-    generated = score['generated']
-    reference = score['reference']
+    parts = score_parts(score)
     side = dict(test='test', valid='validation')[score.get('judged', 'test')]
     return score_text.substitute(
         score,
         side=side,
+        asked=asked_of(score),
         judge_cells=judge_cells(record),
         accuracy=f"{score['classifier_accuracy'][-1]['share']:.3f}",
-        draws=generated['draws'],
-        fd=span(generated['fd']),
-        fd_reference=span(reference['fd']),
-        kid=span(generated['kid']),
-        kid_reference=span(reference['kid']),
-        class_accuracy=class_accuracy_of(score),
+        draws=score['generated']['draws'],
+        rows='\n'.join(line for part in parts for line in score_lines(*part)),
     )
+
+def asked_of(score):
+    "In which proportions a score asked for the classes"
+    if 'class_accuracy' not in score: return ''
+    if score.get('labels') == 'equal': return ' with each class equally often'
+    return ' with the classes in the proportions of the data'
 
 def judge_cells(record):
     "What the judge of a score was trained on"
@@ -712,20 +714,48 @@ def span(d, form='.3g'):
     "A number with its interval"
     return f"{d['mean']:{form}} ({d['low']:{form}} to {d['high']:{form}})"
 
-def class_accuracy_of(score):
-    "The class accuracy of the generated cells as a sentence, if they have classes"
-    if 'class_accuracy' not in score: return ''
-    everything = share(score['class_accuracy'][-1])
-    text = f"Class accuracy of the generated cells: {everything}."
-    if mean := score.get('balanced'):
-        text += f" With every class equally often: {share(mean)}; real cells "
-        text += f"{mean['real']:.1%}."
-    return f'{text}\n\n'
-
-def share(row):
+def share(row, what='95% interval '):
     "A share with its interval"
     interval = f"{row['low']:.1%} to {row['high']:.1%}"
-    return f"{row['share']:.1%} (95% interval {interval})"
+    return f"{row['share']:.1%} ({what}{interval})"
+
+# %% ../nbs/recipes.ipynb #z002
+compared_as = dict(fd='Fréchet distance', kid='kernel distance (KID)',
+                   precision='precision', recall='recall')
+
+def score_parts(score): # Each a heading, class accuracies or None, and comparisons
+    "The parts of a score: classes equally often, and in the proportions of the data"
+    if 'class_accuracy' not in score: return [('as generated', None, score)]
+    equal = class_table(score).iloc[-1]
+    if score.get('labels') == 'equal':
+        in_data = score['data_proportions']
+        accuracy = in_data['class_accuracy']
+    else:
+        real = score['classifier_accuracy'][-1]['share']
+        accuracy = dict(score['class_accuracy'][-1], real=real)
+        in_data, score = score, {}
+    return [('each class equally often', equal, score),
+            ('in the proportions of the data', accuracy, in_data)]
+
+def score_lines(heading, accuracy, part): # Of a table in Markdown
+    "A part of a score as rows of a table, below a row that says what it is"
+    lines = []
+    if accuracy is not None:
+        lines = [f"| class accuracy | {share(accuracy, '')} | {accuracy['real']:.1%} |"]
+    if 'generated' in part:
+        heading += f", {part['generated']['n']} cells on each side{classes_of(part)}"
+        lines += [f"| {name} | {span(part['generated'][key])} | "
+                  f"{span(part['reference'][key])} |"
+                  for key, name in compared_as.items() if key in part['generated']]
+    return [f'| *{heading}* | | |', *lines]
+
+def classes_of(part):
+    "How many cells of each class are compared"
+    counts = part.get('compared', {}).values()
+    if not counts: return ''
+    few, most = min(counts), max(counts)
+    return f', {few} of each class' if few == most else f', {few} to {most} of a class'
+
 
 # %% ../nbs/recipes.ipynb #n043
 classifier_text = Template("""\
@@ -820,16 +850,17 @@ def licence_of(record):
 # %% ../nbs/recipes.ipynb #c032
 def result_lines()->str: # Markdown
     "A table of the scores of the shipped models, beside those of real cells"
-    lines = ['| weights | trained for | cells seen | class accuracy '
-             '| Fréchet distance; real against real | KID; real against real |',
-             '|---|---|---|---|---|---|']
+    lines = ['| weights | trained for | cells seen | class accuracy, each class '
+             'equally often | compared with | Fréchet distance; real against real '
+             '| KID; real against real | precision, recall |',
+             '|---|---|---|---|---|---|---|---|']
     for name, record in scored_records(weights_folder).items():
         size = record['size']
         score = record['score']
         cells = [f"`{name}`: {size} × {size}", training_time(record),
                  f"{record['cells_seen']:,}", accuracy_beside_real(score),
-                 beside_reference(score, 'fd', '.2f'),
-                 beside_reference(score, 'kid', '.3f')]
+                 mixture_of(score), beside_reference(score, 'fd', '.2f'),
+                 beside_reference(score, 'kid', '.3f'), precision_and_recall(score)]
         lines.append(f"| {' | '.join(cells)} |")
     return '\n'.join(lines)
 
@@ -847,9 +878,21 @@ def beside_reference(score, key, form):
 def accuracy_beside_real(score):
     "Class accuracy, that of real cells, and the worst class"
     if 'class_accuracy' not in score: return 'trained without classes'
-    *classes, everything = score['class_accuracy']
-    worst = min(classes, key=lambda row: row['share'])
-    real = score['classifier_accuracy'][-1]['share']
-    interval = f"{everything['low']:.1%} to {everything['high']:.1%}"
-    return (f"{everything['share']:.1%} ({interval}); real cells {real:.1%}. "
-            f"Lowest: {worst['class']}, {worst['share']:.0%} of {worst['n']}")
+    worst = min(score['class_accuracy'][:-1], key=lambda row: row['share'])
+    (_, equal, _), (_, in_data, _) = score_parts(score)
+    return (f"{share(equal, '')}; real cells {equal['real']:.1%}. "
+            f"Lowest: {worst['class']}, {worst['share']:.0%} of {worst['n']}. "
+            f"In the proportions of the data {in_data['share']:.1%}")
+
+def mixture_of(score):
+    "With which mixture of real cells a score compares"
+    if score.get('labels') == 'equal': return 'classes equally often'
+    return 'classes as in the data'
+
+def precision_and_recall(score):
+    "Both beside those of real cells; scores of earlier versions have none"
+    if 'recall' not in score['generated']: return '–'
+    generated, real = (', '.join(f"{score[side][key]['mean']:.2f}"
+                                 for key in ('precision', 'recall'))
+                       for side in ('generated', 'reference'))
+    return f'{generated}; real {real}'

@@ -99,6 +99,14 @@ def test_a_score_is_not_computed_twice(out, monkeypatch):
         train_model(**dict(run, judged='test'), **epochs, out=out)
 
 
+def test_a_score_in_the_proportions_of_the_data_is_made_again(out):
+    score = train_model(**run, **epochs, out=out)['score']
+    record = record_of(out)
+    earlier = {k: v for k, v in score.items() if k not in ('labels', 'data_proportions')}
+    (out/'record.json').write_text(json.dumps(dict(record, score=earlier)))
+    assert train_model(**run, **epochs, out=out)['score'] == score
+
+
 def test_a_score_stays_with_its_weights(out):
     train_model(**run, **epochs, out=out)
     score = record_of(out)['score']
@@ -182,8 +190,10 @@ def test_a_network_that_ignores_the_class_says_so(out, monkeypatch):
         record = train_model(**run, **epochs, out=out)
     assert any('train longer' in said for said in record['advice'])
     assert '**Note:** The network does not obey the class: 14%' in card_of(out)
-    assert 'every class equally often: 14.0%' in card_of(out)
-    assert 'real cells 95.0%' in card_of(out)
+    card = card_of(out)
+    equal, in_data = card.split('*each class equally often')[1].split('*in the prop')
+    assert '| class accuracy | 14.0% (' in equal and '| 95.0% |' in equal
+    assert 'Fréchet' in in_data # A record of before does not say otherwise
 
 
 def test_a_network_that_obeys_is_not_blamed(out, monkeypatch):
@@ -228,6 +238,9 @@ def test_score_of_a_run(out, recwarn):
     assert not [w for w in recwarn if 'not the cells' in str(w.message)]
     assert record_of(out)['score'] == score and '## Score' in card_of(out)
     assert {'reference', 'generated', 'class_accuracy', 'balanced'} <= set(score)
+    assert score['labels'] == 'equal' and 'with each class equally often' in card_of(out)
+    for row in ('Fréchet distance', 'kernel distance', 'precision', 'recall'):
+        assert card_of(out).count(f'| {row}') == 2, row
     again = train_model(**dict(run, scored=0), **epochs, out=out)
     assert again['score'] == score
 
