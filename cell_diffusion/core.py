@@ -128,7 +128,7 @@ limits = dict(
 )
 
 # None means "by default" or "all" for these
-may_be_none = 'epochs', 'goal', 'minutes', 'n', 'patch'
+may_be_none = 'epochs', 'goal', 'guidance_scale', 'minutes', 'n', 'patch'
 
 def check_limits(
     **values, # Numbers by the name of the argument, each in `limits`
