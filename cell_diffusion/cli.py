@@ -436,6 +436,21 @@ def score_(
     score = score_weights(model, out=out, channels=channel_list(channels), **options)
     typer.echo(score_of(score).strip())
 
+# %% ../nbs/cli.ipynb #n012
+@command('studies.fid.published_distances', leave_out=['networks'])
+def fid_(
+    published_distances, # The function that does the work
+    model:str, # Folder of a run, or the name of shipped weights
+    out:Path=None, # JSON file to write as well
+    **options, # More arguments of `published_distances`
+):
+    "Compare as papers do: FID, KID and DINOv2 distance, on BloodMNIST by default."
+    from cell_diffusion.records import check_file, write_json
+    if out: check_file(out, ('sha256', 'rows'))
+    table, record = published_distances(model, **options)
+    typer.echo(table.round(4).to_string(index=False))
+    if out: write_json(out, dict(record, rows=table.to_dict('records')))
+
 # %% ../nbs/cli.ipynb #c019
 @command('studies.race.race', leave_out=['names', 'size', 'dim'], kept=goes_on)
 def race_(

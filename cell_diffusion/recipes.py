@@ -410,6 +410,7 @@ def score_of_network(model, dls, run):
     score = score_model(model, classifier, *held_out(dls, run.judged), run.scored,
                         run.steps, progress=run.progress)
     score['judged'] = run.judged
+    if 'judge' in dls.idxs: score['judge_cells'] = len(dls.idxs['judge'])
     if 'class_accuracy' in score:
         score['balanced'] = class_table(score).iloc[-1].to_dict()
     return score
@@ -580,7 +581,7 @@ score_text = Template("""\
 ## Score
 
 $n cells$asked, $steps network calls each, compared with real $side cells in the features
-of a reference classifier, which was trained on $judge_cells (its accuracy on
+of a reference classifier, which was trained on $judge (its accuracy on
 these real cells is $accuracy). In brackets: the 95% interval of a share, the middle 95%
 over $draws draws of cells for the rest.
 
@@ -611,7 +612,7 @@ def model_card(
         choices=choices_of(record),
         minutes=f"{record['seconds']/60:.1f}",
         machine=machine_of(record, f", PyTorch {record['machine']['torch']}"),
-        score=score_of(record) if 'score' in record else '',
+        score=score_of(record['score']) if 'score' in record else '',
         licence=licence_of(record),
     )
 
@@ -684,16 +685,15 @@ def machine_of(record, more=''):
 def threads_of(m): return f"{m['threads']} thread{'s'*(m['threads'] > 1)}"
 
 # %% ../nbs/recipes.ipynb #n041
-def score_of(record):
+def score_of(score):
     "The score of a record as Markdown"
-    score = record['score']
     parts = score_parts(score)
     side = dict(test='test', valid='validation')[score.get('judged', 'test')]
     return score_text.substitute(
         score,
         side=side,
         asked=asked_of(score),
-        judge_cells=judge_cells(record),
+        judge=judge_cells(score),
         accuracy=f"{score['classifier_accuracy'][-1]['share']:.3f}",
         draws=score['generated']['draws'],
         rows='\n'.join(line for part in parts for line in score_lines(*part)),
@@ -705,10 +705,10 @@ def asked_of(score):
     if score.get('labels') == 'equal': return ' with each class equally often'
     return ' with the classes in the proportions of the data'
 
-def judge_cells(record):
+def judge_cells(score):
     "What the judge of a score was trained on"
-    if not record.get('set_aside'): return 'the training cells'
-    return f"{record['cells']['judge']} cells that the network never saw"
+    if not score.get('judge_cells'): return 'the training cells'
+    return f"{score['judge_cells']} cells that the network never saw"
 
 def span(d, form='.3g'):
     "A number with its interval"

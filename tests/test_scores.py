@@ -245,6 +245,16 @@ def test_score_of_a_run(out, recwarn):
     assert again['score'] == score
 
 
+def test_a_score_says_who_judged(out):
+    assert 'judge_cells' not in score_weights(out, 'simulated', **same_cells)
+    assert 'which was trained on the training cells' in card_of(out)
+    record = dict(record_of(out), set_aside=.25)
+    (out/'record.json').write_text(json.dumps(record))
+    score = score_weights(out, 'simulated', **same_cells)
+    assert 'cells that the network never saw' in card_of(out)
+    assert f"trained on {score['judge_cells']} cells" in card_of(out)
+
+
 def test_score_on_other_cells_says_so(out):
     with pytest.warns(UserWarning, match='not the cells that .* was trained on'):
         score_weights(out, 'simulated', n=150, **same_cells)
