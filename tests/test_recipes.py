@@ -114,7 +114,7 @@ def test_train_a_network_that_fills(filler):
     assert record['start'] == 'small' and record['outside'] == .5
     assert record['score']['judged'] == 'valid'
     for said in ('Fills what a mask hides', '`small`', 'equally often',
-                 'validation cells', 'Class accuracy of the generated cells',
+                 'validation cells', 'each class equally often', 'precision',
                  '| kernel distance (KID) | '):
         assert said in card_of(out)
 
