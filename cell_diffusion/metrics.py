@@ -174,6 +174,11 @@ class ClassMix(NamedTuple):
     fake:np.ndarray # Requested classes of the generated ones
     counts:np.ndarray # A number for each class, at most half of its real cells
 
+def one_class(real, fake, n):
+    "The mixture where classes do not matter: all are one"
+    n_fake = 0 if fake is None else len(fake)
+    return ClassMix(np.zeros(len(real)), np.zeros(n_fake), np.array([n]))
+
 def two_samples(labels, counts, rng):
     "Indices of two random sets that share no cell, with so many cells of each class"
     labels = np.asarray(labels)
@@ -197,7 +202,7 @@ def distance_draws(
     n, draws, seed = check_limits(n=n, draws=draws, seed=seed)
     n = min(n, len(real)//2, len(real if fake is None else fake))
     if not n: raise ValueError("distance_draws needs 2 real cells and a generated one.")
-    if mix is None: mix = ClassMix([0]*len(real), [0]*(0 if fake is None else len(fake)), [n])
+    if mix is None: mix = one_class(real, fake, n)
     rng = np.random.default_rng(seed)
     rows = []
     for i in range(draws):
@@ -724,7 +729,7 @@ def evaluation_report(
 
 # %% ../nbs/07_evaluation.ipynb #n088
 def equal_labels(labels, n):
-    "Classes to request `(n,)`: each that has real cells, equally often but for the rest"
+    "Classes to request `(n,)`: each that has real cells, in turn"
     there = torch.as_tensor(labels).unique()
     return there[torch.arange(n) % len(there)]
 

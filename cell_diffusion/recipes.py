@@ -566,7 +566,8 @@ $task$advice
 - Data: source `$source`, $crop, $train training cells. $valid cells for validation and
   $test for the score were kept out.
 - Network: $parameters M parameters, $gflops GFLOPs an image; weights in half precision.
-- Training config `$config`, optimizer $optimizer, learning rate $lr, batches of $bs, seed $seed$choices.
+- Training config `$config`, optimizer $optimizer, learning rate $lr, batches of $bs,
+  seed $seed$choices.
 - $minutes minutes on $machine: $steps steps, $cells_seen cells seen.$went_on
 
 $score## Licence and limits
@@ -580,10 +581,10 @@ use: nothing here was tested for a diagnosis.
 score_text = Template("""\
 ## Score
 
-$n cells$asked, $steps network calls each, compared with real $side cells in the features
-of a reference classifier, which was trained on $judge (its accuracy on
-these real cells is $accuracy). In brackets: the 95% interval of a share, the middle 95%
-over $draws draws of cells for the rest.
+$n cells$asked, $steps network calls each, compared with real $side cells in the
+features of a reference classifier, which was trained on $judge (its accuracy on
+these real cells is $accuracy). In brackets: the 95% interval of a class accuracy, and
+the middle 95% over $draws draws of cells for the rest.
 
 | | generated | real against real |
 |---|---|---|
@@ -753,7 +754,8 @@ def classes_of(part):
     "How many cells of each class are compared"
     counts = part.get('compared', {}).values()
     if not counts: return ''
-    few, most = min(counts), max(counts)
+    few = min(counts)
+    most = max(counts)
     return f', {few} of each class' if few == most else f', {few} to {most} of a class'
 
 
@@ -788,8 +790,8 @@ def judge_of(record):
     "For whom the cells of a classifier were set aside"
     if not record.get('set_aside'): return ''
     return ("\n  These are the training cells that were set aside for it "
-            f"(`--set-aside {record['set_aside']:g}`): generators trained with the same "
-            "setting do not see them.")
+            f"(`--set-aside {record['set_aside']:g}`): generators trained with the "
+            "same setting do not see them.")
 
 def classifier_card(
     record:dict, # From `train_and_save_classifier`

@@ -66,8 +66,8 @@ class DINOv2(nn.Module): # From uint8 `(n, 3, height, width)` to `(n, 1024)`
         self.network = timm.create_model(
             'vit_large_patch14_dinov2.lvd142m', pretrained=True, img_size=224,
             num_classes=0, pretrained_cfg_overlay=dict(file=str(file)))
-        for name, values in dict(mean=(.485, .456, .406), sd=(.229, .224, .225)).items():
-            self.register_buffer(name, torch.tensor(values)[:, None, None])
+        self.register_buffer('mean', torch.tensor([.485, .456, .406])[:, None, None])
+        self.register_buffer('sd', torch.tensor([.229, .224, .225])[:, None, None])
 
     def forward(self, x):
         x = nn.functional.interpolate(x.float()/255, size=(224, 224), mode='bicubic',
@@ -77,7 +77,8 @@ class DINOv2(nn.Module): # From uint8 `(n, 3, height, width)` to `(n, 1024)`
 def published_networks(progress):
     "Both networks, and the SHA-256 of their files"
     try:
-        for name in ('torch_fidelity', 'timm'): import_module(name)
+        import_module('torch_fidelity')
+        import_module('timm')
     except ImportError as e:
         raise ImportError("FID needs torch-fidelity and timm, which are not installed: "
                           "pip install cell_diffusion[fid]") from e
@@ -102,7 +103,7 @@ def distance_row(cells, real, other):
                 kid_sd=sd)
 
 def distance_rows(network, train, test, generated, bs): # All are images
-    "Generated and test cells against training cells, and as many of one as of the other"
+    "Generated and test cells against training cells, at their own n and at one"
     real, held_out, fake = (features_of(network, images, bs)
                             for images in (train, test, generated))
     rows = [distance_row('generated', real, fake),
