@@ -187,7 +187,7 @@ def test_the_table_of_results_names_each_generator():
     lines = result_lines().splitlines()
     scored = [n for n in shipped_names if 'classifier' not in n]
     assert [line.split('`')[1] for line in lines[2:]] == scored
-    assert {line.count('|') for line in lines} == {7}
+    assert {line.count('|') for line in lines} == {9}
 
 
 # Reference classifiers
