@@ -211,6 +211,7 @@ def train_model(
     patch:int=None, # Fold patch × patch pixels into channels; by default size//32
     source:str=None, # How to read data; folder for class folders of your own
     white:float=None, # Grey level of 16-bit files that is white; by default measured
+    processor:bool=False, # Count seconds of the processor, for a race on a busy machine
     progress:bool=True, # Show progress bars
     **kwargs, # More arguments of `diffusion_learner` or `inpainting_learner`
 )->dict: # The record, as it is written to `record.json`
@@ -319,7 +320,8 @@ def fit_run(learn, settings, run):
                  classes=run.classes, dim=run.dim, bs=run.bs)
     minutes = None if run.epochs else run.minutes
     checkpoint = Path(run.out)/'checkpoint.pt'
-    return fit_for(learn, minutes, run.epochs, run.lr, checkpoint, known, run.progress)
+    return fit_for(learn, minutes, run.epochs, run.lr, checkpoint, known, run.progress,
+                   run.processor)
 
 # %% ../nbs/recipes.ipynb #c018
 def run_record(learn, budget, channels):
