@@ -14,6 +14,7 @@ import unicodedata
 import warnings
 from numbers import Integral, Real
 from dataclasses import dataclass, replace
+from pathlib import Path
 from functools import wraps
 import matplotlib.pyplot as plt
 import numpy as np
@@ -157,6 +158,20 @@ def check_memory(
     if size <= memory(): return
     raise ValueError(f"{what} would need {size/1e9:,.0f} GB of memory, and this "
                      f"machine has {memory()/1e9:,.0f} GB: ask for less.")
+
+# %% ../nbs/00_core.ipynb #z000
+def as_path(
+    name, # Text or a path; `~` at its beginning is the home folder
+)->Path:
+    "The path that a caller names. Raises `ValueError` for what is none, or is empty."
+    if not isinstance(name, (str, os.PathLike)) or not str(name).strip():
+        raise ValueError(f"{name!r:.80} names no file or folder: give its path as text.")
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as e:
+        raise ValueError(f"{name} names no home folder that is known: give the whole "
+                         "path.") from e
+
 
 # %% ../nbs/00_core.ipynb #c025
 def encode(

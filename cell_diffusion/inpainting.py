@@ -461,7 +461,8 @@ def check_channels(model, grey, as_colour):
     "Raise a `ValueError` where a picture has other channels than the network"
     if model.channels not in (1, 3):
         raise ValueError(f"This network generates cells of {model.channels} channels, "
-                         "which no picture has: use `fill_holes`.")
+                         "which no picture has: use a network of cells in grey or in "
+                         "colour, or `fill_holes` from Python.")
     if grey and model.channels == 3 and not as_colour:
         raise ValueError("The picture is grey and the network generates cells in "
                          "colour: choose a network of grey cells, or pass as_colour to "
@@ -558,15 +559,25 @@ def settings_of(method, steps, more):
 def find_network(
     model, # A network, the name of shipped weights, or a folder
     method:str, # One of `methods`
+    label=None, # Class of the cell
+    guidance_scale:float=1., # Guidance towards it
 )->Denoiser:
     "The network of a method. Raises `ValueError` for one that cannot do it."
+    name = model if isinstance(model, (str, Path)) else 'This network'
     if isinstance(model, (str, Path)): model = load(model, kind=Denoiser)
     if not isinstance(model, Denoiser):
         raise TypeError("A network is expected, or its name or folder, got a "
                         f"{type(model).__name__}.")
     if method == 'trained' and not model.sees_known:
-        raise ValueError("Method 'trained' needs an `Inpainter`: this network was not "
-                         "trained to fill holes. Choose 'clamp' or 'repaint'.")
+        raise ValueError(
+            f"{name} generates whole cells and was not trained to fill holes: use "
+            f"{methods['trained']['model']} or a network from `cell-diffusion train "
+            "--inpaint`, or fill with this one by method clamp or repaint.")
+    if not model.classes and (label is not None or guidance_scale != 1):
+        raise ValueError(
+            f"{name} was trained without classes and takes no label or guidance_scale: "
+            f"leave them out, or use {methods['trained']['model']} or a network from "
+            "`cell-diffusion train --inpaint --classes`.")
     return model
 
 # %% ../nbs/10_inpainting.ipynb #n022
@@ -600,7 +611,7 @@ def inpaint(
 
     pixels = read_image(image)
     hole = read_mask(mask, pixels.shape[:2])
-    model = find_network(model or default_model, method)
+    model = find_network(model or default_model, method, label, guidance_scale)
     grey = is_grey(pixels, hole)
     check_channels(model, grey, as_colour)
     window = find_window(hole, window)

@@ -346,6 +346,12 @@ def normalized(
 )->TrainingConfig: # With mean, spread and noise levels that fit these cells
     "A config for the pixels of these cells"
     mean, std = pixel_statistics(dls)
+    if std < .001:
+        level = (sum(mean)/len(mean) + 1)*127.5
+        raise ValueError(
+            "The training cells are flat: all their pixels have the grey level "
+            f"{level:.0f} of 255, and there is nothing to learn. "
+            "Look at them, and at white if their files have 16 bits.")
     levels = config.noise_levels
     if levels:
         middle, spread = levels
@@ -417,10 +423,9 @@ from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.basics import patch, store_attr
 from fastcore.foundation import L
 from itertools import islice
-from pathlib import Path
 from tqdm.auto import tqdm
 from zipfile import ZipFile
-from cell_diffusion.core import check_limits
+from cell_diffusion.core import as_path, check_limits
 from cell_diffusion.records import remove_parts, write_whole
 
 # %% ../nbs/06b_long_runs.ipynb #c061
@@ -536,7 +541,7 @@ class Checkpoint(Callback):
         run:dict=None, # Settings of this run; the checkpoint of another is refused
         every:float=60., # Seconds from one writing to the next, within an epoch
     ):
-        self.path = Path(path)
+        self.path = as_path(path)
         self.settings = dict(run or {})
         self.every = every
         self.found = None

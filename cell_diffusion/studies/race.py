@@ -8,8 +8,7 @@ __all__ = ['race']
 # %% ../../nbs/recipes.ipynb #n008
 import pandas as pd
 import warnings
-from pathlib import Path
-from cell_diffusion.core import check_limits
+from cell_diffusion.core import as_path, check_limits
 from cell_diffusion.data import load_cells
 from cell_diffusion.metrics import scored_records
 from cell_diffusion.recipes import train_model, with_new_keys
@@ -34,6 +33,7 @@ def race(
     They are scored beside validation cells: test cells are for the chosen model alone.
     """
     check_limits(seeds=seeds, n=n, minutes=minutes, epochs=epochs, size=size, dim=dim)
+    out = as_path(out)
     check_out(out, 'study', data)
     check_race(data, size, dim, names)
     if epochs: minutes = None
@@ -41,7 +41,7 @@ def race(
                     dim=dim)
 
     def run(config, seed):
-        folder = Path(out)/f'{config}-{seed}'
+        folder = out/f'{config}-{seed}'
         record = train_model(data, size, True, minutes, epochs, folder, config, dim=dim,
                              seed=seed, scored=n, judged='valid', progress=progress)
         return race_row(record)
