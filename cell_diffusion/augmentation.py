@@ -361,7 +361,8 @@ def warn_of_other_crop(
 ):
     "Warn where a network was trained on cells that were cropped in another way"
     try:
-        trained = read_json(folder_of(weights)/'record.json', 'train it again.').get('crop')
+        record = read_json(folder_of(weights)/'record.json', 'train it again.')
+        trained = record.get('crop')
     except (FileNotFoundError, ValueError):
         return
     if None in (trained, crop) or trained == crop: return

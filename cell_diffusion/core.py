@@ -165,7 +165,7 @@ def as_path(
 )->Path:
     "The path that a caller names. Raises `ValueError` for what is none, or is empty."
     if not isinstance(name, (str, os.PathLike)) or not str(name).strip():
-        raise ValueError(f"{name!r:.80} names no file or folder: give its path as text.")
+        raise ValueError(f"{name!r:.80} names no file or folder: give a path.")
     try:
         return Path(name).expanduser()
     except RuntimeError as e:

@@ -512,10 +512,10 @@ def problems(
             f"{n} cells are smaller than size={size} and were enlarged, which adds "
             "no detail: choose a smaller size, or crop='field'.")
     ranges = grey_levels(cells.images)
-    if cells.clipped > .05:
+    if cells.clipped > .2:
         said.append(
-            f"{cells.clipped:.0%} of the pixels are brighter than white={cells.white:g} "
-            "and came in as white (255): pass a larger white=.")
+            f"{cells.clipped:.0%} of the pixels are brighter than "
+            f"white={cells.white:g} and came in as white (255): pass a larger white=.")
     elif any(high < 20 or high - low < 8 for low, high in ranges):
         levels = ' and '.join(f'{low} to {high}' for low, high in ranges)
         said.append(
@@ -812,8 +812,8 @@ def check_split(cells:CellImages, idxs:dict, split):
             of_these = f" ({different} different)" if different < n else ''
             raise ValueError(
                 f"Class {name!r} has {n} cell{'s'*(n != 1)}{of_these}, too few to "
-                f"split: none is left for {side}. Add pictures (ten or more), take the class away, "
-                "or read more cells if n= left some out.")
+                f"split: none is left for {side}. Add pictures (ten or more), take the "
+                "class away, or read more cells if n= left some out.")
 
 def split_of(cells:CellImages, split, seed:int)->dict: # Indices of each side
     "The split that a source came with, or a new one"

@@ -845,8 +845,10 @@ def _find_folder(name):
         raise ValueError(f"{name} is a file: name the folder that holds it.")
     return path if path.is_dir() else shipped(str(name))
 
-def folder_of(name)->Path:
-    "The folder of weights that are named as for `load`; it need not exist"
+def folder_of(
+    name, # As for `load`
+)->Path: # It need not exist
+    "The folder of weights that are named"
     path = as_path(name)
     return path if path.is_dir() else weights_folder/str(name)
 

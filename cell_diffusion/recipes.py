@@ -218,10 +218,9 @@ def train_model(
 
     Warns if the training was too short, or if the network does not obey the class.
     """
-    out = as_path(out)
     run = SimpleNamespace(**locals())
     check_run(run)
-    with locked(out, 'training'):
+    with locked(run.out, 'training'):
         record = train_and_save(run)
     for said in record['advice']:
         warnings.warn(said)
@@ -230,6 +229,7 @@ def train_model(
 # %% ../nbs/recipes.ipynb #z000
 def check_run(run):
     "Raise `ValueError` for what can be known to be wrong before any cell is read"
+    run.out = as_path(run.out)
     check_out(run.out, 'denoiser', run.data)
     if run.config not in training_configs:
         raise ValueError(f"Unknown training config {run.config!r}: use one of "

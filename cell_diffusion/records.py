@@ -141,7 +141,8 @@ def read_json(
     """
     found = _read(file)
     if isinstance(found, kind): return found
-    if not as_path(file).exists(): raise FileNotFoundError(f"There is no {file}: {advice}")
+    if not as_path(file).exists():
+        raise FileNotFoundError(f"There is no {file}: {advice}")
     raise ValueError(f"{file} is damaged: {advice}")
 
 # %% ../nbs/records.ipynb #n001
@@ -152,7 +153,7 @@ results_folder = Path(str(files('cell_diffusion')))/'results'
 
 # %% ../nbs/records.ipynb #z000
 def table_text(file)->str:
-    "The text of a table, in the code pages that Excel writes; a line `sep=` is left out"
+    "The text of a table in any code page of Excel; a line `sep=` is left out"
     content = file.read_bytes() if file.is_file() else b''
     if content.startswith((b'\xff\xfe', b'\xfe\xff')):
         text = content.decode('utf-16', 'replace')

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from typer.testing import CliRunner
 
 from cell_diffusion import augmentation
@@ -14,12 +13,12 @@ from cell_diffusion.augmentation import (
     balance, generator_dls, write_synthetic)
 from cell_diffusion.cli import app, save_sheet, write_pictures
 from cell_diffusion.data import (
-    CellImages, cell_dls, check_real, generated_files, is_generated, load_cells)
+    cell_dls, check_real, generated_files, is_generated, load_cells)
 from cell_diffusion.denoiser import Denoiser, load, save
 from cell_diffusion.imageio import read_image, read_mask, read_planes, save_pixels
 from cell_diffusion.inpainting import Inpainter, inpaint
 from cell_diffusion.recipes import (
-    save_grid, score_weights, train_and_save_classifier, train_model,
+    save_grid, train_and_save_classifier, train_model,
     train_reference_classifier)
 from cell_diffusion.records import (
     Records, kind_of_folder, part_name, read_json, remove_parts, write_json,
@@ -307,4 +306,5 @@ def test_more_than_rounding_is_not(top, low):
     mask = np.full((4, 4), low, float)
     mask[0] = top
     mask[1] = top/3
-    with pytest.raises(ValueError): read_mask(mask, (4, 4))
+    with pytest.raises(ValueError):
+        read_mask(mask, (4, 4))
