@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from cell_diffusion.classifier import reference_classifier
 from cell_diffusion.core import (
-    as_path, check_limits, decode, default_device, encode, mix_seed,
+    as_path, check_limits, check_number, check_numbers, decode, default_device, encode,
+    limits, mix_seed,
 )
 from cell_diffusion.data import (
     CellImages, CellLoader, CellLoaders, cell_dls, crop_box, default_crop,
@@ -40,7 +41,9 @@ def deficit(
     goal:int=None, # Wanted size of every class; by default the median of the sizes
 )->np.ndarray: # int `(classes,)`; 0 for the classes that have enough
     "How many cells each class needs to reach `goal`"
-    counts = np.asarray(counts)
+    counts = np.asarray(check_numbers('counts', counts, low=0, whole=True))
+    if not len(counts): raise ValueError("counts is empty: a class has no size.")
+    goal, = check_limits(goal=goal)
     goal = int(np.median(counts)) if goal is None else goal
     return np.maximum(goal - counts, 0)
 
@@ -397,8 +400,8 @@ def balance(
     the depth and the range of those in `folder`. Test cells are read by the same white.
     Never test on cells of `folder` afterwards: the generator has seen them.
     """
-    goal, minutes, seed, steps = check_limits(
-        goal=goal, minutes=minutes, seed=seed, steps=steps)
+    goal, seed, steps = check_limits(goal=goal, seed=seed, steps=steps)
+    minutes = check_number('minutes', minutes, **limits['minutes'])
     out = as_path(out)
     check_output_folder(folder, out)
     model = load(weights, kind=Denoiser) if weights else None

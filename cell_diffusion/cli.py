@@ -139,7 +139,16 @@ def sentence(error):
         about = f'{error.filename}: ' if error.filename else ''
         return f'{about}{error.strerror}'
     lines = str(error).strip().splitlines()
+    # Ours are one line, unless a name in them has several
+    if is_ours(error): return ' '.join(lines)
     return lines[0] if lines else type(error).__name__
+
+def is_ours(error):
+    "Whether a message was written in this package"
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return bool(trace) and trace.tb_frame.f_globals['__name__'].startswith(__package__)
 
 def say(text):
     "A line for the person at the terminal, above a progress bar if there is one"
@@ -157,7 +166,10 @@ def say_at_the_end(text):
 @contextmanager
 def in_sentences(kept):
     "Errors, warnings and Ctrl-C as sentences"
-    def show(warning, *where): say(f'warning: {sentence(warning)}')
+    def show(warning, category, filename, *where):
+        is_ours = Path(__file__).parent in Path(filename).parents
+        said = ' '.join(str(warning).split('\n')) if is_ours else sentence(warning)
+        say(f'warning: {said}')
 
     with warnings.catch_warnings():
         warnings.showwarning = show

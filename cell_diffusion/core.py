@@ -99,6 +99,17 @@ def check_number(
                          f"{range_in_words(low, high, whole, above)}.")
     return int(number) if whole else number
 
+def check_numbers(
+    name:str, # Of the argument, for the message
+    values,   # What the caller gave
+    **limits, # As for `check_number`
+)->tuple: # The numbers as Python's int or float
+    "Several numbers within their range. Raises `ValueError` for anything else."
+    if isinstance(values, (str, bytes)) or not np.iterable(values):
+        raise ValueError(f"{name}={values!r:.80} should be several numbers.")
+    return tuple(check_number(f'{name}[{i}]', value, **limits)
+                 for i, value in enumerate(values))
+
 # %% ../nbs/00_core.ipynb #n002
 def whole(low, high): return dict(low=low, high=high, whole=True)
 
@@ -250,6 +261,8 @@ def show_cells(
 )->plt.Figure: # End a notebook cell's last line with `;`, or it is drawn twice
     """Draw images in a grid: three channels as colour, others as the first channel in
     grey. Raises `ValueError` for a batch of any other shape."""
+    ncols = check_number('ncols', ncols, 1, whole=True)
+    zoom = check_number('zoom', zoom, above=0, high=100)
     pixels = pixel_batch(x).numpy()
     colour = pixels.shape[1] == 3
     images = pixels.transpose(0, 2, 3, 1) if colour else pixels[:, 0]
@@ -298,7 +311,7 @@ def generator(
     device='cpu', # Numbers drawn on the CPU are the same on every machine
 )->torch.Generator: # A freshly seeded generator
     "A random number generator from a seed"
-    seed = int(seed) % 2**64
+    seed = check_number('seed', seed, whole=True) % 2**64
     # On the CPU, torch reads no more than the last 32 bits
     if seed >= 2**32: seed = mix_seed(seed)
     return torch.Generator(device).manual_seed(seed)

@@ -9,8 +9,11 @@ __all__ = ['CellImages', 'load_cells', 'few_of_each', 'CellLoader', 'cell_dls', 
 
 # %% ../nbs/02_data.ipynb #c004
 import copy, hashlib, inspect, json, os, warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, torch
 from PIL import Image
@@ -353,13 +356,18 @@ def cached(
 def folder_form(
     items, # `(label, files)` of each cell
 )->tuple: # 1 or 3, or the pages of a stack; and 8 or 16 bits
-    "What the first readable file of a folder has; 3 channels of 8 bits without any"
-    for _, (file, *_) in items:
-        try:
-            return channels_and_bits(file)
-        except Exception:
-            continue
-    return 3, 8
+    "What most of 25 files have, or the first readable one; 3 and 8 without any"
+    some = items[::1 + (len(items) - 1)//25]
+    forms = [*filter(None, map(form_of_file, some))] or [
+        *islice(filter(None, map(form_of_file, items)), 1)]
+    return Counter(forms).most_common(1)[0][0] if forms else (3, 8)
+
+def form_of_file(
+    item, # `(label, files)` of a cell
+)->tuple: # As from `channels_and_bits`; None for a file that cannot be read
+    "What the first file of a cell has"
+    with suppress(Exception):
+        return channels_and_bits(item[1][0])
 
 def folder_classes(
     folder:Path,
@@ -644,6 +652,8 @@ def few_of_each(
     seed:int=0, # Decides which
 )->np.ndarray: # Indices, class by class; a class with fewer than `k` cells repeats some
     "Pick `k` cells of every class, for a picture"
+    k = check_number('k', k, 1, whole=True)
+    seed, = check_limits(seed=seed)
     labels = np.asarray(labels)
     rng = np.random.default_rng(seed)
     picked = []
@@ -883,6 +893,7 @@ def subsample_class(
     keep:int, # Training cells of it that stay
 ): # The same `dls`
     "Leave few training cells of a class. Raises `ValueError` for an unknown class."
+    keep = check_number('keep', keep, 0, whole=True)
     if name not in dls.vocab:
         raise ValueError(
             f"Unknown class {name!r}: use one of {', '.join(dls.vocab)}.")

@@ -18,7 +18,8 @@ from huggingface_hub import PyTorchModelHubMixin
 from cell_diffusion.process import Schedule, prediction_target, predictions, to_x0
 from cell_diffusion.schedules import get_schedule
 from cell_diffusion.unet import UNet
-from cell_diffusion.core import as_path, check_limits, fast_bfloat16
+from cell_diffusion.core import (
+    as_path, check_limits, check_number, check_numbers, fast_bfloat16)
 
 # %% ../nbs/06_ddpm.ipynb #c017
 class Network(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion'):
@@ -107,15 +108,18 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         if prediction not in predictions:
             raise ValueError(f"Unknown prediction {prediction!r}: use one of "
                              f"{', '.join(predictions)}.")
-        if not 1e-3 <= data_std <= 10:
+        check_number('size', size, 1, whole=True)
+        if not 1e-3 <= check_number('data_std', data_std) <= 10:
             raise ValueError(f"data_std is a spread in -1..1 units, not {data_std}.")
         self.size = size
         self.classes = tuple(classes or ())
         self.prediction = prediction
         self.data_std = data_std
-        self.data_mean = tuple(data_mean)
-        self.cell_sizes = None if cell_sizes is None else tuple(cell_sizes)
-        self.white = white
+        self.data_mean = check_numbers('data_mean', data_mean)
+        self.cell_sizes = None
+        if cell_sizes is not None:
+            self.cell_sizes = check_numbers('cell_sizes', cell_sizes)
+        self.white = check_number('white', white)
         self.bits = bits
         unet = {**(unet or {}), 'n_classes': len(self.classes)}
         self.unet = UNet(**unet).to(memory_format=torch.channels_last)

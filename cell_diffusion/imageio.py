@@ -257,6 +257,9 @@ def picture_pixels(
     if kind.bits > 8 and kind.mode in ('RGB', 'RGBA'): return deep_colours(im)
     tags = getattr(im, 'tag_v2', {})
     check_extra_samples(kind, tags.get(338, ()))
+    if kind.bits <= 8 and 2 in tags.get(339, ()):
+        raise ValueError("has numbers with a sign in 8 bits, and what lies below 0 "
+                         "would come in as bright: add 128, and save 0 to 255")
     im = upright(im)
     if im.mode == 'P': im = im.convert('RGBA' if 'transparency' in im.info else 'RGB')
     if im.mode == '1': im = im.convert('L')
@@ -291,6 +294,10 @@ def read_planes(
         for page in range(kind.pages):
             im.seek(page)
             kind_of_page = picture_kind(im)
+            if kind.pages > 1 and kind_of_page.channels != 1:
+                raise ValueError(
+                    f"has {kind.pages} pages in colour: save each as a picture of its "
+                    "own, or a grey page for each channel")
             check_for_training(kind_of_page, page_channels, bits)
             pixels = picture_pixels(im, kind_of_page)
             planes.append(without_alpha(pixels))
@@ -504,7 +511,8 @@ def read_mask(
                 f"{shape[1]} × {shape[0]}: they must be the same")
         return hole_of(a)
     except ValueError as e:
-        raise ValueError(f"{name} {e}.") from e
+        end = '' if str(e).endswith('?') else '.'
+        raise ValueError(f"{name} {e}{end}") from e
 
 # %% ../nbs/imageio.ipynb #i044
 def deep_colours_file(

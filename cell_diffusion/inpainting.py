@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 from functools import partial
 from pathlib import Path
 from scipy import ndimage
-from cell_diffusion.core import check_limits, check_number, encode, old_keywords
+from cell_diffusion.core import (
+    check_limits, check_number, encode, limits, old_keywords)
 from cell_diffusion.denoiser import (
     Denoiser, check_masks, check_types, class_numbers, load)
 from cell_diffusion.imageio import read_image, read_mask
@@ -92,6 +93,8 @@ def random_masks(
 
     Raises `ValueError` for an unknown shape.
     """
+    n = check_number('n', n, 0, whole=True)
+    size, seed = check_limits(size=size, seed=seed)
     shares = shares or training_shares
     if unknown := set(shares) - set(shapes):
         raise ValueError(f"Unknown shape {unknown.pop()!r}: use some of "
@@ -115,6 +118,7 @@ def stained_masks(
     if what not in ('nucleus', 'cell'):
         raise ValueError("What is to be masked? 'nucleus' or 'cell', "
                          f"not {what!r}.")
+    check_number('grow', grow, 0, 1)
     density = optical_density(x).numpy()
     found = find_cells(density)
     if what == 'nucleus': found = find_nuclei(density, found)
@@ -607,7 +611,8 @@ def inpaint(
     """
     settings = settings_of(method, steps, kwargs)
     default_model = settings.pop('model')
-    n, seed, _ = check_limits(n=n, seed=seed, guidance_scale=guidance_scale)
+    n = check_number('n', n, **limits['n'])
+    seed, _ = check_limits(seed=seed, guidance_scale=guidance_scale)
 
     pixels = read_image(image)
     hole = read_mask(mask, pixels.shape[:2])

@@ -173,8 +173,8 @@ def train_reference_classifier(
     "Load cells, and train and save a classifier of them"
     out = as_path(out)
     check_out(out, 'classifier', data)
-    check_limits(size=size, epochs=epochs, bs=bs, lr=lr, n=n, seed=seed,
-                 set_aside=set_aside)
+    check_limits(size=size, bs=bs, lr=lr, n=n, seed=seed, set_aside=set_aside)
+    check_number('epochs', epochs, **limits['epochs'])
     check_number('dim', dim, **limits['classifier_dim'])
     with locked(out, 'training'):
         where = named_source(data, source)
@@ -239,6 +239,7 @@ def check_run(run):
                          f"{', '.join(learning_rates)}.")
     if run.lr is None: run.lr = learning_rates[run.optimizer]
     check_scoring(run.judged, run.scored)
+    if run.epochs is None: check_number('minutes', run.minutes, **limits['minutes'])
     check_start(run.start, run.out)
     names = 'size minutes epochs bs lr dim n seed steps scored patch set_aside'
     names = names.split()
@@ -279,6 +280,7 @@ def check_scoring(judged, scored):
     "Raise `ValueError` for a score that cannot be made"
     if judged not in ('test', 'valid'):
         raise ValueError(f"judged={judged!r} should be 'test' or 'valid'.")
+    check_limits(scored=scored)
     if 0 < scored < 4:
         raise ValueError(f"scored={scored} cells are too few to compare: generate at "
                          "least 4, or 0 for no score.")
@@ -541,6 +543,8 @@ def save_grid(
     progress:bool=True, # Show a progress bar
 )->torch.Tensor: # The cells of the picture
     "Generate a grid of cells as a PNG; with classes, each row is one class"
+    rows = check_number('rows', rows, 1, whole=True)
+    cols = check_number('cols', cols, 1, whole=True)
     label = None
     titles = None
     if model.classes:

@@ -16,7 +16,8 @@ from fastai.learner import Callback, Learner
 from fastai.torch_core import rank_distrib
 from fastcore.basics import patch, store_attr
 from torch.optim.swa_utils import AveragedModel
-from cell_diffusion.core import check_limits, default_device, encode, generator
+from cell_diffusion.core import (
+    check_limits, check_number, check_numbers, default_device, encode, generator)
 from cell_diffusion.denoiser import Denoiser, warm_start
 from cell_diffusion.optimizers import optimizers
 from cell_diffusion.process import Schedule, q_sample
@@ -209,6 +210,11 @@ def ddpm_learner(
     if optimizer not in optimizers:
         raise ValueError(f"Unknown optimizer {optimizer!r}: use one of "
                          f"{', '.join(optimizers)}.")
+    check_number('label_dropout', label_dropout, 0, 1)
+    check_number('ema', ema, 0, 1)
+    check_number('clip', clip, above=0)
+    check_limits(seed=seed)
+    if gamma is not None: check_number('gamma', gamma, above=0)
     device = dls.device or default_device()
     model = model.to(device)
     model.precision = choose_precision(precision, device)
@@ -390,7 +396,8 @@ def diffusion_learner(
     if normalize: config = normalized(config, dls)
     _, channels, size, _ = dls.one_batch()[0].shape
     patch, = check_limits(patch=max(1, size//32) if patch is None else patch)
-    unet = {**dict(channels=channels, dim=dim, mults=list(mults), patch=patch),
+    unet = {**dict(channels=channels, dim=dim, patch=patch,
+                   mults=list(check_numbers('mults', mults))),
             **(unet or {})}
 
     torch.manual_seed(seed)

@@ -1,16 +1,21 @@
 "Files, folders and arguments as people have them: read right, or refused in a sentence"
+import linecache
 import os
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from cell_diffusion import augmentation
 from cell_diffusion.augmentation import (
     balance, generator_dls, write_synthetic)
+from cell_diffusion.classifier import CellClassifier
 from cell_diffusion.cli import app, save_sheet, write_pictures
 from cell_diffusion.data import (
     cell_dls, check_real, generated_files, is_generated, load_cells)
@@ -308,3 +313,154 @@ def test_more_than_rounding_is_not(top, low):
     mask[1] = top/3
     with pytest.raises(ValueError):
         read_mask(mask, (4, 4))
+
+
+# ---- None, text and NaN where a number is expected
+
+@pytest.fixture(scope='module')
+def things():
+    "What the functions of the table are called with"
+    labels = np.arange(40) % 2
+    dls = generator_dls(picture((40, 3, 16, 16)), labels, ('a', 'b'), 4)
+    unet = dict(dim=8, mults=[1, 2])
+    net = Denoiser(unet, classes=['a', 'b'], size=16)
+    inpainter = Inpainter(dict(unet, channels=7, out_channels=3), size=16)
+    return dict(dls=dls, net=net, inpainter=inpainter, image=picture(),
+                hole=picture()[..., 0] > 200, labels=labels, unet=unet,
+                x=torch.rand(4, 3, 16, 16), features=torch.rand(20, 4),
+                classifier=CellClassifier(['a', 'b'], size=16, dim=8))
+
+# A function, its arguments (names of `things`, or values), and those to be wrong
+numbers = [
+    ('core.show_cells', dict(x='x'), 'ncols zoom'),
+    ('core.generator', {}, 'seed'),
+    ('simulation.simulate_blood', dict(n=4), 'n size seed'),
+    ('simulation.simulate_jurkat', dict(n=4), 'n size seed'),
+    ('splits.split_cells', dict(labels='labels'), 'fractions seed'),
+    ('splits.kfold_cells', dict(labels='labels'), 'k seed'),
+    ('data.few_of_each', dict(labels='labels'), 'k seed'),
+    ('data.load_cells', dict(source='simulated', n=8), 'size seed'),
+    ('data.cell_dls', dict(source='simulated', n=80), 'size bs split seed set_aside'),
+    ('data.subsample_class', dict(dls='dls', name='a'), 'keep'),
+    ('schedules.linear_schedule', {}, 'T start end'),
+    ('schedules.cosine_schedule', {}, 'T s max_beta'),
+    ('schedules.sigmoid_schedule', {}, 'T start end tau max_beta'),
+    ('schedules.log_snr_schedule', {}, 'T sigma_min sigma_max'),
+    ('unet.UNet', {}, 'channels dim mults blocks patch n_classes dropout'),
+    ('denoiser.Denoiser', dict(unet='unet'), 'T size data_std data_mean white'),
+    ('sampling.sample', dict(model='net'), 'n seed steps guidance_scale bs'),
+    ('training.ddpm_learner', dict(dls='dls', model='net'),
+     'label_dropout ema clip seed'),
+    ('training.diffusion_learner', dict(dls='dls'), 'dim mults seed'),
+    ('classifier.CellClassifier', dict(classes=['a']), 'channels size dim'),
+    ('classifier.train_classifier', dict(dls='dls'), 'epochs lr seed dim'),
+    ('classifier.features_and_predictions', dict(classifier='classifier', x='x'),
+     'bs'),
+    ('metrics.wilson', dict(hits=1, n=2), 'hits n'),
+    ('metrics.kernel_distance', dict(real='features', fake='features'),
+     'subset draws seed'),
+    ('metrics.precision_recall', dict(real='features', fake='features'), 'k'),
+    ('inpainting.random_masks', dict(n=1, size=16), 'n size seed'),
+    ('inpainting.stained_masks', dict(x='x'), 'grow'),
+    ('inpainting.inpaint', dict(image='image', mask='hole', model='inpainter'),
+     'n seed guidance_scale'),
+    ('gan.gan_learner', dict(dls='dls'), 'dim disc_dim latent r1 ema betas seed'),
+    ('augmentation.deficit', dict(counts=[1]), 'counts'),
+    ('augmentation.balance', dict(folder='none', out='out'),
+     'minutes seed steps'),
+    ('recipes.train_model', dict(out='out'), 'size minutes bs dim seed steps scored'),
+    ('recipes.train_reference_classifier', dict(out='out'),
+     'size epochs bs dim lr seed'),
+    ('recipes.score_weights', dict(model='none', data='none'), 'scored'),
+    ('recipes.save_grid', dict(model='net', path='a.png'), 'rows cols steps seed'),
+    ('studies.race.race', dict(out='out'), 'minutes seeds n size dim names'),
+    ('studies.augmentation.AugmentationStudy', dict(cells='dls', out='out'), 'arms'),
+]
+
+def function(path):
+    module, name = path.rsplit('.', 1)
+    return getattr(import_module(f'cell_diffusion.{module}'), name)
+
+@pytest.mark.parametrize('path, given, wrong', numbers, ids=[n[0] for n in numbers])
+def test_no_number_is_a_sentence(things, path, given, wrong):
+    given = {name: things.get(value, value) if isinstance(value, str) else value
+             for name, value in given.items()}
+    for name in wrong.split():
+        for value in (None, 'abc', float('nan')):
+            if path.endswith('Study'): given['cells'] = things['dls'].cells
+            with pytest.raises(ValueError) as e:
+                function(path)(**{**given, name: value})
+            said = str(e.value)
+            line = linecache.getline(str(e.traceback[-1].path), e.traceback[-1].lineno + 1)
+            assert line.strip().startswith('raise'), (name, value, said)
+            assert repr(value)[:4] in said and said.endswith('.'), (name, value, said)
+    assert not Path('out').exists()
+
+
+# ---- pictures of other kinds
+
+def odd_pictures(folder):
+    "Files as people have them, by name: `True` where they can be read"
+    image = picture(low=30)
+    rgb = Image.fromarray(image)
+    grey = image[..., 0]
+    def save(name, im, **more): im.save(folder/name, **more)
+    save('palette.png', rgb.quantize(17))
+    save('four.png', rgb.quantize(4), bits=2)
+    save('holes.png', rgb.quantize(17), transparency=bytes([0, 128, 255]*5))
+    save('one.png', Image.fromarray(grey > 128))
+    save('fax.tif', Image.fromarray(grey > 128), compression='group4')
+    save('grey_alpha.png', Image.fromarray(np.stack([grey, grey], -1), 'LA'))
+    save('alpha.png', Image.fromarray(np.dstack([image, grey])))
+    save('still.gif', rgb.quantize(16))
+    save('still.webp', rgb, lossless=True)
+    save('a\nb.png', rgb)
+    save(' ünï 细*胞?.png', rgb)
+    save('UPPER.PNG', rgb)
+    good = [p.name for p in folder.iterdir()]
+
+    for name, more in {'anim.gif': {}, 'anim.webp': {}, 'anim.png': {}, 'two.tif': {}
+                       }.items():
+        save(name, rgb, save_all=True, append_images=[Image.fromarray(image[::-1])])
+    for name in ('cmyk.jpg', 'cmyk.tif'):
+        save(name, rgb.convert('CMYK'))
+    save('lab.tif', rgb.convert('LAB'))
+    save('float.tif', Image.fromarray(grey.astype(np.float32)/255))
+    for name, plane in {'signed.tif': grey.view(np.int8),
+                        'signed16.tif': grey.astype(np.int16) - 200,
+                        'large.tif': grey.astype(np.uint32)*70000,
+                        'complex.tif': grey.astype(np.complex64)}.items():
+        tifffile.imwrite(folder/name, plane)
+    whole = (folder/'UPPER.PNG').read_bytes()
+    (folder/'cut.png').write_bytes(whole[:len(whole)//2])
+    (folder/'empty.png').write_bytes(b'')
+    (folder/'text.png').write_text('no picture')
+    (folder/'folder.png').mkdir()
+    os.symlink('nowhere', folder/'dead.png')
+    return {p.name: p.name in good for p in folder.iterdir()}
+
+@pytest.mark.filterwarnings('ignore')
+def test_pictures_of_other_kinds(tmp_path):
+    (tmp_path/'p').mkdir()
+    for name, good in odd_pictures(tmp_path/'p').items():
+        file = tmp_path/'p'/name
+        if good:
+            assert read_image(file).dtype == np.uint8
+        else:
+            with pytest.raises((ValueError, FileNotFoundError), match=name[:4]):
+                read_image(file)
+        mixed = tmp_path/'mixed'/str(len(name))/name.replace('\n', '')/'a'
+        mixed.mkdir(parents=True)
+        shutil.move(file, mixed/name)
+        grey = name.startswith(('one', 'fax', 'grey'))
+        for i in range(3):
+            save_pixels(mixed/f'{i}.png', picture(seed=i)[..., 0] if grey
+                        else picture(seed=i))
+        cells = load_cells(mixed.parent, size=16, cache=False)
+        assert len(cells) == 3 + good and cells.images.shape[1] == (1 if grey else 3)
+        assert len(cells.skipped) + len(cells.left_out) == (not good), name
+
+def test_a_name_of_several_lines_is_named_whole(tmp_path):
+    Path('a\nb.png').write_text('no picture')
+    answer = CliRunner().invoke(app, ['inpaint', 'a\nb.png', '--mask', 'a\nb.png'])
+    assert answer.exit_code == 1 and 'a b.png cannot be read' in answer.output

@@ -201,6 +201,8 @@ def as_cell_images(cells)->CellImages:
 def arm_names(given)->tuple:
     "Names of arms from a sequence, or from one text with commas"
     names = given.split(',') if isinstance(given, str) else given
+    if not np.iterable(names) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"arms={given!r:.80} should be names of arms.")
     return tuple(name.strip() for name in names if name.strip())
 
 def check_known(what, given, known):
