@@ -28,6 +28,7 @@ from cell_diffusion.recipes import (
 from cell_diffusion.records import (
     Records, kind_of_folder, part_name, read_json, remove_parts, write_json,
     write_whole)
+from cell_diffusion.studies.race import race
 from cell_diffusion.training import diffusion_learner
 
 def picture(shape=(16, 16, 3), low=0, high=256, dtype=np.uint8, seed=0):
@@ -209,8 +210,6 @@ def test_every_legal_name_can_be_written(tmp_path, name):
 
 
 home_calls = dict(
-    train_model=lambda p: train_model('cells', out=p, size=16, epochs=1, bs=4, dim=8,
-                                      scored=0, progress=False, steps=2),
     classifier=lambda p: train_reference_classifier(
         'cells', size=16, epochs=1, out=p, bs=4, dim=8, progress=False),
     train_and_save=lambda p: train_and_save_classifier(
@@ -226,6 +225,12 @@ def test_a_tilde_is_the_home_folder(tmp_path, name):
     network('net')
     home_calls[name]('~/x')
     assert not Path('~').exists() and (tmp_path/'home'/'x').exists()
+
+def test_a_tilde_is_the_home_folder_of_a_run(tmp_path):
+    (tmp_path/'home'/'x').touch()
+    for run in (train_model, race):
+        with pytest.raises(FileExistsError, match=f'{tmp_path}/home/x is a file'):
+            run('simulated', out='~/x')
 
 def test_a_tilde_is_the_home_folder_of_what_is_read(tmp_path):
     home = tmp_path/'home'
@@ -348,7 +353,7 @@ numbers = [
     ('schedules.log_snr_schedule', {}, 'T sigma_min sigma_max'),
     ('unet.UNet', {}, 'channels dim mults blocks patch n_classes dropout'),
     ('denoiser.Denoiser', dict(unet='unet'), 'T size data_std data_mean white'),
-    ('sampling.sample', dict(model='net'), 'n seed steps guidance_scale bs'),
+    ('sampling.sample', dict(model='net'), 'seed steps guidance_scale bs'),
     ('training.ddpm_learner', dict(dls='dls', model='net'),
      'label_dropout ema clip seed'),
     ('training.diffusion_learner', dict(dls='dls'), 'dim mults seed'),
