@@ -69,7 +69,8 @@ def not_empty(value):
 
 def a_path(text):
     "A path from the text of the shell"
-    return Path(not_empty(text)).expanduser()
+    from cell_diffusion.core import as_path
+    return as_path(not_empty(text))
 
 def shell_parameter(parameter, help, is_option):
     "A parameter as Typer wants it"
@@ -138,7 +139,16 @@ def sentence(error):
         about = f'{error.filename}: ' if error.filename else ''
         return f'{about}{error.strerror}'
     lines = str(error).strip().splitlines()
+    # Ours are one line, unless a name in them has several
+    if is_ours(error): return ' '.join(lines)
     return lines[0] if lines else type(error).__name__
+
+def is_ours(error):
+    "Whether a message was written in this package"
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return bool(trace) and trace.tb_frame.f_globals['__name__'].startswith(__package__)
 
 def say(text):
     "A line for the person at the terminal, above a progress bar if there is one"
@@ -156,7 +166,10 @@ def say_at_the_end(text):
 @contextmanager
 def in_sentences(kept):
     "Errors, warnings and Ctrl-C as sentences"
-    def show(warning, *where): say(f'warning: {sentence(warning)}')
+    def show(warning, category, filename, *where):
+        is_ours = Path(__file__).parent in Path(filename).parents
+        said = ' '.join(str(warning).split('\n')) if is_ours else sentence(warning)
+        say(f'warning: {said}')
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -296,14 +309,15 @@ def save_sheet(x, path, zoom):
     write_picture(path, pixels.numpy())
 
 def write_picture(path, pixels):
-    "Write a picture whole or not at all, in the format of its name"
+    "Write generated cells whole or not at all, in the format of the name"
     import io
     from PIL import Image
     from cell_diffusion.imageio import save_pixels
     from cell_diffusion.records import write_whole
     content = io.BytesIO()
     form = Image.registered_extensions()[path.suffix.lower()]
-    save_pixels(content, pixels, form)
+    marked = dict(synthetic='True', software='cell_diffusion')
+    save_pixels(content, pixels, form, marked)
     write_whole(path, content.getvalue())
 
 def file_text(name):
@@ -320,10 +334,9 @@ def check_each(folder):
 
 def form_of(model):
     "Depth and white of the files that a network learned from, for `write_synthetic`"
-    from cell_diffusion.denoiser import weights_folder
+    from cell_diffusion.denoiser import folder_of
     from cell_diffusion.records import _read
-    folder = Path(model) if Path(model).is_dir() else weights_folder/model
-    record = _read(folder/'record.json') or {}
+    record = _read(folder_of(model)/'record.json') or {}
     return dict(bits=record.get('bits', 8), white=record.get('white', 255))
 
 def save_each(x, folder, name, notes, **form):
@@ -331,13 +344,13 @@ def save_each(x, folder, name, notes, **form):
     import pandas as pd
     from cell_diffusion.augmentation import write_synthetic
     from cell_diffusion.core import decode
-    from cell_diffusion.records import write_whole
+    from cell_diffusion.records import read_table, write_whole
     manifest = folder/'manifest.csv'
     # At first, so that a folder with some files is known as one of cells
     if not manifest.exists(): write_whole(manifest, 'file,class,synthetic\n')
     name = file_text(name) or 'cell'
     rows = write_synthetic(folder, decode(x).numpy(), [name]*len(x), notes, **form)
-    table = pd.concat([pd.read_csv(manifest), pd.DataFrame(rows)])
+    table = pd.DataFrame([*read_table(manifest), *rows])
     table = table.drop_duplicates('file', keep='last')
     write_whole(manifest, table.to_csv(index=False))
 
@@ -362,6 +375,7 @@ def inpaint_(
 ):
     "Fill what a mask hides in a picture."
     from cell_diffusion.core import check_limits
+    from cell_diffusion.records import is_same_file
     check_limits(n=n)
     out = out or Path(f'{image.stem}_filled.png')
     paths = [out]
@@ -369,7 +383,7 @@ def inpaint_(
     for path in paths:
         check_picture(path, '.png', '.tif', '.tiff')
     for name, taken in dict(picture=image, mask=mask).items():
-        if taken.resolve() in [p.resolve() for p in paths]:
+        if any(is_same_file(taken, path) for path in paths):
             raise ValueError(f"--out {out} would replace the {name} itself: "
                              "name another file.")
     fills = inpaint(image, mask, model=model, n=n, **options)

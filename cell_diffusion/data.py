@@ -8,10 +8,12 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/data.html.md"""
 __all__ = ['CellImages', 'load_cells', 'few_of_each', 'CellLoader', 'cell_dls', 'subsample_class']
 
 # %% ../nbs/02_data.ipynb #c004
-import copy, csv, hashlib, inspect, json, os, warnings
+import copy, hashlib, inspect, json, os, warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, torch
 from PIL import Image
@@ -19,12 +21,12 @@ from fastcore.basics import patch, store_attr
 from fastai.data.core import DataLoaders
 from fastai.torch_core import num_distrib, rank_distrib, to_detach as _to_detach
 from . import simulation
-from cell_diffusion.core import (
-    check_limits, check_number, default_device, encode, generator, plain_number,
-    show_cells)
+from .core import (
+    as_path, check_limits, check_number, default_device, encode, generator,
+    plain_number, show_cells)
 from .imageio import (
     channels_and_bits, open_picture, read_planes, reader_version, to_8_bits, why)
-from .records import locked, write_whole
+from .records import locked, read_table, write_whole
 from .simulation import blood_classes, simulate_blood, simulate_jurkat
 from cell_diffusion.sources import (
     cache_folder, channel_names, check_folder, class_folders, class_names, download,
@@ -89,6 +91,7 @@ class Cell:
     pixels:np.ndarray # uint8 `(channel, size, size)`
     hash:str          # Of its pixels as they are stored, and how they were changed
     side:float        # Of the square that was kept, in pixels of the file
+    clipped:float     # Share of its pixels that are brighter than white
 
 def cell_hash(stored, white, side, crop):
     "A hash of stored pixels; its end names a scale, and a center of 200 whole pixels"
@@ -117,7 +120,9 @@ def read_cell(
         small.append(np.asarray(im.resize((size, size), Image.BICUBIC, box=box)))
     in_colour = small[0].ndim == 3
     pixels = small[0].transpose(2, 0, 1) if in_colour else np.stack(small)
-    return Cell(pixels, cell_hash(np.stack(planes), white, side, crop), side)
+    stored = np.stack(planes)
+    clipped = (stored > white).mean()
+    return Cell(pixels, cell_hash(stored, white, side, crop), side, clipped)
 
 # %% ../nbs/02_data.ipynb #c033
 @dataclass(eq=False)
@@ -137,6 +142,7 @@ class CellImages:
     bits:int = 8           # Bits of the files: 8, or 16 for more than 8
     generated:tuple = ()   # Those of `files` that are marked as generated
     left_out:tuple = ()    # One sentence for each entry of the folder that is no cell
+    clipped:float = 0      # Share of the files' pixels that are brighter than white
 
     def __post_init__(self):
         # One layout, from files and from the cache: sums are the same to the bit
@@ -257,7 +263,8 @@ def decode_cells(
         hashes=np.array([cell.hash for cell in cells]),
         enlarged=sum(cell.side < how['size']*.99 for cell in cells),
         white=how['white'],
-        bits=how['bits'])
+        bits=how['bits'],
+        clipped=float(np.mean([cell.clipped for cell in cells])))
 
 # %% ../nbs/02_data.ipynb #c046
 def file_mark(
@@ -305,7 +312,7 @@ def save_cache(file:Path, cells:CellImages):
         images=cells.images, labels=cells.labels, names=np.array(cells.names),
         files=np.array(cells.files, dtype=str), hashes=cells.hashes,
         skipped=np.array(cells.skipped, dtype=str), enlarged=cells.enlarged,
-        white=cells.white, bits=cells.bits)
+        white=cells.white, bits=cells.bits, clipped=cells.clipped)
     try:
         # The lock also removes what killed processes left
         with locked(file.parent, 'caching cells', wait=True):
@@ -325,7 +332,8 @@ def load_cache(file:Path)->CellImages: # Or None where there is none, or it is d
             tuple(d[k].tolist()) for k in ('names', 'files', 'skipped'))
         return CellImages(
             d['images'], d['labels'], names, files, skipped, d['hashes'],
-            int(d['enlarged']), white=d['white'].item(), bits=int(d['bits']))
+            int(d['enlarged']), white=d['white'].item(), bits=int(d['bits']),
+            clipped=float(d['clipped']))
     except Exception:
         # A flipped bit may raise anything
         return None
@@ -348,13 +356,18 @@ def cached(
 def folder_form(
     items, # `(label, files)` of each cell
 )->tuple: # 1 or 3, or the pages of a stack; and 8 or 16 bits
-    "What the first readable file of a folder has; 3 channels of 8 bits without any"
-    for _, (file, *_) in items:
-        try:
-            return channels_and_bits(file)
-        except Exception:
-            continue
-    return 3, 8
+    "What most of 25 files have, or the first readable one; 3 and 8 without any"
+    some = items[::1 + (len(items) - 1)//25]
+    forms = [*filter(None, map(form_of_file, some))] or [
+        *islice(filter(None, map(form_of_file, items)), 1)]
+    return Counter(forms).most_common(1)[0][0] if forms else (3, 8)
+
+def form_of_file(
+    item, # `(label, files)` of a cell
+)->tuple: # As from `channels_and_bits`; None for a file that cannot be read
+    "What the first file of a cell has"
+    with suppress(Exception):
+        return channels_and_bits(item[1][0])
 
 def folder_classes(
     folder:Path,
@@ -507,7 +520,11 @@ def problems(
             f"{n} cells are smaller than size={size} and were enlarged, which adds "
             "no detail: choose a smaller size, or crop='field'.")
     ranges = grey_levels(cells.images)
-    if any(high < 20 or high - low < 8 for low, high in ranges):
+    if cells.clipped > .2:
+        said.append(
+            f"{cells.clipped:.0%} of the pixels are brighter than "
+            f"white={cells.white:g} and came in as white (255): pass a larger white=.")
+    elif any(high < 20 or high - low < 8 for low, high in ranges):
         levels = ' and '.join(f'{low} to {high}' for low, high in ranges)
         said.append(
             f"The cells are nearly black or flat, with the grey levels {levels} of 255 "
@@ -546,31 +563,23 @@ def generated_files(
     files,       # Files of cells, relative to the folder
 )->tuple: # Those that are marked as generated
     "Find generated cells by their names, their notes, and a manifest"
-    listed = set()
-    manifest = folder/'manifest.csv'
-    if manifest.is_file():
-        # Excel adds a mark at the beginning, and writes TRUE
-        with open(manifest, encoding='utf-8-sig', errors='replace', newline='') as f:
-            rows = list(read_rows(f))
-        listed = {row.get('file') for row in rows
-                  if str(row.get('synthetic')).lower() == 'true'}
+    listed = {row.get('file') for row in read_table(folder/'manifest.csv')
+              if str(row.get('synthetic')).lower() in ('true', 'wahr', 'vrai', '1')}
     return tuple(f for f in files if f in listed or is_generated(folder/f))
-
-def read_rows(f):
-    "The rows of a table, as far as it is one"
-    with suppress(csv.Error):
-        yield from csv.DictReader(f)
 
 def is_generated(file:Path)->bool:
     "Does the name of a file, or a note inside it, say that it is a generated cell?"
     if file.name.startswith('synthetic-'): return True
-    if file.suffix.lower() not in ('.png', '.tif', '.tiff'): return False
-    if file.suffix.lower() == '.png':
-        # Text comes before the pixels
-        with open(file, 'rb') as f:
-            return b'synthetic\0True' in f.read(1024)
-    with open_picture(file) as im:
-        return '"synthetic": "True"' in str(getattr(im, 'tag_v2', {}).get(270, ''))
+    if file.suffix.lower() in ('.tif', '.tiff'):
+        with open_picture(file) as im:
+            return '"synthetic": "True"' in str(getattr(im, 'tag_v2', {}).get(270, ''))
+
+    # Notes come before the pixels, in a WebP after them
+    with open(file, 'rb') as f:
+        ends = f.read(1024)
+        f.seek(max(0, file.stat().st_size - 1024))
+        ends += f.read()
+    return b'synthetic\0True' in ends or b'"synthetic": "True"' in ends
 
 def check_real(cells:CellImages):
     "Raise `ValueError` where some of the cells are generated ones"
@@ -592,7 +601,7 @@ def find_folder(source:str, path)->Path:
     "The folder of the class folders of a source, downloaded if need be"
     if source != 'folder':
         return find_data(source, path) or find_data(source, download(source))
-    folder = Path(path).expanduser()
+    folder = as_path(path)
     check_folder(folder)
     return folder
 
@@ -643,6 +652,8 @@ def few_of_each(
     seed:int=0, # Decides which
 )->np.ndarray: # Indices, class by class; a class with fewer than `k` cells repeats some
     "Pick `k` cells of every class, for a picture"
+    k = check_number('k', k, 1, whole=True)
+    seed, = check_limits(seed=seed)
     labels = np.asarray(labels)
     rng = np.random.default_rng(seed)
     picked = []
@@ -807,10 +818,12 @@ def check_split(cells:CellImages, idxs:dict, split):
         if counts[small] == 0 and (side != 'valid' or not counts.any()):
             name = cells.names[small]
             n = cells.counts[name]
+            different = len(set(cells.hashes[cells.labels == small]))
+            of_these = f" ({different} different)" if different < n else ''
             raise ValueError(
-                f"Class {name!r} has {n} cell{'s'*(n != 1)}, too few to split: none is "
-                f"left for {side}. Add pictures (ten or more), take the class away, "
-                "or read more cells if n= left some out.")
+                f"Class {name!r} has {n} cell{'s'*(n != 1)}{of_these}, too few to "
+                f"split: none is left for {side}. Add pictures (ten or more), take the "
+                "class away, or read more cells if n= left some out.")
 
 def split_of(cells:CellImages, split, seed:int)->dict: # Indices of each side
     "The split that a source came with, or a new one"
@@ -880,6 +893,7 @@ def subsample_class(
     keep:int, # Training cells of it that stay
 ): # The same `dls`
     "Leave few training cells of a class. Raises `ValueError` for an unknown class."
+    keep = check_number('keep', keep, 0, whole=True)
     if name not in dls.vocab:
         raise ValueError(
             f"Unknown class {name!r}: use one of {', '.join(dls.vocab)}.")

@@ -14,7 +14,6 @@ import torch.nn as nn
 import warnings
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from scipy.stats import binomtest, mannwhitneyu, wasserstein_distance
 from scipy.stats import t as student_t
 from torchmetrics.image.fid import FrechetInceptionDistance
@@ -24,7 +23,7 @@ from cell_diffusion.classifier import (
     CellClassifier, features_and_predictions, train_classifier,
 )
 from cell_diffusion.core import (
-    check_limits, check_number, decode, default_device)
+    as_path, check_limits, check_number, decode, default_device)
 from cell_diffusion.data import CellLoader, CellLoaders
 from cell_diffusion.denoiser import Denoiser, weights_folder
 from cell_diffusion.records import read_json
@@ -831,7 +830,7 @@ def scored_records(
 )->dict: # From the name of a run to its record
     "The records of all runs in a folder that have a score"
     records = {}
-    for file in sorted(Path(folder).glob('*/record.json')):
+    for file in sorted(as_path(folder).glob('*/record.json')):
         record = read_json(file, 'train that network again, or remove its folder.')
         if not record.get('score'): continue
         record['score'] = with_new_names(record['score'])

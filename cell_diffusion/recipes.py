@@ -19,7 +19,6 @@ import re
 import torch
 import warnings
 from contextlib import nullcontext
-from pathlib import Path
 from string import Template
 from types import SimpleNamespace
 from cell_diffusion.augmentation import warn_of_other_crop, white_for
@@ -28,10 +27,10 @@ from cell_diffusion.classifier import (
     train_classifier,
 )
 from cell_diffusion.core import (
-    check_limits, check_number, encode, limits, show_cells)
+    as_path, check_limits, check_number, encode, limits, show_cells)
 from cell_diffusion.data import cell_dls
 from cell_diffusion.denoiser import (
-    Denoiser, load, save, weights_folder, weights_hash,
+    Denoiser, folder_of, load, save, weights_folder, weights_hash,
 )
 from cell_diffusion.inpainting import inpainting_learner
 from cell_diffusion.metrics import (
@@ -40,7 +39,7 @@ from cell_diffusion.metrics import (
 )
 from cell_diffusion.optimizers import learning_rates
 from cell_diffusion.records import (
-    check_file, check_out, locked, machine, read_json, write_json,
+    check_file, check_out, is_same_file, locked, machine, read_json, write_json,
     write_whole,
 )
 from cell_diffusion.sampling import sample
@@ -112,10 +111,10 @@ def train_and_save_classifier(
     """Train a classifier on the training cells and save it with the record of its run
 
     Killed and called again it goes on where it was."""
+    folder = as_path(folder)
     check_out(folder, 'classifier')
     with locked(folder, 'training'):
-        return classifier_run(dls, Path(folder), epochs, progress, channels, seed,
-                              **kwargs)
+        return classifier_run(dls, folder, epochs, progress, channels, seed, **kwargs)
 
 # %% ../nbs/recipes.ipynb #n019
 def classifier_run(dls, folder, epochs, progress, channels, seed, set_aside=0.,
@@ -172,16 +171,17 @@ def train_reference_classifier(
     progress:bool=True, # Show fastai's progress
 )->CellClassifier: # Trained
     "Load cells, and train and save a classifier of them"
+    out = as_path(out)
     check_out(out, 'classifier', data)
-    check_limits(size=size, epochs=epochs, bs=bs, lr=lr, n=n, seed=seed,
-                 set_aside=set_aside)
+    check_limits(size=size, bs=bs, lr=lr, n=n, seed=seed, set_aside=set_aside)
+    check_number('epochs', epochs, **limits['epochs'])
     check_number('dim', dim, **limits['classifier_dim'])
     with locked(out, 'training'):
         where = named_source(data, source)
         dls = cell_dls(*where, size=size, bs=bs, crop=crop, channels=channels, n=n,
                        balanced=balanced, white=white, set_aside=set_aside)
         if set_aside: dls = judge_loaders(dls, balanced)
-        return classifier_run(dls, Path(out), epochs, progress, channels, seed,
+        return classifier_run(dls, out, epochs, progress, channels, seed,
                               set_aside, dim=dim, lr=lr)
 
 # %% ../nbs/recipes.ipynb #c016
@@ -221,7 +221,7 @@ def train_model(
     """
     run = SimpleNamespace(**locals())
     check_run(run)
-    with locked(out, 'training'):
+    with locked(run.out, 'training'):
         record = train_and_save(run)
     for said in record['advice']:
         warnings.warn(said)
@@ -230,6 +230,7 @@ def train_model(
 # %% ../nbs/recipes.ipynb #z000
 def check_run(run):
     "Raise `ValueError` for what can be known to be wrong before any cell is read"
+    run.out = as_path(run.out)
     check_out(run.out, 'denoiser', run.data)
     if run.config not in training_configs:
         raise ValueError(f"Unknown training config {run.config!r}: use one of "
@@ -239,6 +240,7 @@ def check_run(run):
                          f"{', '.join(learning_rates)}.")
     if run.lr is None: run.lr = learning_rates[run.optimizer]
     check_scoring(run.judged, run.scored)
+    if run.epochs is None: check_number('minutes', run.minutes, **limits['minutes'])
     check_start(run.start, run.out)
     names = 'size minutes epochs bs lr dim n seed steps scored patch set_aside'
     names = names.split()
@@ -259,7 +261,7 @@ def train_and_save(run)->dict: # The record
     trained = start_network(run.start, run.size)
     settings = dict(config=run.config, optimizer=run.optimizer, lr=run.lr,
                     seed=run.seed, balanced=run.balanced, inpaint=run.inpaint,
-                    start=trained and Path(run.start).name,
+                    start=trained and as_path(run.start).name,
                     **to_record(run.kwargs))
     dls = cells_for(run)
     if trained: warn_of_other_crop(run.start, dls.cells.crop)
@@ -279,13 +281,14 @@ def check_scoring(judged, scored):
     "Raise `ValueError` for a score that cannot be made"
     if judged not in ('test', 'valid'):
         raise ValueError(f"judged={judged!r} should be 'test' or 'valid'.")
+    check_limits(scored=scored)
     if 0 < scored < 4:
         raise ValueError(f"scored={scored} cells are too few to compare: generate at "
                          "least 4, or 0 for no score.")
 
 def check_start(start, out):
     "Raise `ValueError` where a run would replace the weights that it starts from"
-    if start and Path(start).is_dir() and Path(start).resolve() == Path(out).resolve():
+    if start and is_same_file(start, out):
         raise ValueError(f"{out} holds the weights to start from, which this run would "
                          "replace: give it a folder of its own.")
 
@@ -319,7 +322,7 @@ def fit_run(learn, settings, run):
     known = dict(settings, fingerprint=fingerprint(learn.dls), size=run.size,
                  classes=run.classes, dim=run.dim, bs=run.bs)
     minutes = None if run.epochs else run.minutes
-    checkpoint = Path(run.out)/'checkpoint.pt'
+    checkpoint = run.out/'checkpoint.pt'
     return fit_for(learn, minutes, run.epochs, run.lr, checkpoint, known, run.progress,
                    run.processor)
 
@@ -353,12 +356,12 @@ def with_new_keys(record):
 def read_record(folder):
     "The record of the run in a folder"
     advice = 'start the run again, which writes it anew.'
-    return with_new_keys(read_json(Path(folder)/'record.json', advice))
+    return with_new_keys(read_json(folder/'record.json', advice))
 
 # %% ../nbs/recipes.ipynb #n038
 def save_run(model, record, run):
     "Write weights, record, card and picture; what is known of the same weights stays"
-    out = Path(run.out)
+    out = run.out
     record['weights'] = weights_hash(model)
     earlier = earlier_record(out)
     same = is_same(earlier, record)
@@ -404,7 +407,7 @@ def add_score(model, dls, record, run):
     there = {'judged': 'test', **record.get('score', {})}
     if all(there.get(key) == value for key, value in asked.items()): return
     record['score'] = score_of_network(model, dls, run)
-    write_run(Path(run.out), record)
+    write_run(run.out, record)
 
 def score_of_network(model, dls, run):
     "The score of a network; with classes also their mean accuracy, beside real cells"
@@ -469,8 +472,8 @@ def score_weights(
     check_number('scored', scored, 4, limits['scored']['high'], whole=True)
     check_scoring(judged, scored)
     if out is not None: check_file(out, ('generated', 'reference'))
-    folder = Path(model) if Path(model).is_dir() else weights_folder/str(model)
-    own = Path(model).is_dir() and folder.resolve().parent != weights_folder.resolve()
+    folder = folder_of(model)
+    own = folder.is_dir() and folder.resolve().parent != weights_folder.resolve()
     with locked(folder, 'training') if own else nullcontext():
         network = load(model, kind=Denoiser)
         check_number('steps', steps, 1, network.schedule.T, whole=True)
@@ -544,6 +547,8 @@ def save_grid(
     progress:bool=True, # Show a progress bar
 )->torch.Tensor: # The cells of the picture
     "Generate a grid of cells as a PNG; with classes, each row is one class"
+    rows = check_number('rows', rows, 1, whole=True)
+    cols = check_number('cols', cols, 1, whole=True)
     label = None
     titles = None
     if model.classes:
@@ -553,7 +558,8 @@ def save_grid(
         titles[::cols] = model.classes
     x = sample(model, rows*cols, label, seed, steps, progress=progress)
     fig = show_cells(x, titles, ncols=cols, zoom=.8)
-    write_whole(path, lambda f: fig.savefig(f, dpi=110, format='png'))
+    marked = dict(synthetic='True')
+    write_whole(path, lambda f: fig.savefig(f, dpi=110, format='png', metadata=marked))
     plt.close(fig)
     return x
 

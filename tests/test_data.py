@@ -700,7 +700,8 @@ def test_files_of_16_bits_are_read_by_one_level_for_the_set(tmp_path, colour, wh
         pixels = np.stack([tifffile.imread(f) for f in root.rglob('*.tif')])
         assert cells.white == np.percentile(pixels, 99.9, method='inverted_cdf')
     else:
-        cells = load_cells(root, size=16, white=white, strict=True)
+        # 2000.5 cuts off half of the pixels, of which a test of its own is warned
+        cells = load_cells(root, size=16, white=white, strict=white == 4095)
         assert cells.white == white
     assert cells.bits == 16 and cells.images.dtype == np.uint8
     by_hand = load_cells(eight_bits(root, tmp_path/'8', cells.white), size=16)
