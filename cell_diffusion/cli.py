@@ -432,9 +432,13 @@ def score_(
     **options, # More arguments of `score_weights`
 ):
     "Score a trained network beside real cells, on the test cells of its data."
-    from cell_diffusion.recipes import score_of
+    from cell_diffusion.recipes import class_table, score_of
     score = score_weights(model, out=out, channels=channel_list(channels), **options)
     typer.echo(score_of(score).strip())
+    if 'class_accuracy' not in score: return
+    typer.echo("\nShare of each class that is recognised, with 95% intervals: of "
+               "generated cells, and of real ones")
+    typer.echo(class_table(score).round(3).to_string(index=False))
 
 # %% ../nbs/cli.ipynb #c019
 @command('studies.race.race', leave_out=['names', 'size', 'dim'], kept=goes_on)

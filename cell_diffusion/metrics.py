@@ -905,7 +905,7 @@ def class_check(
 def beside_real(
     generated:pd.DataFrame, # From `class_accuracy`
     real:pd.DataFrame, # The same for real cells
-)->pd.DataFrame: # `class`, `share`, `low`, `high`, `n`, `real`, `real_low`, `real_n`
+)->pd.DataFrame: # `class`, `share` … `n`, `real` … `real_n`
     "One table for both; its last row, `mean`, has every class equally often"
     means = []
     for table in (generated, real):
@@ -919,8 +919,9 @@ def beside_real(
 
 def join_real(generated, real):
     "Rows of generated cells with those of real cells of the same class"
-    other = real.rename(columns=dict(share='real', low='real_low', n='real_n'))
-    return generated.merge(other.drop(columns='high'), 'left', 'class')
+    other = real.rename(columns=dict(share='real', low='real_low', high='real_high',
+                                     n='real_n'))
+    return generated.merge(other, 'left', 'class')
 
 # %% ../nbs/12_augmentation.ipynb #n014
 def unclear(table, chance): # A row each, True where real cells are not recognised

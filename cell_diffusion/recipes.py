@@ -409,6 +409,7 @@ def score_of_network(model, dls, run):
     score = score_model(model, classifier, *held_out(dls, run.judged), run.scored,
                         run.steps, progress=run.progress)
     score['judged'] = run.judged
+    score['judge'] = len(dls.idxs.get('judge', []))
     if 'class_accuracy' in score:
         score['balanced'] = class_table(score).iloc[-1].to_dict()
     return score
@@ -597,6 +598,7 @@ def model_card(
 )->str: # Markdown
     "What a user of these weights should know, from the record of their run"
     record = with_new_keys(record)
+    score = {'judge': record['cells'].get('judge'), **record.get('score', {})}
     return denoiser_text.substitute(
         {k: v for k, v in record.items() if k != 'optimizer'},
         **record['cells'],
@@ -611,7 +613,7 @@ def model_card(
         choices=choices_of(record),
         minutes=f"{record['seconds']/60:.1f}",
         machine=machine_of(record, f", PyTorch {record['machine']['torch']}"),
-        score=score_of(record) if 'score' in record else '',
+        score=score_of(score) if 'score' in record else '',
         licence=licence_of(record),
     )
 
@@ -684,16 +686,15 @@ def machine_of(record, more=''):
 def threads_of(m): return f"{m['threads']} thread{'s'*(m['threads'] > 1)}"
 
 # %% ../nbs/recipes.ipynb #n041
-def score_of(record):
-    "The score of a record as Markdown"
-    score = record['score']
+def score_of(score):
+    "A score as Markdown"
     generated = score['generated']
     reference = score['reference']
     side = dict(test='test', valid='validation')[score.get('judged', 'test')]
     return score_text.substitute(
         score,
         side=side,
-        judge_cells=judge_cells(record),
+        judge_cells=judge_cells(score),
         accuracy=f"{score['classifier_accuracy'][-1]['share']:.3f}",
         draws=generated['draws'],
         fd=span(generated['fd']),
@@ -703,10 +704,10 @@ def score_of(record):
         class_accuracy=class_accuracy_of(score),
     )
 
-def judge_cells(record):
+def judge_cells(score):
     "What the judge of a score was trained on"
-    if not record.get('set_aside'): return 'the training cells'
-    return f"{record['cells']['judge']} cells that the network never saw"
+    if not score.get('judge'): return 'the training cells'
+    return f"{score['judge']} cells that the network never saw"
 
 def span(d, form='.3g'):
     "A number with its interval"

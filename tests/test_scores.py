@@ -22,6 +22,7 @@ from cell_diffusion.denoiser import load, shipped, weights_hash
 from cell_diffusion.imageio import save_pixels
 from cell_diffusion.recipes import model_card, score_weights, too_short, train_model
 from cell_diffusion.records import locked
+from cell_diffusion.simulation import blood_classes
 from cell_diffusion.training import check_unet
 
 run = dict(data='simulated', size=28, n=160, bs=16, dim=8, mults=(1, 2), classes=True,
@@ -232,6 +233,19 @@ def test_score_of_a_run(out, recwarn):
     assert again['score'] == score
 
 
+def test_the_score_says_what_its_judge_was_trained_on(tmp_path):
+    record = train_model(**dict(run, set_aside=.25), **epochs, out=tmp_path/'run')
+    score = dict(record['score'])
+    n = record['cells']['judge']
+    said = f'{n} cells that the network never saw'
+    assert n and said in recipes.score_of(score) and said in card_of(tmp_path/'run')
+
+    # A score of before this was noted there
+    del score['judge']
+    assert said in model_card(dict(record, score=score), 'run')
+    assert 'on the training cells' in recipes.score_of(score)
+
+
 def test_score_on_other_cells_says_so(out):
     with pytest.warns(UserWarning, match='not the cells that .* was trained on'):
         score_weights(out, 'simulated', n=150, **same_cells)
@@ -251,7 +265,13 @@ def test_shipped_weights_are_only_read(tmp_path):
              '--steps', 1, '--out', tmp_path/'s.json']
     result = CliRunner().invoke(app, [str(w) for w in words])
     assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
     assert 'real against real' in result.output and 'real cells' in result.output
+    header = 'class share low high n real real_low real_high real_n'
+    at = [line.split() for line in lines].index(header.split())
+    rows = [line.split() for line in lines[at + 1:]]
+    assert [row[0] for row in rows] == [*blood_classes, 'mean']
+    assert all(len(row) == 9 for row in rows)
     assert (shipped('blood32')/'record.json').read_bytes() == before
     assert json.loads((tmp_path/'s.json').read_text())['n'] == 8
 
