@@ -249,7 +249,8 @@ def sample_(
     typer.echo(f"{n} cells of {network.size} × {network.size} pixels: {out}")
     if each:
         notes = dict(generator=model, seed=options['seed'])
-        save_each(x, each, label or 'cell', notes, **form_of(model))
+        save_each(x, each, label or 'cell', notes, bits=network.bits,
+                  white=network.white)
         typer.echo(f"one by one: {each}")
 
 # %% ../nbs/cli.ipynb #n008
@@ -318,28 +319,23 @@ def check_each(folder):
     if (folder/'.work').is_dir():
         raise ValueError(f"--each {folder} holds cells of `balance`: name another.")
 
-def form_of(model):
-    "Depth and white of the files that a network learned from, for `write_synthetic`"
-    from cell_diffusion.denoiser import weights_folder
-    from cell_diffusion.records import _read
-    folder = Path(model) if Path(model).is_dir() else weights_folder/model
-    record = _read(folder/'record.json') or {}
-    return dict(bits=record.get('bits', 8), white=record.get('white', 255))
-
 def save_each(x, folder, name, notes, **form):
-    "A file for each cell, marked as generated, and a manifest"
+    "A file for each cell, marked as generated, and a manifest: all or nothing"
     import pandas as pd
-    from cell_diffusion.augmentation import write_synthetic
+    from cell_diffusion.augmentation import synthetic_files
     from cell_diffusion.core import decode
-    from cell_diffusion.records import write_whole
-    manifest = folder/'manifest.csv'
-    # At first, so that a folder with some files is known as one of cells
-    if not manifest.exists(): write_whole(manifest, 'file,class,synthetic\n')
+    from cell_diffusion.records import locked, remove_parts, write_together
     name = file_text(name) or 'cell'
-    rows = write_synthetic(folder, decode(x).numpy(), [name]*len(x), notes, **form)
-    table = pd.concat([pd.read_csv(manifest), pd.DataFrame(rows)])
-    table = table.drop_duplicates('file', keep='last')
-    write_whole(manifest, table.to_csv(index=False))
+    pixels = decode(x).numpy()
+    rows, contents = synthetic_files(folder, pixels, [name]*len(x), notes, **form)
+    manifest = folder/'manifest.csv'
+    with locked(folder, 'writing cells', wait=True):
+        remove_parts(folder/name) # What a killed call left half written
+        table = pd.DataFrame(rows)
+        if manifest.exists(): table = pd.concat([pd.read_csv(manifest), table])
+        listed = table.drop_duplicates('file', keep='last').to_csv(index=False)
+        # The manifest first: a folder with some files is known as one of cells
+        write_together({manifest: listed, **contents})
 
 # %% ../nbs/cli.ipynb #n011
 def write_pictures(paths, pictures):
