@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import Path
 from scipy.stats import binomtest, mannwhitneyu, wasserstein_distance
 from scipy.stats import t as student_t
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 from typing import Callable, NamedTuple
 from cell_diffusion.classifier import (
     CellClassifier, features_and_predictions, train_classifier,
@@ -124,6 +122,8 @@ def frechet_distance(
 
     Raises `ValueError` for fewer than 2 cells, and for features that do not fit."""
     check_features('frechet_distance', real, fake, least=2)
+    # Takes a second, so only where it is needed
+    from torchmetrics.image.fid import FrechetInceptionDistance
     metric = FrechetInceptionDistance(feature=GivenFeatures(real.shape[1]))
     metric.set_dtype(torch.float64)
     return float(computed(metric, real.double(), fake.double()))
@@ -143,6 +143,7 @@ def kernel_distance(
     check_features('kernel_distance', real, fake, least=2)
     check_number('subset', subset, 2, whole=True)
     check_limits(draws=draws, seed=seed)
+    from torchmetrics.image.kid import KernelInceptionDistance
     subset = min(subset, len(real), len(fake))
     # Where a draw holds all features, all draws are the same
     if subset == len(real) == len(fake): draws = 1
