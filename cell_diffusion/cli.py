@@ -8,6 +8,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/cli.html.md"""
 __all__ = ['app']
 
 # %% ../nbs/cli.ipynb #c004
+import ast
 import inspect
 import os
 import re
@@ -16,6 +17,7 @@ import warnings
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
+from importlib.resources import files
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Optional
@@ -88,13 +90,13 @@ def shell_parameter(parameter, help, is_option):
 
 # %% ../nbs/cli.ipynb #n003
 @cache
-def described(f, leave_out=()):
-    "Parameters with the comment behind each: `{name: (parameter, help)}`"
+def described(f):
+    "Parameters of a command with the comment behind each: `{name: (parameter, help)}`"
     help = docments(f)
     found = {}
     for name, p in inspect.signature(f).parameters.items():
         several = p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        if not several and name not in leave_out: found[name] = p, help.get(name) or ''
+        if not several: found[name] = p, help.get(name) or ''
     return found
 
 def find_function(path):
@@ -102,21 +104,57 @@ def find_function(path):
     module, name = path.rsplit('.', 1)
     return getattr(import_module(f'cell_diffusion.{module}'), name)
 
+# %% ../nbs/cli.ipynb #n021
+shell_types = dict(str=str, int=int, float=float, bool=bool)
+
+@cache
+def in_file(path):
+    "As `described`, for `module.name` of this package, without an import"
+    module, name = path.rsplit('.', 1)
+    folder = Path(str(files('cell_diffusion')))
+    source = (folder/f"{module.replace('.', '/')}.py").read_text(encoding='utf-8')
+    node, = [n for n in ast.parse(source).body if getattr(n, 'name', None) == name]
+    comments = [line.partition('# ')[2] for line in source.splitlines()]
+    return {name: (read_parameter(name, kind, default), comments[line - 1])
+            for name, kind, default, line in fields_of(node)}
+
+def fields_of(node):
+    "Name, type, default and line of the parameters of a function or a data class"
+    if isinstance(node, ast.ClassDef):
+        fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
+        return [(n.target.id, n.annotation, n.value, n.lineno) for n in fields]
+    args = node.args.args
+    defaults = [None]*(len(args) - len(node.args.defaults)) + node.args.defaults
+    return [(a.arg, a.annotation, d, a.lineno) for a, d in zip(args, defaults)]
+
+def read_parameter(name, kind, default):
+    "A parameter from its text; what is no option may have another type or default"
+    empty = inspect.Parameter.empty
+    annotation = empty if kind is None else shell_types.get(ast.unparse(kind), object)
+    try:
+        default = empty if default is None else ast.literal_eval(default)
+    except ValueError:
+        default = None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default,
+                             annotation=annotation)
+
 # %% ../nbs/cli.ipynb #n004
 expected = (ValueError, OSError, ImportError, FloatingPointError, TypeError,
             RuntimeError, OverflowError, MemoryError)
 
 def build(name):
-    "The command of that name; what it needs is imported here and not before"
+    "The command of that name; what it needs is imported when it is called"
     run, calls, leave_out, options, kept = commands[name].values()
-    work = find_function(calls)
     own = dict(list(described(run).items())[1:])
-    parameters = {**described(work, ('progress', *leave_out)), **own}
-    has_bar = 'progress' in inspect.signature(work).parameters
+    parameters = {**in_file(calls), **own}
+    has_bar = parameters.pop('progress', None)
+    for left in leave_out:
+        parameters.pop(left, None)
 
     def answer(**given):
         if has_bar: given['progress'] = sys.stderr.isatty()
         with in_sentences(kept.format(**given)):
+            work = begin(name, calls)
             announce(given)
             run(work, **given)
 
@@ -185,6 +223,11 @@ def in_sentences(kept):
             raise typer.Exit(130) from e
 
 # %% ../nbs/cli.ipynb #n016
+def begin(name, calls):
+    "Say that something happens, and import the function that does the work"
+    if sys.stderr.isatty(): typer.echo(f'cell-diffusion {name}: starting …', err=True)
+    return find_function(calls)
+
 def announce(given):
     "Say that cells are being read, which may take a while"
     source = given.get('data') or given.get('folder')
@@ -210,10 +253,7 @@ class Commands(TyperGroup):
 
     def get_command(self, ctx, name):
         if name not in commands: return None
-        if sys.stderr.isatty() and '--help' not in sys.argv:
-            typer.echo(f'cell-diffusion {name}: starting …', err=True)
-        with in_sentences('Nothing was written.'):
-            return build(name)
+        return build(name)
 
     def main(self, *args, **options):
         prepare_streams()
@@ -262,7 +302,8 @@ def sample_(
     typer.echo(f"{n} cells of {network.size} × {network.size} pixels: {out}")
     if each:
         notes = dict(generator=model, seed=options['seed'])
-        save_each(x, each, label or 'cell', notes, **form_of(model))
+        save_each(x, each, label or 'cell', notes, bits=network.bits,
+                  white=network.white)
         typer.echo(f"one by one: {each}")
 
 # %% ../nbs/cli.ipynb #n008
@@ -332,27 +373,24 @@ def check_each(folder):
     if (folder/'.work').is_dir():
         raise ValueError(f"--each {folder} holds cells of `balance`: name another.")
 
-def form_of(model):
-    "Depth and white of the files that a network learned from, for `write_synthetic`"
-    from cell_diffusion.denoiser import folder_of
-    from cell_diffusion.records import _read
-    record = _read(folder_of(model)/'record.json') or {}
-    return dict(bits=record.get('bits', 8), white=record.get('white', 255))
-
 def save_each(x, folder, name, notes, **form):
-    "A file for each cell, marked as generated, and a manifest"
+    "A file for each cell, marked as generated, and a manifest: all or nothing"
     import pandas as pd
-    from cell_diffusion.augmentation import write_synthetic
+    from cell_diffusion.augmentation import synthetic_files
     from cell_diffusion.core import decode
-    from cell_diffusion.records import read_table, write_whole
-    manifest = folder/'manifest.csv'
-    # At first, so that a folder with some files is known as one of cells
-    if not manifest.exists(): write_whole(manifest, 'file,class,synthetic\n')
+    from cell_diffusion.records import (
+        locked, read_table, remove_parts, write_together)
     name = file_text(name) or 'cell'
-    rows = write_synthetic(folder, decode(x).numpy(), [name]*len(x), notes, **form)
-    table = pd.DataFrame([*read_table(manifest), *rows])
-    table = table.drop_duplicates('file', keep='last')
-    write_whole(manifest, table.to_csv(index=False))
+    pixels = decode(x).numpy()
+    rows, contents = synthetic_files(folder, pixels, [name]*len(x), notes, **form)
+    manifest = folder/'manifest.csv'
+    with locked(folder, 'writing cells', wait=True):
+        remove_parts(folder/name) # What a killed call left half written
+        earlier = read_table(manifest) if manifest.exists() else []
+        table = pd.DataFrame([*earlier, *rows])
+        listed = table.drop_duplicates('file', keep='last').to_csv(index=False)
+        # The manifest first: a folder with some files is known as one of cells
+        write_together({manifest: listed, **contents})
 
 # %% ../nbs/cli.ipynb #n011
 def write_pictures(paths, pictures):
@@ -446,9 +484,13 @@ def score_(
     **options, # More arguments of `score_weights`
 ):
     "Score a trained network beside real cells, on the test cells of its data."
-    from cell_diffusion.recipes import score_of
+    from cell_diffusion.recipes import class_table, score_of
     score = score_weights(model, out=out, channels=channel_list(channels), **options)
     typer.echo(score_of(score).strip())
+    if 'class_accuracy' not in score: return
+    typer.echo("\nShare of each class that is recognised, with 95% intervals: of "
+               "generated cells, and of real ones")
+    typer.echo(class_table(score).round(3).to_string(index=False))
 
 # %% ../nbs/cli.ipynb #n012
 @command('studies.fid.published_distances', leave_out=['networks'])

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from scipy.stats import binomtest, mannwhitneyu, wasserstein_distance
 from scipy.stats import t as student_t
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 from typing import Callable, NamedTuple
 from cell_diffusion.classifier import (
     CellClassifier, features_and_predictions, train_classifier,
@@ -125,6 +123,8 @@ def frechet_distance(
 
     Raises `ValueError` for fewer than 2 cells, and for features that do not fit."""
     check_features('frechet_distance', real, fake, least=2)
+    # Takes a second, so only where it is needed
+    from torchmetrics.image.fid import FrechetInceptionDistance
     metric = FrechetInceptionDistance(feature=GivenFeatures(real.shape[1]))
     metric.set_dtype(torch.float64)
     return float(computed(metric, real.double(), fake.double()))
@@ -148,6 +148,7 @@ def kernel_distance(
 
 def kernel_draws(real, fake, subset, draws, seed):
     "Mean and standard deviation over the draws"
+    from torchmetrics.image.kid import KernelInceptionDistance
     subset = min(subset, len(real), len(fake))
     # Where a draw holds all features, all draws are the same
     if subset == len(real) == len(fake): draws = 1
@@ -990,7 +991,7 @@ def class_check(
 def beside_real(
     generated:pd.DataFrame, # From `class_accuracy`
     real:pd.DataFrame, # The same for real cells
-)->pd.DataFrame: # `class`, `share`, `low`, `high`, `n`, `real`, `real_low`, `real_n`
+)->pd.DataFrame: # `class`, `share` … `n`, `real` … `real_n`
     "One table for both; its last row, `mean`, has every class equally often"
     means = []
     for table in (generated, real):
@@ -1004,8 +1005,9 @@ def beside_real(
 
 def join_real(generated, real):
     "Rows of generated cells with those of real cells of the same class"
-    other = real.rename(columns=dict(share='real', low='real_low', n='real_n'))
-    return generated.merge(other.drop(columns='high'), 'left', 'class')
+    other = real.rename(columns=dict(share='real', low='real_low', high='real_high',
+                                     n='real_n'))
+    return generated.merge(other, 'left', 'class')
 
 # %% ../nbs/12_augmentation.ipynb #n014
 def unclear(table, chance): # A row each, True where real cells are not recognised

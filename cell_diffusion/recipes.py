@@ -110,9 +110,10 @@ def train_and_save_classifier(
 )->CellClassifier: # Trained
     """Train a classifier on the training cells and save it with the record of its run
 
-    Killed and called again it goes on where it was."""
+    Killed and called again it goes on where it was; a finished one is returned."""
     folder = as_path(folder)
     check_out(folder, 'classifier')
+    check_goes_on(folder)
     with locked(folder, 'training'):
         return classifier_run(dls, folder, epochs, progress, channels, seed, **kwargs)
 
@@ -130,12 +131,15 @@ def classifier_run(dls, folder, epochs, progress, channels, seed, set_aside=0.,
         kind='classifier', **describe_data(dls, channels), seconds=seconds,
         epochs=epochs, seed=seed, balanced=dls.train.balanced, set_aside=set_aside,
         parameters=n_params(model), **accuracy_on_test(model, dls),
-        machine=machine())
+        machine=machine(), weights=weights_hash(model))
+    earlier = earlier_record(folder)
+    if is_same(earlier, record):
+        record['machine'] = earlier['machine']
+        warnings.warn(f"{folder}: nothing was left to train, this classifier was "
+                      "finished. For other settings name another folder.")
     save(model, folder)
     write_json(folder/'record.json', record)
     write_card(folder, classifier_card(record, folder.name))
-    # The training has ended: the same call later begins a new one
-    checkpoint.unlink()
     return model
 
 # %% ../nbs/recipes.ipynb #n030
@@ -147,6 +151,13 @@ def accuracy_on_test(model, dls):
     value, low, high = balanced_accuracy(table)
     return dict(accuracy=table.to_dict('records'),
                 balanced_accuracy=dict(value=value, low=low, high=high))
+
+def check_goes_on(folder):
+    "Raise `FileExistsError` where a new training would replace finished weights"
+    folder = Path(folder)
+    if (folder/'model.safetensors').exists() and not (folder/'checkpoint.pt').exists():
+        raise FileExistsError(f"{folder} holds trained weights, but no checkpoint.pt to "
+                              "go on from: name another folder, or delete the weights.")
 
 def write_card(folder, text):
     write_whole(folder/'README.md', text)
@@ -173,6 +184,7 @@ def train_reference_classifier(
     "Load cells, and train and save a classifier of them"
     out = as_path(out)
     check_out(out, 'classifier', data)
+    check_goes_on(out)
     check_limits(size=size, bs=bs, lr=lr, n=n, seed=seed, set_aside=set_aside)
     check_number('epochs', epochs, **limits['epochs'])
     check_number('dim', dim, **limits['classifier_dim'])
@@ -189,8 +201,8 @@ def train_model(
     data:str='simulated', # A source (pbc, jurkat, ...) or a folder of class folders
     size:int=32, # Height and width, in pixels
     classes:bool=False, # Train with class labels?
-    minutes:float=10., # Time to train
-    epochs:int=None, # Passes over the training cells, in place of minutes
+    minutes:float=10., # Minutes of the whole run; a larger number goes on
+    epochs:int=None, # Passes over the training cells in all, in place of minutes
     out='runs/cells', # Folder for the results; a killed run goes on there
     config:str='edm-mid', # ddpm, cosine, v, min-snr, edm, edm-mid or eps-mid
     bs:int=64, # Cells in a batch
@@ -232,6 +244,7 @@ def check_run(run):
     "Raise `ValueError` for what can be known to be wrong before any cell is read"
     run.out = as_path(run.out)
     check_out(run.out, 'denoiser', run.data)
+    check_goes_on(run.out)
     if run.config not in training_configs:
         raise ValueError(f"Unknown training config {run.config!r}: use one of "
                          f"{', '.join(training_configs)}.")
@@ -246,11 +259,13 @@ def check_run(run):
     names = names.split()
     check_limits(**{name: getattr(run, name) for name in names})
 
-def cells_for(run):
-    "The cells of a run, split"
+def cells_for(run, start):
+    "The cells of a run, split; read by the white of the network that it starts from"
     where = named_source(run.data, run.source)
+    white = run.white
+    if start: white = white_for(where, white, start.white, start.bits, run.channels)
     dls = cell_dls(*where, size=run.size, bs=run.bs, crop=run.crop, n=run.n,
-                   channels=run.channels, balanced=run.balanced, white=run.white,
+                   channels=run.channels, balanced=run.balanced, white=white,
                    set_aside=run.set_aside)
     check_compared(dls, run.judged if run.scored else None)
     return dls
@@ -263,7 +278,7 @@ def train_and_save(run)->dict: # The record
                     seed=run.seed, balanced=run.balanced, inpaint=run.inpaint,
                     start=trained and as_path(run.start).name,
                     **to_record(run.kwargs))
-    dls = cells_for(run)
+    dls = cells_for(run, trained)
     if trained: warn_of_other_crop(run.start, dls.cells.crop)
     learn = learner_for(dls, trained, run)
     check_number('steps', run.steps, 1, learn.model.schedule.T, whole=True)
@@ -366,8 +381,9 @@ def save_run(model, record, run):
     earlier = earlier_record(out)
     same = is_same(earlier, record)
     if same:
-        kept = {k: earlier[k] for k in ('score', 'went_on_after') if k in earlier}
-        record.update(kept)
+        kept = 'score', 'went_on_after', 'machine'
+        record.update({k: earlier[k] for k in kept if k in earlier})
+        warnings.warn(nothing_left(out, record['seconds']))
     elif earlier.get('fingerprint') == record['fingerprint']:
         ended = earlier.get('went_on_after', [])
         record['went_on_after'] = [*ended, earlier['seconds']]
@@ -379,6 +395,13 @@ def save_run(model, record, run):
     write_run(out, record)
     if same and (out/'samples.png').exists(): return
     save_grid(model, out/'samples.png', steps=run.steps, progress=run.progress)
+
+def nothing_left(out, seconds):
+    "What a run is answered with that was over before"
+    done = seconds/60
+    return (f"{out}: nothing was left to train, this run had {done:.1f} minutes. "
+            "minutes and epochs count the whole run, so a larger number goes on: "
+            f"minutes={round(done + 10, 1):g} for ten minutes more.")
 
 def earlier_record(out):
     "What an earlier call of this run wrote, or nothing"

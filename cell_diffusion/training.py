@@ -542,7 +542,10 @@ def close(self:Budget):
 
 # %% ../nbs/06b_long_runs.ipynb #c064
 class Checkpoint(Callback):
-    "Writes all that a run needs to go on to the bit, and goes on from it"
+    """Writes all that a run needs to go on to the bit, and goes on from it
+
+    Where several processes train together, it goes on from the last whole epoch: what
+    a kill interrupts within an epoch is trained again."""
     order = -100 # Before any callback draws a random number for the batch
 
     def __init__(self,
@@ -717,7 +720,8 @@ def before_epoch(self:Checkpoint):
                              "run.") from e
         self.found = None
         budget = getattr(self.learn, 'budget', None)
-        if budget and budget.progress: tqdm.write(self.progress_so_far(budget))
+        if budget and budget.progress and budget.used < 1:
+            tqdm.write(self.progress_so_far(budget))
     self.learn.epoch += self.first_epoch
 
 @patch
@@ -766,10 +770,11 @@ class Rest:
 @patch
 def progress_so_far(self:Checkpoint, budget):
     "How much of the run is done, as a sentence"
-    rest = 'nothing is left to train' if budget.used >= 1 else 'it goes on'
     batches = f", {self.batches} batches" if self.batches else ''
+    where = ''
+    if num_distrib() > 1: where = ' from its last whole epoch, as several processes do'
     return (f"{self.path}: {self.done} epochs{batches} and {budget.seconds/60:.1f} "
-            f"minutes of this run are done, {rest}.")
+            f"minutes of this run are done, it goes on{where}.")
 
 # %% ../nbs/06b_long_runs.ipynb #n007
 @contextmanager

@@ -65,15 +65,10 @@ def race(
         return Records(out, settings).run(run, grid)
 
 # %% ../../nbs/recipes.ipynb #n046
-<<<<<<< /tmp/tmptojnwk35.txt
 def check_race(data, size, dim, names, optimizers):
     "Raise `ValueError` for ways or cells that no network can be trained on"
-=======
-def check_race(data, size, dim, names):
-    "Raise `ValueError` for configs or cells that no network can be trained on"
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise ValueError(f"names={names!r:.80} should be a list of training configs.")
->>>>>>> /tmp/tmpssl8e4ms.txt
     for name in names:
         if name not in training_configs:
             raise ValueError(f"Unknown training config {name!r}: use some of "
