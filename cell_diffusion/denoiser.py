@@ -61,6 +61,10 @@ def choose_precision(
     if precision != 'auto': return precision
     return 'bfloat16' if fast_bfloat16(device) else 'float32'
 
+def is_range(numbers):
+    "Two numbers above 0, the smaller one first"
+    return len(numbers) == 2 and 0 < numbers[0] <= numbers[1]
+
 def check_sizes(model):
     "Raise a `ValueError` where the sizes of a denoiser do not fit its U-Net"
     unet = model.unet
@@ -77,6 +81,9 @@ def check_sizes(model):
     if not all(0 < size <= 2 for size in sizes):
         raise ValueError("cell_sizes are diameters in sides of the image, not "
                          f"{sizes}.")
+    if model.cell_scales is not None and not is_range(model.cell_scales):
+        raise ValueError("cell_scales are the smallest and the largest factor on the "
+                         f"size of a cell, not {model.cell_scales}.")
     if model.bits not in (8, 16) or not 1 <= model.white < 2**model.bits:
         raise ValueError(f"white is a grey level of files of 8 or 16 bits, not "
                          f"{model.white} of {model.bits}.")
@@ -102,6 +109,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         cell_sizes:tuple=None, # How wide the cells of each class are, or one for all
         white:float=255., # Grey level of the files of its training that became 255
         bits:int=8, # Depth of those files, 8 or 16
+        cell_scales:tuple=None, # Smallest and largest factor on `cell_sizes` in training
     ):
         super().__init__()
         if prediction not in predictions:
@@ -117,6 +125,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         self.cell_sizes = None if cell_sizes is None else tuple(cell_sizes)
         self.white = white
         self.bits = bits
+        self.cell_scales = None if cell_scales is None else tuple(cell_scales)
         unet = {**(unet or {}), 'n_classes': len(self.classes)}
         self.unet = UNet(**unet).to(memory_format=torch.channels_last)
         with torch.device('cpu'):
@@ -625,6 +634,7 @@ def weights_hash(
     if (settings.get('white'), settings.get('bits')) == (255, 8):
         # As in folders from before these were settings
         del settings['white'], settings['bits']
+    if settings.get('cell_scales') is None: settings.pop('cell_scales', None)
     h = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in model.state_dict().items():
         h.update(name.encode())
