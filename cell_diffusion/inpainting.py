@@ -258,7 +258,7 @@ class InpaintingCallback(NoiseCallback):
         device = self.rng.device
         seed = int(torch.randint(2**62, (), generator=self.rng, device=device))
         masks = random_masks(len(x0), x0.shape[-1], self.shares, seed)
-        if self.training and getattr(self.learn.dls.train, 'scales', None):
+        if getattr(self.learn.dls.train, 'scales', None) and self.training:
             # The first cells of a batch are those that are cropped as usual
             whole = masks.flatten(1).all(1)
             masks = masks[whole.sort(descending=True, stable=True).indices]
