@@ -446,6 +446,7 @@ def train_(
     out:Path=Path('runs/cells'), # Folder for the results; a killed run goes on there
     channels:str=None, # For example brightfield,darkfield; of a folder 1, 3 or pages
     normalize:bool=False, # Measure the pixels first: for dark or flat images
+    scales:tuple[float, float]=None, # With --inpaint: crops of these shares of the side
     **options, # More arguments of `train_model`
 ):
     "Train a diffusion model on a folder of cells."
@@ -454,7 +455,7 @@ def train_(
                          "GPUs call `fit_for` within `learn.distrib_ctx()` from a "
                          "script of your own.")
     if normalize: options['normalize'] = True
-    train_model(out=out, channels=channel_list(channels), **options)
+    train_model(out=out, channels=channel_list(channels), scales=scales, **options)
     show_card(out)
 
 def show_card(folder):

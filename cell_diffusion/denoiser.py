@@ -62,6 +62,10 @@ def choose_precision(
     if precision != 'auto': return precision
     return 'bfloat16' if fast_bfloat16(device) else 'float32'
 
+def is_range(numbers):
+    "Two numbers above 0, the smaller one first"
+    return len(numbers) == 2 and 0 < numbers[0] <= numbers[1]
+
 def check_sizes(model):
     "Raise a `ValueError` where the sizes of a denoiser do not fit its U-Net"
     unet = model.unet
@@ -78,6 +82,9 @@ def check_sizes(model):
     if not all(0 < size <= 2 for size in sizes):
         raise ValueError("cell_sizes are diameters in sides of the image, not "
                          f"{sizes}.")
+    if model.cell_scales is not None and not is_range(model.cell_scales):
+        raise ValueError("cell_scales are the smallest and the largest factor on the "
+                         f"size of a cell, not {model.cell_scales}.")
     if model.bits not in (8, 16) or not 1 <= model.white < 2**model.bits:
         raise ValueError(f"white is a grey level of files of 8 or 16 bits, not "
                          f"{model.white} of {model.bits}.")
@@ -106,6 +113,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         bits:int=8, # Depth of those files, 8 or 16
         guidance_scale:float=1., # What `sample` uses, see `Condition`
         interval:tuple=None, # Likewise
+        cell_scales:tuple=None, # Smallest and largest factor on `cell_sizes` in training
     ):
         super().__init__()
         if prediction not in predictions:
@@ -126,6 +134,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         self.bits = bits
         self.guidance_scale = guidance_scale
         self.interval = None if interval is None else tuple(interval)
+        self.cell_scales = None if cell_scales is None else tuple(cell_scales)
         unet = {**(unet or {}), 'n_classes': len(self.classes)}
         self.unet = UNet(**unet).to(memory_format=torch.channels_last)
         with torch.device('cpu'):
@@ -636,7 +645,8 @@ def checksum(state):
     return digest.hexdigest()
 
 # %% ../nbs/weights.ipynb #n045
-later_settings = dict(white=255, bits=8, guidance_scale=1, interval=None)
+later_settings = dict(white=255, bits=8, guidance_scale=1, interval=None,
+                      cell_scales=None)
 
 def guide_of(model):
     "The network that a network is guided away from, or None"

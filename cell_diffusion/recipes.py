@@ -28,7 +28,7 @@ from cell_diffusion.classifier import (
 )
 from cell_diffusion.core import (
     as_path, check_limits, check_number, encode, limits, show_cells)
-from cell_diffusion.data import cell_dls
+from cell_diffusion.data import cell_dls, check_scales
 from cell_diffusion.denoiser import (
     Denoiser, folder_of, load, save, weights_folder, weights_hash,
 )
@@ -218,6 +218,7 @@ def train_model(
     balanced:bool=False, # Draw the training classes equally often
     set_aside:float=0., # Share of the training cells kept for the judge of the score
     inpaint:bool=False, # Train a network that fills holes
+    scales:tuple=None, # With inpaint: crops from and to these shares of the side
     start:str=None, # Shipped weights or a folder to start from
     channels=None, # Of Jurkat cells names, of a folder 1, 3, or the pages of a stack
     patch:int=None, # Fold patch × patch pixels into channels; by default size//32
@@ -255,6 +256,10 @@ def check_run(run):
     check_scoring(run.judged, run.scored)
     if run.epochs is None: check_number('minutes', run.minutes, **limits['minutes'])
     check_start(run.start, run.out)
+    run.scales = check_scales(run.scales)
+    if run.scales and not run.inpaint:
+        raise ValueError("scales are for networks that fill holes: add inpaint=True "
+                         "(--inpaint in a shell), or leave scales out.")
     names = 'size minutes epochs bs lr dim n seed steps scored patch set_aside'
     names = names.split()
     check_limits(**{name: getattr(run, name) for name in names})
@@ -266,7 +271,7 @@ def cells_for(run, start):
     if start: white = white_for(where, white, start.white, start.bits, run.channels)
     dls = cell_dls(*where, size=run.size, bs=run.bs, crop=run.crop, n=run.n,
                    channels=run.channels, balanced=run.balanced, white=white,
-                   set_aside=run.set_aside)
+                   set_aside=run.set_aside, scales=run.scales)
     check_compared(dls, run.judged if run.scored else None)
     return dls
 
@@ -276,6 +281,7 @@ def train_and_save(run)->dict: # The record
     trained = start_network(run.start, run.size)
     settings = dict(config=run.config, optimizer=run.optimizer, lr=run.lr,
                     seed=run.seed, balanced=run.balanced, inpaint=run.inpaint,
+                    scales=run.scales and list(run.scales),
                     start=trained and as_path(run.start).name,
                     **to_record(run.kwargs))
     dls = cells_for(run, trained)
@@ -695,6 +701,10 @@ def images_of(record):
 def pixels_of(record):
     "How pictures were cropped, and scaled where that is not as usual"
     text = f"crop `{record['crop']}`" if record['crop'] else 'no crop'
+    if record.get('scales'):
+        low, high = record['scales']
+        text += (f" (three quarters of training: random crops of {low:.0%} to "
+                 f"{high:.0%} of the picture's side)")
     bits = record.get('bits', 8)
     white = record.get('white', 255)
     if (bits, white) == (8, 255): return text

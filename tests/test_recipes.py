@@ -145,6 +145,19 @@ def test_train_a_network_that_fills(filler):
         assert said in card_of(out)
 
 
+def test_train_on_random_crops(tmp_path):
+    out = tmp_path/'crops'
+    asked = dict(filling, out=out, scored=0, steps=2)
+    record = train_model('simulated', scales=(.5, 1), **asked)
+    assert record['scales'] == [.5, 1.]
+    assert 'random crops of 50% to 100% of the picture' in card_of(out)
+    assert load(out).cell_scales == (1., 2.)
+    with pytest.raises(ValueError, match='scales was'):
+        train_model('simulated', **asked)
+    with pytest.raises(ValueError, match='add inpaint=True'):
+        train_model('simulated', scales=(.5, 1), **dict(asked, inpaint=False))
+
+
 def test_a_finished_run_says_so(filler, run, capsys):
     out, record = filler
     same = dict(filling, start=run[0], out=out, scored=0)
