@@ -31,6 +31,7 @@ def command(
     leave_out=(), # Its parameters that are no options
     options=(), # Required parameters that are options and not arguments
     kept='Nothing was written.', # What is left of a command that was interrupted
+    several=False, # May accelerate or torchrun start it in several processes?
 ):
     """Make a command of a function.
 
@@ -40,7 +41,7 @@ def command(
     def register(f):
         name = f.__name__.rstrip('_').replace('_', '-')
         commands[name] = dict(run=f, calls=calls, leave_out=leave_out, options=options,
-                              kept=kept)
+                              kept=kept, several=several)
         return f
     return register
 
@@ -107,7 +108,7 @@ expected = (ValueError, OSError, ImportError, FloatingPointError, TypeError,
 
 def build(name):
     "The command of that name; what it needs is imported here and not before"
-    run, calls, leave_out, options, kept = commands[name].values()
+    run, calls, leave_out, options, kept, several = commands[name].values()
     work = find_function(calls)
     own = dict(list(described(run).items())[1:])
     parameters = {**described(work, ('progress', *leave_out)), **own}
@@ -116,6 +117,7 @@ def build(name):
     def answer(**given):
         if has_bar: given['progress'] = sys.stderr.isatty()
         with in_sentences(kept.format(**given)):
+            if not several: refuse_launcher(name)
             announce(given)
             run(work, **given)
 
@@ -142,6 +144,7 @@ def sentence(error):
 
 def say(text):
     "A line for the person at the terminal, above a progress bar if there is one"
+    if not is_first(): return
     from tqdm import tqdm
     tqdm.write(f'cell-diffusion: {text}', file=sys.stderr)
 
@@ -165,11 +168,29 @@ def in_sentences(kept):
         except BrokenPipeError:
             raise
         except expected as e:
-            say_at_the_end(sentence(e))
+            if is_news(e): say_at_the_end(sentence(e))
             raise typer.Exit(1) from e
         except KeyboardInterrupt as e:
-            say_at_the_end(f'stopped. {kept}')
+            if is_first(): say_at_the_end(f'stopped. {kept}')
             raise typer.Exit(130) from e
+
+# %% ../nbs/cli.ipynb #lch1
+def is_first():
+    "Is this the only process, or the first that a launcher started?"
+    return os.environ.get('RANK', '0') in ('', '0')
+
+def is_news(error):
+    "Has no other process told of an error?"
+    told = getattr(error, 'told', False) or isinstance(error, FloatingPointError)
+    return is_first() or not told
+
+def refuse_launcher(name):
+    "Raise `ValueError` if several processes were started for the work of one"
+    if os.environ.get('WORLD_SIZE', '1') in ('', '0', '1'): return
+    error = ValueError(f"`cell-diffusion {name}` is one process: start it without "
+                       "accelerate launch or torchrun.")
+    error.told = True
+    raise error
 
 # %% ../nbs/cli.ipynb #n016
 def announce(given):
@@ -197,7 +218,7 @@ class Commands(TyperGroup):
 
     def get_command(self, ctx, name):
         if name not in commands: return None
-        if sys.stderr.isatty() and '--help' not in sys.argv:
+        if sys.stderr.isatty() and is_first() and '--help' not in sys.argv:
             typer.echo(f'cell-diffusion {name}: starting …', err=True)
         with in_sentences('Nothing was written.'):
             return build(name)
@@ -388,7 +409,8 @@ def channel_list(text):
     if not names: raise ValueError(f"--channels {text!r} names no channel.")
     return names
 
-@command('recipes.train_model', leave_out=['steps', 'judged'], kept=goes_on)
+@command('recipes.train_model', leave_out=['steps', 'judged'], kept=goes_on,
+         several=True)
 def train_(
     train_model, # The function that does the work
     out:Path=Path('runs/cells'), # Folder for the results; a killed run goes on there
@@ -397,13 +419,11 @@ def train_(
     **options, # More arguments of `train_model`
 ):
     "Train a diffusion model on a folder of cells."
-    if os.environ.get('WORLD_SIZE', '1') not in ('', '0', '1'):
-        raise ValueError("`cell-diffusion train` is one process; to train on several "
-                         "GPUs call `fit_for` within `learn.distrib_ctx()` from a "
-                         "script of your own.")
+    from cell_diffusion.training import leave_processes
     if normalize: options['normalize'] = True
     train_model(out=out, channels=channel_list(channels), **options)
-    show_card(out)
+    if is_first(): show_card(out)
+    leave_processes()
 
 def show_card(folder):
     "Print the card of a run, and where its files lie"

@@ -257,8 +257,8 @@ class InpaintingCallback(NoiseCallback):
         "One mask for each image, as numbers: 1 is hidden"
         device = self.rng.device
         seed = int(torch.randint(2**62, (), generator=self.rng, device=device))
-        masks = random_masks(len(x0), x0.shape[-1], self.shares, seed)
-        return masks.to(x0.device).float()
+        masks = random_masks(self.rows(x0), x0.shape[-1], self.shares, seed)
+        return self.own(masks).to(x0.device).float()
 
 # %% ../nbs/10_inpainting.ipynb #n006
 def hole_mse(

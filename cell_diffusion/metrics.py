@@ -92,6 +92,9 @@ class GivenFeatures(nn.Module):
 
     def forward(self, x): return x
 
+# Where several processes train together, one of them measures
+by_itself = dict(sync_on_compute=False)
+
 def computed(metric, real, fake):
     "What a metric of torchmetrics says of two sets of features"
     metric.update(real, real=True)
@@ -124,7 +127,8 @@ def frechet_distance(
 
     Raises `ValueError` for fewer than 2 cells, and for features that do not fit."""
     check_features('frechet_distance', real, fake, least=2)
-    metric = FrechetInceptionDistance(feature=GivenFeatures(real.shape[1]))
+    given = GivenFeatures(real.shape[1])
+    metric = FrechetInceptionDistance(feature=given, **by_itself)
     metric.set_dtype(torch.float64)
     return float(computed(metric, real.double(), fake.double()))
 
@@ -150,8 +154,9 @@ def kernel_distance(
         # torchmetrics warns that it keeps all features, which is what we want
         warnings.simplefilter('ignore', UserWarning)
         torch.manual_seed(seed)
-        metric = KernelInceptionDistance(feature=GivenFeatures(real.shape[1]),
-                                         subsets=draws, subset_size=subset)
+        given = GivenFeatures(real.shape[1])
+        metric = KernelInceptionDistance(feature=given, subsets=draws,
+                                         subset_size=subset, **by_itself)
         mean, sd = computed(metric, real.double(), fake.double())
     return float(mean)
 
