@@ -11,6 +11,7 @@ __all__ = ['app']
 import inspect
 import os
 import re
+import signal
 import sys
 import warnings
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from shlex import quote
+from threading import Thread
 from typing import Annotated, Optional
 import typer
 from fastcore.docments import docments
@@ -184,13 +186,41 @@ def is_news(error):
     told = getattr(error, 'told', False) or isinstance(error, FloatingPointError)
     return is_first() or not told
 
+def silent(main, *args, **options):
+    "End this process after `main`, without words on an option that does not exist"
+    try:
+        sys.exit(main(*args, **dict(options, standalone_mode=False)))
+    except Exception as e:
+        if not hasattr(e, 'exit_code'): raise
+        sys.exit(e.exit_code)
+
 def refuse_launcher(name):
     "Raise `ValueError` if several processes were started for the work of one"
-    if os.environ.get('WORLD_SIZE', '1') in ('', '0', '1'): return
+    if not is_one_of_several(): return
     error = ValueError(f"`cell-diffusion {name}` is one process: start it without "
                        "accelerate launch or torchrun.")
     error.told = True
     raise error
+
+# %% ../nbs/cli.ipynb #lch3
+def is_one_of_several(): return os.environ.get('WORLD_SIZE', '') not in ('', '0', '1')
+
+def say_when_ended(kept):
+    "End with a sentence when a launcher ends this process, one of several"
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda *args: None)
+
+    def watch():
+        while os.read(reader, 1)[0] != signal.SIGTERM:
+            pass
+        # Two processes say it, for one of them may be the one that has ended
+        if os.environ.get('RANK') in ('0', '1'):
+            say_at_the_end("ended, because another process of this training has ended "
+                           f"or the launcher was stopped. {kept}")
+        os._exit(128 + signal.SIGTERM)
+    Thread(target=watch, daemon=True).start()
 
 # %% ../nbs/cli.ipynb #n016
 def announce(given):
@@ -226,6 +256,7 @@ class Commands(TyperGroup):
     def main(self, *args, **options):
         prepare_streams()
         try:
+            if not is_first(): silent(super().main, *args, **options)
             return super().main(*args, **options)
         finally:
             close_stdout()
@@ -420,6 +451,7 @@ def train_(
 ):
     "Train a diffusion model on a folder of cells."
     from cell_diffusion.training import leave_processes
+    if is_one_of_several(): say_when_ended(goes_on.format(out=out))
     if normalize: options['normalize'] = True
     train_model(out=out, channels=channel_list(channels), **options)
     if is_first(): show_card(out)

@@ -682,7 +682,7 @@ class CellLoader:
             raise ValueError(
                 f"bs={bs} does not fit the {n} training cells: "
                 f"choose it between 1 and {n}.")
-        if train: check_shares(bs)
+        if train: check_shares(bs, num_distrib())
 
 # %% ../nbs/02_data.ipynb #d014
 @patch
@@ -706,10 +706,12 @@ def share(self:CellLoader)->slice: # Of a batch
     return slice(rank_distrib()*rows, (rank_distrib() + 1)*rows)
 
 # %% ../nbs/02_data.ipynb #shr0
-def check_shares(bs:int):
+def check_shares(
+    bs:int, # Cells in a batch
+    n:int,  # Processes
+):
     "Raise `ValueError` for a batch that the processes cannot share out equally"
-    n = max(1, num_distrib())
-    if bs % n:
+    if n > 1 and bs % n:
         raise ValueError(f"bs={bs} cannot be shared out equally among {n} processes: "
                          f"choose a multiple of {n}.")
 

@@ -253,7 +253,7 @@ def check_run(run):
     names = 'size minutes epochs bs lr dim n seed steps scored patch set_aside'
     names = names.split()
     check_limits(**{name: getattr(run, name) for name in names})
-    if run.bs % run.processes: check_shares(run.bs)
+    check_shares(run.bs, run.processes)
 
 def cells_for(run):
     "The cells of a run, split"

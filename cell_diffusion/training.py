@@ -549,9 +549,12 @@ def others_needed():
     except RuntimeError as e:
         signs = 'gloo', 'nccl', 'connection', 'process group'
         if not any(sign in str(e).lower() for sign in signs): raise
-        raise ConnectionError("Another process of this training has ended, so this one "
-                              "ends too. The same command goes on from the last "
-                              "checkpoint.") from e
+        lost = ConnectionError("Another process of this training has ended, so this "
+                               "one ends too. The same command goes on from the last "
+                               "checkpoint.")
+        # Two processes say it, for one of them may be the one that has ended
+        lost.told = rank_distrib() > 1
+        raise lost from e
 
 @contextmanager
 def together(learn):
