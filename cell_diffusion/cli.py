@@ -206,21 +206,28 @@ def refuse_launcher(name):
 def is_one_of_several(): return os.environ.get('WORLD_SIZE', '') not in ('', '0', '1')
 
 def say_when_ended(kept):
-    "End with a sentence when a launcher ends this process, one of several"
+    "End with a sentence when a launcher or Ctrl-C ends this process, one of several"
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    signal.signal(signal.SIGTERM, lambda *args: None)
+    for number in ended_by:
+        signal.signal(number, lambda *args: None)
 
     def watch():
-        while os.read(reader, 1)[0] != signal.SIGTERM:
-            pass
-        # Two processes say it, for one of them may be the one that has ended
-        if os.environ.get('RANK') in ('0', '1'):
-            say_at_the_end("ended, because another process of this training has ended "
-                           f"or the launcher was stopped. {kept}")
-        os._exit(128 + signal.SIGTERM)
+        number = 0
+        while number not in ended_by:
+            number, = os.read(reader, 1)
+        said, ranks = ended_by[number]
+        if os.environ.get('RANK', '0') in ranks: say_at_the_end(f'{said} {kept}')
+        os._exit(128 + number)
     Thread(target=watch, daemon=True).start()
+
+# What is said of a signal, and by which processes; after Ctrl-C by the first alone
+ended_by = {
+    signal.SIGINT: ('stopped.', ['0']),
+    signal.SIGTERM: ('ended, because another process of this training has ended or the '
+                     'launcher was stopped.', ['0', '1']),
+}
 
 # %% ../nbs/cli.ipynb #n016
 def announce(given):
@@ -450,7 +457,8 @@ def train_(
     **options, # More arguments of `train_model`
 ):
     "Train a diffusion model on a folder of cells."
-    from cell_diffusion.training import leave_processes
+    from cell_diffusion.training import check_processes, leave_processes
+    check_processes()
     if is_one_of_several(): say_when_ended(goes_on.format(out=out))
     if normalize: options['normalize'] = True
     train_model(out=out, channels=channel_list(channels), **options)

@@ -1,7 +1,7 @@
-"""Runs the functions below in two processes each, as `torchrun` starts them
+"""Runs the functions below, most of them in two processes that train together
 
-Everything is imported once, and then each function gets two copies of this process.
-`python two_processes.py FOLDER` leaves what they say and find in FOLDER."""
+Everything is imported once; then each function gets copies of this process.
+`python two_processes.py FOLDER` leaves in FOLDER what they say and find."""
 import json
 import os
 import signal
@@ -16,7 +16,6 @@ from torch import nn
 from cell_diffusion import classifier, cli, recipes, training
 from cell_diffusion.core import decode
 from cell_diffusion.data import cell_dls
-from cell_diffusion.denoiser import load
 from cell_diffusion.recipes import train_model
 from cell_diffusion.training import diffusion_learner, fit_for
 
@@ -33,10 +32,9 @@ def copy_of_this_process(f, out, environment):
     if pid: return pid
     os.environ.update(environment)
     rank = environment.get('RANK', 'only')
-    said = os.open(out/f'{f.__name__}-{rank}.txt', os.O_CREAT | os.O_WRONLY)
+    said = os.open(out/f'{f.__name__}-{rank}.txt', os.O_CREAT | os.O_WRONLY, 0o600)
     os.dup2(said, 1)
     os.dup2(said, 2)
-    if os.environ.get("DUMP"): __import__("faulthandler").dump_traceback_later(int(os.environ["DUMP"]), exit=True)
     status = 1
     try:
         f(out, int(environment.get('RANK', 0)))
