@@ -47,8 +47,8 @@ from cell_diffusion.sampling import sample
 from cell_diffusion.sources import channel_names, named_source
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import (
-    diffusion_learner, fit_for, loss_by_timestep, read_checkpoint,
-    training_configs,
+    KeepGuide, RunningMeans, diffusion_learner, fit_for, loss_by_timestep,
+    read_checkpoint, training_configs,
 )
 from cell_diffusion.unet import gflops, n_params
 
@@ -205,6 +205,8 @@ def train_model(
     judged:str='test', # Compare with test cells, or with valid ones to choose a config
     balanced:bool=False, # Draw the training classes equally often
     set_aside:float=0., # Share of the training cells kept for the judge of the score
+    means:int=0, # Times to save two running means, for `posthoc_mean`
+    guide_at:float=0., # Share of the run after which its mean is kept in OUT/guide
     inpaint:bool=False, # Train a network that fills holes
     start:str=None, # Shipped weights or a folder to start from
     channels=None, # Of Jurkat cells names, of a folder 1, 3, or the pages of a stack
@@ -239,8 +241,8 @@ def check_run(run):
     if run.lr is None: run.lr = learning_rates[run.optimizer]
     check_scoring(run.judged, run.scored)
     check_start(run.start, run.out)
-    names = 'size minutes epochs bs lr dim n seed steps scored patch set_aside'
-    names = names.split()
+    names = ('size minutes epochs bs lr dim n seed steps scored patch set_aside means '
+             'guide_at').split()
     check_limits(**{name: getattr(run, name) for name in names})
 
 def cells_for(run):
@@ -258,6 +260,7 @@ def train_and_save(run)->dict: # The record
     trained = start_network(run.start, run.size)
     settings = dict(config=run.config, optimizer=run.optimizer, lr=run.lr,
                     seed=run.seed, balanced=run.balanced, inpaint=run.inpaint,
+                    means=run.means, guide_at=run.guide_at,
                     start=trained and Path(run.start).name,
                     **to_record(run.kwargs))
     dls = cells_for(run)
@@ -318,8 +321,11 @@ def fit_run(learn, settings, run):
     known = dict(settings, fingerprint=fingerprint(learn.dls), size=run.size,
                  classes=run.classes, dim=run.dim, bs=run.bs)
     minutes = None if run.epochs else run.minutes
-    checkpoint = Path(run.out)/'checkpoint.pt'
-    return fit_for(learn, minutes, run.epochs, run.lr, checkpoint, known, run.progress)
+    out = Path(run.out)
+    if run.means: learn.add_cb(RunningMeans(out/'means', run.means))
+    if run.guide_at: learn.add_cb(KeepGuide(out/'guide', run.guide_at))
+    return fit_for(learn, minutes, run.epochs, run.lr, out/'checkpoint.pt', known,
+                   run.progress)
 
 # %% ../nbs/recipes.ipynb #c018
 def run_record(learn, budget, channels):
