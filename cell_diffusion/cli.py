@@ -437,17 +437,37 @@ def score_(
     typer.echo(score_of(score).strip())
 
 # %% ../nbs/cli.ipynb #c019
-@command('studies.race.race', leave_out=['names', 'size', 'dim'], kept=goes_on)
+@command('studies.race.race', leave_out=[
+    'names', 'optimizers', 'rates', 'batches', 'size', 'dim'], kept=goes_on)
 def race_(
     race, # The function that does the work
     out:Path=Path('runs/race'), # Folder for the records; a killed race goes on there
+    configs:str=None, # Such as edm,edm-mid; by default all
+    optimizers:str='adamw', # Such as adamw,muon
+    rates:str=None, # Learning rates such as 1e-3,4e-3; by default that of the optimizer
+    batches:str='64', # Cells in a batch, such as 16,32
     **options, # More arguments of `race`
 ):
     "Train every config for the same time and compare the scores."
     from cell_diffusion.records import write_whole
-    table = race(out=out, **options)
+    if configs: options['names'] = named(configs)
+    if rates: options['rates'] = numbers(rates, float, '--rates')
+    table = race(out=out, optimizers=named(optimizers),
+                 batches=numbers(batches, int, '--batches'), **options)
     write_whole(out/'race.csv', table.to_csv(index=False))
     typer.echo(table.to_string(index=False))
+
+def named(text):
+    "The names in a list with commas"
+    return tuple(name.strip() for name in text.split(',') if name.strip())
+
+def numbers(text, kind, option):
+    "The numbers in a list with commas"
+    try:
+        return tuple(kind(name) for name in named(text))
+    except ValueError:
+        raise ValueError(f"{option} {text}: give numbers with commas between "
+                         "them.") from None
 
 # %% ../nbs/cli.ipynb #c020
 @command('studies.bench.bench', leave_out=['calls'])

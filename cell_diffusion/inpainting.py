@@ -579,7 +579,7 @@ def inpaint(
     n:int=1, # How many fills
     seed:int=0, # The same seed gives the same fills
     steps:int=None, # Steps of the sampler; by default as in `methods`
-    guidance_scale:float=1., # Guidance towards the class
+    guidance_scale:float=None, # 1: no guidance; by default as stored with the network
     window:int=None, # Side of the square that the network sees, see `find_window`
     white:float=None, # Such as 4095; by default that of training, else measured
     as_colour:bool=False, # Fill a grey picture with a network of cells in colour?

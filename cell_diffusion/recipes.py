@@ -47,7 +47,7 @@ from cell_diffusion.sampling import sample
 from cell_diffusion.sources import channel_names, named_source
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import (
-    KeepGuide, RunningMeans, diffusion_learner, fit_for, loss_by_timestep,
+    KeepEarly, RunningMeans, diffusion_learner, fit_for, loss_by_timestep,
     read_checkpoint, training_configs,
 )
 from cell_diffusion.unet import gflops, n_params
@@ -206,13 +206,14 @@ def train_model(
     balanced:bool=False, # Draw the training classes equally often
     set_aside:float=0., # Share of the training cells kept for the judge of the score
     means:int=0, # Times to save two running means, for `posthoc_mean`
-    guide_at:float=0., # Share of the run after which its mean is kept in OUT/guide
+    early_at:float=0., # Share of the run after which its mean goes into OUT/early
     inpaint:bool=False, # Train a network that fills holes
     start:str=None, # Shipped weights or a folder to start from
     channels=None, # Of Jurkat cells names, of a folder 1, 3, or the pages of a stack
     patch:int=None, # Fold patch × patch pixels into channels; by default size//32
     source:str=None, # How to read data; folder for class folders of your own
     white:float=None, # Grey level of 16-bit files that is white; by default measured
+    processor:bool=False, # Count seconds of the processor, for a race on a busy machine
     progress:bool=True, # Show progress bars
     **kwargs, # More arguments of `diffusion_learner` or `inpainting_learner`
 )->dict: # The record, as it is written to `record.json`
@@ -242,7 +243,7 @@ def check_run(run):
     check_scoring(run.judged, run.scored)
     check_start(run.start, run.out)
     names = ('size minutes epochs bs lr dim n seed steps scored patch set_aside means '
-             'guide_at').split()
+             'early_at').split()
     check_limits(**{name: getattr(run, name) for name in names})
 
 def cells_for(run):
@@ -260,7 +261,7 @@ def train_and_save(run)->dict: # The record
     trained = start_network(run.start, run.size)
     settings = dict(config=run.config, optimizer=run.optimizer, lr=run.lr,
                     seed=run.seed, balanced=run.balanced, inpaint=run.inpaint,
-                    means=run.means, guide_at=run.guide_at,
+                    means=run.means, early_at=run.early_at,
                     start=trained and Path(run.start).name,
                     **to_record(run.kwargs))
     dls = cells_for(run)
@@ -323,9 +324,9 @@ def fit_run(learn, settings, run):
     minutes = None if run.epochs else run.minutes
     out = Path(run.out)
     if run.means: learn.add_cb(RunningMeans(out/'means', run.means))
-    if run.guide_at: learn.add_cb(KeepGuide(out/'guide', run.guide_at))
+    if run.early_at: learn.add_cb(KeepEarly(out/'early', run.early_at))
     return fit_for(learn, minutes, run.epochs, run.lr, out/'checkpoint.pt', known,
-                   run.progress)
+                   run.progress, run.processor)
 
 # %% ../nbs/recipes.ipynb #c018
 def run_record(learn, budget, channels):
@@ -570,7 +571,8 @@ $task$advice
 - Data: source `$source`, $crop, $train training cells. $valid cells for validation and
   $test for the score were kept out.
 - Network: $parameters M parameters, $gflops GFLOPs an image; weights in half precision.
-- Training config `$config`, optimizer $optimizer, learning rate $lr, batches of $bs, seed $seed$choices.
+- Training config `$config`, optimizer $optimizer, learning rate $lr, batches of $bs,
+  seed $seed$choices.
 - $minutes minutes on $machine: $steps steps, $cells_seen cells seen.$went_on
 
 $score## Licence and limits
@@ -764,8 +766,8 @@ def judge_of(record):
     "For whom the cells of a classifier were set aside"
     if not record.get('set_aside'): return ''
     return ("\n  These are the training cells that were set aside for it "
-            f"(`--set-aside {record['set_aside']:g}`): generators trained with the same "
-            "setting do not see them.")
+            f"(`--set-aside {record['set_aside']:g}`): generators trained with the "
+            "same setting do not see them.")
 
 def classifier_card(
     record:dict, # From `train_and_save_classifier`

@@ -458,11 +458,13 @@ class Budget(Callback):
         warmup:float=.02, # Share of the budget in which the rate rises
         decay:float=.5, # Share, at its end, in which it falls along half a cosine
         progress:bool=True, # Show a progress bar
+        processor:bool=False, # Count seconds of the processor, not of the clock
     ):
         if (minutes is None) == (epochs is None):
             raise ValueError("Give Budget either minutes or epochs.")
         lr, minutes, epochs = check_limits(lr=lr, minutes=minutes, epochs=epochs)
         store_attr()
+        self.clock = time.process_time if processor else time.perf_counter
         self.steps = 0
         self.seconds = 0.
         self.losses = []
@@ -503,13 +505,13 @@ def before_epoch(self:Budget):
 def before_batch(self:Budget):
     if not self.training: return
     self.opt.set_hypers(lr=self.rate(self.used))
-    self.started = time.perf_counter()
+    self.started = self.clock()
 
 # %% ../nbs/06b_long_runs.ipynb #n064
 @patch
 def after_batch(self:Budget):
     if not self.training: return
-    seconds = time.perf_counter() - self.started
+    seconds = self.clock() - self.started
     self.seconds += slowest(seconds, self.learn.dls.device)
     self.steps += 1
     self.losses.append(self.learn.loss.detach())
@@ -792,6 +794,7 @@ def fit_for(
     checkpoint=None, # File to write once a minute, and to go on from if it exists
     run:dict=None, # Settings of the run; the checkpoint of another run is refused
     progress:bool=True, # Show a progress bar
+    processor:bool=False, # Count seconds of the processor, for a race on a busy machine
 )->Budget: # With the `losses` of all steps, `steps` and `seconds`
     """
     Train for a budget of minutes or epochs.
@@ -799,7 +802,7 @@ def fit_for(
     bit. Raises `FloatingPointError` when the loss is not finite, and `OSError` when the
     checkpoint cannot be written.
     """
-    budget = Budget(lr, minutes, epochs, progress=progress)
+    budget = Budget(lr, minutes, epochs, progress=progress, processor=processor)
     cbs = [budget]
     if checkpoint: cbs.append(Checkpoint(checkpoint, run))
     try:
@@ -850,7 +853,7 @@ class AtShares(Callback):
         self.last = used
         if passed and not rank_distrib(): self.act()
 
-class KeepGuide(AtShares):
+class KeepEarly(AtShares):
     "Saves the running mean of `EMA` once, as a weaker network to guide away from"
 
     def __init__(self,

@@ -16,7 +16,7 @@ from cell_diffusion.denoiser import Denoiser, load, save
 from cell_diffusion.recipes import train_model
 from cell_diffusion.records import check_out
 from cell_diffusion.training import (
-    KeepGuide, RunningMeans, combination, compare_lengths, diffusion_learner, fit_for,
+    KeepEarly, RunningMeans, combination, compare_lengths, diffusion_learner, fit_for,
     gamma_of, kept_means, posthoc_mean, update_mean,
 )
 
@@ -163,11 +163,12 @@ def files(folder):
             for f in sorted(folder.rglob('*')) if f.is_file() and f.name != 'run.pt'}
 
 def train(folder, n=3, **budget):
-    learn = learner(RunningMeans(folder/'means', n), KeepGuide(folder/'guide', .4))
+    learn = learner(RunningMeans(folder/'means', n), KeepEarly(folder/'early', .4))
     fit_for(learn, checkpoint=folder/'run.pt', progress=False, **budget)
     return learn
 
-class Killed(BaseException): pass
+class Killed(BaseException):
+    "As if the system had ended the process"
 
 @pytest.fixture
 def kill(monkeypatch):
@@ -192,12 +193,12 @@ def clock(monkeypatch):
                          ids=lambda b: next(iter(b)))
 @pytest.mark.parametrize('k, before, every', [(2, True, 0.), (3, False, 60.),
                                               (7, False, 0.)])
-def test_a_killed_run_leaves_the_same_files(tmp_path, kill, clock, monkeypatch, budget, k,
-                                            before, every):
+def test_a_killed_run_leaves_the_same_files(tmp_path, kill, clock, monkeypatch,
+                                            budget, k, before, every):
     monkeypatch.setattr(training.Checkpoint.__init__, '__defaults__', (None, every))
     train(tmp_path/'whole', **budget)
     whole = files(tmp_path/'whole')
-    assert len(whole) == 14, 'three times two means, and a guide'
+    assert len(whole) == 14, 'three times two means, and an early one'
     with monkeypatch.context():
         kill(k, before)
         with pytest.raises(Killed):
@@ -210,7 +211,7 @@ def test_means_of_a_future_that_did_not_come_are_removed(tmp_path):
     train(tmp_path, epochs=1)
     for name in ('0000099-0.05', 'mine-own'):
         (tmp_path/'means'/name).mkdir()
-    guide = (tmp_path/'guide'/'model.safetensors').stat().st_mtime_ns
+    early = (tmp_path/'early'/'model.safetensors').stat().st_mtime_ns
     train(tmp_path, epochs=1)
     names = {f.name for f in (tmp_path/'means').iterdir()}
     assert names >= {'0000099-0.05'}, 'nothing was left to train'
@@ -218,7 +219,7 @@ def test_means_of_a_future_that_did_not_come_are_removed(tmp_path):
     names = {f.name for f in (tmp_path/'means').iterdir()}
     assert '0000099-0.05' not in names
     assert names >= {'mine-own', '0000002-0.05', '0000004-0.05'}, 'of the first epoch'
-    assert (tmp_path/'guide'/'model.safetensors').stat().st_mtime_ns == guide
+    assert (tmp_path/'early'/'model.safetensors').stat().st_mtime_ns == early
 
 def test_a_run_without_means_does_not_get_them_in_its_midst(tmp_path):
     fit_for(learner(), epochs=1, checkpoint=tmp_path/'run.pt', progress=False)
@@ -227,24 +228,24 @@ def test_a_run_without_means_does_not_get_them_in_its_midst(tmp_path):
 
 # The recipe
 
-def test_train_keeps_means_and_a_guide(tmp_path):
+def test_train_keeps_means_and_an_early_one(tmp_path):
     common = dict(n=96, size=32, bs=16, dim=8, scored=0, steps=2, progress=False)
-    record = train_model(out=tmp_path/'run', epochs=2, means=4, guide_at=.5, **common)
-    assert record['means'] == 4 and record['guide_at'] == .5
+    record = train_model(out=tmp_path/'run', epochs=2, means=4, early_at=.5, **common)
+    assert record['means'] == 4 and record['early_at'] == .5
     assert len(kept_means(tmp_path/'run')) == 8
     model = posthoc_mean(tmp_path/'run', .12)
-    guide = load(tmp_path/'run'/'guide')
-    assert guide.settings == model.settings == load(tmp_path/'run').settings
+    early = load(tmp_path/'run'/'early')
+    assert early.settings == model.settings == load(tmp_path/'run').settings
     with pytest.raises(ValueError, match='means was 4 there and is 0 here'):
-        train_model(out=tmp_path/'run', epochs=3, guide_at=.5, **common)
+        train_model(out=tmp_path/'run', epochs=3, early_at=.5, **common)
 
-@pytest.mark.parametrize('wrong', [dict(means=-1), dict(means=2.5), dict(guide_at=1.5)])
+@pytest.mark.parametrize('wrong', [dict(means=-1), dict(means=2.5), dict(early_at=1.5)])
 def test_settings_are_checked_first(tmp_path, wrong):
     name, = wrong
     with pytest.raises(ValueError, match=f'{name}=.* should be'):
         train_model(out=tmp_path/'run', **wrong)
 
-@pytest.mark.parametrize('name', ['means/0000005-0.05', 'guide'])
+@pytest.mark.parametrize('name', ['means/0000005-0.05', 'early'])
 def test_a_run_killed_before_its_first_checkpoint_may_begin_again(tmp_path, name):
     save(learner().model, tmp_path/name)
     check_out(tmp_path, 'denoiser')
