@@ -554,6 +554,21 @@ def score_(
                "generated cells, and of real ones")
     typer.echo(class_table(score).round(3).to_string(index=False))
 
+# %% ../nbs/cli.ipynb #z000
+@command('recipes.choose_guidance', options=['data'],
+         kept='What was tried is kept; the same command goes on from there.')
+def guidance_(
+    choose_guidance, # The function that does the work
+    model:Path, # Folder of a run
+    guide:Path=None, # Folder of a weaker network, such as RUN/early
+    scales:str='1,1.25,1.5,2,2.5,3', # Guidance scales to try
+    **options, # More arguments of `choose_guidance`
+):
+    "Find a network's best guidance on validation cells, and store it with its weights."
+    table = choose_guidance(model, guide=guide, scales=numbers(scales, float, '--scales'),
+                            **options)
+    typer.echo(table.round(3).to_string(index=False))
+
 # %% ../nbs/cli.ipynb #n012
 @command('studies.fid.published_distances', leave_out=['networks'])
 def fid_(
