@@ -23,7 +23,7 @@ from cell_diffusion.denoiser import Condition, Denoiser, network_settings
 from cell_diffusion.inpainting import hole_mse, random_masks
 from cell_diffusion.records import write_whole
 from cell_diffusion.sampling import (
-    _walk, batched_denoise, samplers, stored_guidance, stored_walk, timesteps)
+    _walk, batched_denoise, stored_guidance, stored_walk, timesteps)
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import NoiseCallback, ddpm_learner
 from cell_diffusion.transforms import random_dihedral
@@ -64,7 +64,7 @@ def jump_timesteps(
 @dataclass
 class Walks:
     "Walks of a teacher, as a student needs them; half precision, on the CPU"
-    states:torch.Tensor # Jump by jump, and the end `(n, calls + 1, channel, size, size)`
+    states:torch.Tensor # Before each jump, and the end `(n, calls + 1, channel, …)`
     label:torch.Tensor=None # Class numbers `(n,)`, the last number for "no class"
     known:torch.Tensor=None # For a network that fills holes `(n, channel, size, size)`
     mask:torch.Tensor=None # bool `(n, 1, size, size)`, True where something is hidden
@@ -85,8 +85,7 @@ def walk(teacher, x, condition, jumps):
     def keep(t, xt, x0):
         if t in jumps: states[t] = xt
     ask = batched_denoise(teacher, condition)
-    algorithm = samplers[sampler].algorithm
-    end = algorithm(ask, x, teacher.schedule, ts, None, keep)
+    end = sampler.algorithm(ask, x, teacher.schedule, ts, None, keep)
     return torch.stack([*states.values(), end], 1)
 
 # %% ../nbs/distillation.ipynb #d011
@@ -182,7 +181,8 @@ class WalkLoader:
     @property
     def pairs(self): return len(self.walks)*self.calls
 
-    def __len__(self): return self.pairs//self.bs if self.train else -(-self.pairs//self.bs)
+    def __len__(self):
+        return self.pairs//self.bs if self.train else -(-self.pairs//self.bs)
 
     def one_batch(self): return next(iter(self))
 

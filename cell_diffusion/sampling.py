@@ -237,13 +237,13 @@ def stored_walk(model, steps=None, sampler=None, spacing=None):
     "Steps, sampler and spacing: what is given, or what the network is made for"
     if model.jumps is None:
         steps = 20 if steps is None else steps
-        return steps, sampler or 'dpm_solver', spacing or 'log_snr'
+        return steps, find_sampler(sampler or 'dpm_solver'), spacing or 'log_snr'
     calls = len(model.jumps)
     fits = steps in (None, calls) and sampler in (None, 'ddim') and spacing is None
     if not fits:
         raise ValueError(f"This network was distilled for ddim in {calls} steps, at "
                          "timesteps of its own: leave steps, sampler and spacing out.")
-    return calls, 'ddim', lambda *_: model.jumps
+    return calls, find_sampler('ddim'), lambda *_: model.jumps
 
 def stored_guidance(model, label, scale, interval, guide):
     "Scale, interval and guide for `Condition`, from what is given and what is stored"
@@ -281,7 +281,6 @@ def sample(
     Guidance, see `Condition`, goes towards the class, or away from a weaker network
     where one is given or stored. It costs a second network call at every step."""
     steps, sampler, spacing = stored_walk(model, steps, sampler, spacing)
-    sampler = find_sampler(sampler)
     n, seed, bs = check_limits(n=n, seed=seed, bs=bs)
     check_options(sampler, options)
     with_hole = known is not None and mask is not None
