@@ -530,7 +530,7 @@ def show_card(folder):
 def distill_(
     distill_model, # The function that does the work
     teacher:str, # Shipped weights or a folder: a trained network, or a student
-    out:Path=Path('runs/few-calls'), # Folder for the results; a killed run goes on there
+    out:Path=Path('runs/few-calls'), # Folder for results; a killed run goes on there
     channels:str=None, # As in training, unless given
     **options, # More arguments of `distill_model`
 ):

@@ -257,8 +257,8 @@ def distill_model(
     data:str, # The cells of its training: a source or a folder of class folders
     calls:int=4, # Network calls that the student makes for a cell
     walks:int=1000, # How many walks of the teacher it learns from
-    minutes:float=10., # Time to learn, the walks not counted
-    epochs:int=None, # Passes over the walks, in place of minutes
+    minutes:float=10., # Minutes of learning, without the walks; a larger number goes on
+    epochs:int=None, # Passes over the walks in all, in place of minutes
     out='runs/few-calls', # Folder for the results; a killed run goes on there
     bs:int=32, # Jumps in a batch
     optimizer:str='muon', # adamw or muon
@@ -271,15 +271,17 @@ def distill_model(
     n:int=None, # Number of cells; as in training, unless given
     source:str=None, # How to read data; folder for class folders of your own
     white:float=None, # As in training, unless given
+    processor:bool=False, # Count seconds of the processor, on a busy machine
     progress:bool=True, # Show progress bars
 )->dict: # The record, as it is written to `record.json`
     """Distil a network: a student learns to make its walks in a few calls
 
     It learns the walks that `sample` makes, with the guidance that is stored with the
     teacher. Leaves what `train_model` does."""
-    run = SimpleNamespace(**locals())
+    run = SimpleNamespace(**locals(), processes=1, means=0, early_at=0)
+    run.out = as_path(out)
     check_distillation(run)
-    with locked(out, 'training'):
+    with locked(run.out, 'training'):
         record = distill_and_save(run)
     for said in record['advice']:
         warnings.warn(said)
@@ -290,6 +292,7 @@ def distill_model(
 def check_distillation(run):
     "Raise `ValueError` for what can be known to be wrong before any cell is read"
     check_out(run.out, 'denoiser', run.data)
+    check_goes_on(run.out)
     if run.optimizer not in learning_rates:
         raise ValueError(f"Unknown optimizer {run.optimizer!r}: use one of "
                          f"{', '.join(learning_rates)}.")
@@ -302,8 +305,7 @@ def distill_and_save(run)->dict: # The record
     "What `distill_model` does with its arguments, which are the attributes of `run`"
     run.model = run.teacher
     teacher = load(run.teacher, kind=Denoiser)
-    folder = Path(run.teacher)
-    if not folder.is_dir(): folder = weights_folder/str(run.teacher)
+    folder = folder_of(run.teacher)
     its_record = earlier_record(folder)
     dls = cells_to_score(teacher, its_record, run)
 
@@ -312,12 +314,12 @@ def distill_and_save(run)->dict: # The record
         seed=run.seed, balanced=True, inpaint=teacher.sees_known, start=folder.name,
         calls=run.calls, walks=run.walks, teacher=weights_hash(teacher))
     learn = distillation_learner(
-        dls, teacher, run.calls, run.walks, run.bs, run.seed, Path(run.out)/'walks.pt',
+        dls, teacher, run.calls, run.walks, run.bs, run.seed, run.out/'walks.pt',
         run.progress, optimizer=run.optimizer)
     vars(run).update(size=teacher.size, classes=bool(teacher.classes), steps=run.calls,
                      dim=teacher.settings['unet'].get('dim'))
     budget = fit_run(learn, settings, run)
-    record = run_record(learn, budget, run.channels)
+    record = run_record(learn, budget, run)
     record.update(settings, conditional=run.classes, loaded=its_record.get('loaded'),
                   set_aside=its_record.get('set_aside', 0),
                   seconds_walking=learn.dls.walks.seconds)
