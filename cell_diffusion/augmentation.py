@@ -405,11 +405,10 @@ def balance(
     """Write generated cells for the rare classes of a folder, which stays as it is.
 
     `weights` names shipped weights or a folder that `cell-diffusion train --classes`
-    wrote. Every file is marked as synthetic, in its name, inside and in the manifest,
-    which has the `size` of the file and the size that was `made`, and how many cells of
-    its class are recognised: `class_accuracy`, `real_accuracy`, `obeyed`. Files have
-    the depth and the range of those in `folder`. Test cells are read by the same white.
-    Never test on cells of `folder` afterwards: the generator has seen them.
+    wrote. Files have depth and range of those in `folder`, and are marked as synthetic:
+    in the name, inside, and in the manifest, which has the `size`, the size that was
+    `made`, and how many of the class are recognised: `class_accuracy`, `real_accuracy`,
+    `obeyed`. Test cells are read by the same white; none may be a cell of `folder`.
     """
     goal, seed, steps = check_limits(goal=goal, seed=seed, steps=steps)
     minutes = check_number('minutes', minutes, **limits['minutes'])
