@@ -17,7 +17,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from tqdm.auto import tqdm
-from cell_diffusion.core import check_number, generator
+from cell_diffusion.core import check_memory, check_number, generator
 from cell_diffusion.data import CellLoader, CellLoaders
 from cell_diffusion.denoiser import Condition, Denoiser, network_settings
 from cell_diffusion.inpainting import hole_mse, random_masks
@@ -121,6 +121,8 @@ def teacher_walks(
     progress:bool=True, # Show a progress bar
 )->Walks:
     "Walk `n` times, each class equally often"
+    floats = (len(jumps) + 2)*teacher.channels*teacher.size**2
+    check_memory(4*n*floats, f"walks={n:,}")
     rng = generator(seed)
     source = CellLoader(cells.images, cells.labels, cells.idxs, cells.vocab,
                         min(n, 64, len(cells.idxs)), True, True, seed, balanced=True)

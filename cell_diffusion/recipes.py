@@ -298,6 +298,7 @@ def check_distillation(run):
                          f"{', '.join(learning_rates)}.")
     check_scoring(run.judged, run.scored)
     check_start(run.teacher, run.out)
+    if run.epochs is None: check_number('minutes', run.minutes, **limits['minutes'])
     names = 'calls walks minutes epochs bs lr n seed scored'.split()
     check_limits(**{name: getattr(run, name) for name in names})
 

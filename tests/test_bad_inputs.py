@@ -168,6 +168,7 @@ good = dict(
     study='study @cells --size 32 --folds 2 --arms real',
     balance='balance @cells --out out --goal 20',
     score='score @net --data @cells',
+    distill='distill @net --data @cells',
 )
 
 no_int = 'x', '1.5', 'nan', 'inf', '""'
@@ -185,15 +186,18 @@ whole = dict(
     study='--size -n --goal --folds --seeds --steps --ddpm-epochs --gan-epochs --fold',
     balance='--goal --size --seed --steps',
     score='--scored --steps -n',
+    distill='--calls --walks --epochs --bs -n --seed --scored',
 )
 fractions = dict(
     sample='--guidance-scale', inpaint='--guidance-scale --white',
     train='--minutes --lr', classifier='--lr', race='--minutes', balance='--minutes',
+    distill='--minutes --lr',
 )
 
 # Zero is fine for these, and these are told otherwise
 may_be_0 = '--seed', '--fold', '--guidance-scale'
 may_be_negative = '--guidance-scale',
+no_score = 'train --scored', 'distill --scored'
 said = {'--window': 'not {}', '--fold': 'no fold {}', '--ddpm-epochs': 'epochs={}',
         '--gan-epochs': 'epochs={}'}
 
@@ -207,7 +211,7 @@ def numbers():
             name = option.lstrip('-').replace('-', '_')
             for value in beyond:
                 if value == '0' and option in may_be_0: continue
-                if value == '0' and (command, option) == ('train', '--scored'): continue
+                if value == '0' and f'{command} {option}' in no_score: continue
                 says = said.get(option, f'{name}={{}} should be').format(value)
                 yield f'{good[command]} {option} {value}', says, 1
     for command, options in fractions.items():
