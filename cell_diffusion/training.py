@@ -448,6 +448,7 @@ from fastai.torch_core import num_distrib, rank_distrib, to_device
 from fastcore.basics import patch, store_attr
 from fastcore.foundation import L
 from functools import cache
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from tqdm.auto import tqdm
@@ -538,7 +539,11 @@ def first_then_others(f, *args):
     "What `f` gives in each process; it is called in the first, and then in the others"
     kept = []
     in_first(lambda: kept.append(f(*args)))
-    return kept[0] if kept else f(*args)
+    result = kept[0] if kept else f(*args)
+    if num_distrib() > 1:
+        with others_needed():
+            torch.distributed.barrier(group=meeting_place())
+    return result
 
 # %% ../nbs/06b_long_runs.ipynb #pr04
 @contextmanager
@@ -580,11 +585,9 @@ def check_processes():
         raise ValueError(f"WORLD_SIZE={numbers[0]} says that several processes train "
                          "together, but not where they meet: start them with "
                          "accelerate launch or torchrun, or unset WORLD_SIZE.")
-    try:
-        import accelerate
-    except ImportError as e:
+    if not find_spec('accelerate'):
         raise ImportError("Several processes need accelerate: pip install "
-                          "'cell_diffusion[gpus]'.") from e
+                          "'cell_diffusion[gpus]'.")
     gpus = torch.cuda.device_count()
     if default_device().type == 'cuda' and int(numbers[2]) >= gpus:
         raise ValueError(f"Each process needs a GPU of its own, and there are {gpus}: "

@@ -83,7 +83,8 @@ def test_learners_of_a_script(ended, folder):
 def test_two_processes_do_the_steps_of_one(ended, folder, one, two, steps):
     "Also where they were killed, and one process alone went on"
     assert all(not any(ended[name]) for name in ('one', 'two', 'filling'))
-    a, b = checkpoint(folder, one), checkpoint(folder, two)
+    a = checkpoint(folder, one)
+    b = checkpoint(folder, two)
     assert a['steps'] == b['steps'] == len(a['losses']) == steps
     assert torch.allclose(a['losses'], b['losses'], rtol=1e-5)
     for kind in 'model', 'ema':
@@ -112,7 +113,8 @@ def test_a_kill_ends_both(ended, folder, name, status, rank):
 def test_a_killed_training_goes_on_to_the_bit(ended, folder):
     "Two processes after two, from a checkpoint within an epoch"
     assert ended['goes_on'] == [0, 0]
-    whole, killed = checkpoint(folder, 'two'), checkpoint(folder, 'killed')
+    whole = checkpoint(folder, 'two')
+    killed = checkpoint(folder, 'killed')
     assert torch.equal(whole['losses'], killed['losses'])
     for name, weight in whole['model'].items():
         assert torch.equal(weight, killed['model'][name]), name
