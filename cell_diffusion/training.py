@@ -16,7 +16,8 @@ from fastai.learner import Callback, Learner
 from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.basics import patch, store_attr
 from torch.optim.swa_utils import AveragedModel
-from cell_diffusion.core import check_limits, default_device, encode, generator
+from cell_diffusion.core import (
+    check_limits, check_number, check_numbers, default_device, encode, generator)
 from cell_diffusion.denoiser import Denoiser, warm_start
 from cell_diffusion.optimizers import optimizers
 from cell_diffusion.process import Schedule, q_sample
@@ -236,6 +237,11 @@ def ddpm_learner(
     if optimizer not in optimizers:
         raise ValueError(f"Unknown optimizer {optimizer!r}: use one of "
                          f"{', '.join(optimizers)}.")
+    check_number('label_dropout', label_dropout, 0, 1)
+    check_number('ema', ema, 0, 1)
+    check_number('clip', clip, above=0)
+    check_limits(seed=seed)
+    if gamma is not None: check_number('gamma', gamma, above=0)
     device = dls.device or default_device()
     model = model.to(device)
     model.precision = choose_precision(precision, device)
@@ -373,6 +379,12 @@ def normalized(
 )->TrainingConfig: # With mean, spread and noise levels that fit these cells
     "A config for the pixels of these cells"
     mean, std = pixel_statistics(dls)
+    if std < .001:
+        level = (sum(mean)/len(mean) + 1)*127.5
+        raise ValueError(
+            "The training cells are flat: all their pixels have the grey level "
+            f"{level:.0f} of 255, and there is nothing to learn. "
+            "Look at them, and at white if their files have 16 bits.")
     levels = config.noise_levels
     if levels:
         middle, spread = levels
@@ -411,7 +423,8 @@ def diffusion_learner(
     if normalize: config = normalized(config, dls)
     _, channels, size, _ = dls.one_batch()[0].shape
     patch, = check_limits(patch=max(1, size//32) if patch is None else patch)
-    unet = {**dict(channels=channels, dim=dim, mults=list(mults), patch=patch),
+    unet = {**dict(channels=channels, dim=dim, patch=patch,
+                   mults=list(check_numbers('mults', mults))),
             **(unet or {})}
 
     torch.manual_seed(seed)
@@ -435,12 +448,16 @@ import io
 import math
 import numpy as np
 import os
+import pandas as pd
 import pickle
+import re
+import shutil
 import time
 import torch
 import torch.nn as nn
 import warnings
 from contextlib import contextmanager
+from copy import deepcopy
 from datetime import timedelta
 from fastai.callback.core import CancelFitException
 from fastai.learner import Callback, Learner
@@ -450,11 +467,11 @@ from fastcore.foundation import L
 from functools import cache
 from importlib.util import find_spec
 from itertools import islice
-from pathlib import Path
 from tqdm.auto import tqdm
 from zipfile import ZipFile
-from cell_diffusion.core import check_limits, default_device
+from cell_diffusion.core import as_path, check_limits, check_number, default_device
 from cell_diffusion.data import keep_loaders
+from cell_diffusion.denoiser import Denoiser, choose_precision, load, save
 from cell_diffusion.records import remove_parts, write_whole
 
 # %% ../nbs/06b_long_runs.ipynb #c061
@@ -585,7 +602,7 @@ def check_processes():
         raise ValueError(f"WORLD_SIZE={numbers[0]} says that several processes train "
                          "together, but not where they meet: start them with "
                          "accelerate launch or torchrun, or unset WORLD_SIZE.")
-    if not find_spec('accelerate'):
+    if find_spec('accelerate') is None:
         raise ImportError("Several processes need accelerate: pip install "
                           "'cell_diffusion[gpus]'.")
     gpus = torch.cuda.device_count()
@@ -612,11 +629,13 @@ class Budget(Callback):
         warmup:float=.02, # Share of the budget in which the rate rises
         decay:float=.5, # Share, at its end, in which it falls along half a cosine
         progress:bool=True, # Show a progress bar
+        processor:bool=False, # Count seconds of the processor, not of the clock
     ):
         if (minutes is None) == (epochs is None):
             raise ValueError("Give Budget either minutes or epochs.")
         lr, minutes, epochs = check_limits(lr=lr, minutes=minutes, epochs=epochs)
         store_attr()
+        self.clock = time.process_time if processor else time.perf_counter
         self.steps = 0
         self.seconds = 0.
         self.losses = []
@@ -657,13 +676,13 @@ def before_epoch(self:Budget):
 def before_batch(self:Budget):
     if not self.training: return
     self.opt.set_hypers(lr=self.rate(self.used))
-    self.started = time.perf_counter()
+    self.started = self.clock()
 
 # %% ../nbs/06b_long_runs.ipynb #n064
 @patch
 def after_batch(self:Budget):
     if not self.training: return
-    seconds = time.perf_counter() - self.started
+    seconds = self.clock() - self.started
     self.seconds += slowest(seconds, self.learn.dls.device)
     self.steps += 1
     self.losses.append(self.learn.loss.detach())
@@ -688,7 +707,10 @@ def close(self:Budget):
 
 # %% ../nbs/06b_long_runs.ipynb #c064
 class Checkpoint(Callback):
-    "Writes all that a run needs to go on to the bit, and goes on from it"
+    """Writes all that a run needs to go on to the bit, and goes on from it
+
+    Where several processes train together, it goes on from the last whole epoch: what
+    a kill interrupts within an epoch is trained again."""
     order = -100 # Before any callback draws a random number for the batch
 
     def __init__(self,
@@ -696,7 +718,7 @@ class Checkpoint(Callback):
         run:dict=None, # Settings of this run; the checkpoint of another is refused
         every:float=60., # Seconds from one writing to the next, within an epoch
     ):
-        self.path = Path(path)
+        self.path = as_path(path)
         self.settings = dict(run or {})
         self.every = every
         self.found = None
@@ -753,6 +775,7 @@ def after_fit(self:Checkpoint):
 def state(self:Checkpoint):
     "All that changes during training, as tensors and numbers"
     ema = getattr(self.learn, 'ema', None)
+    means = getattr(self.learn, 'running_means', None)
     budget = getattr(self.learn, 'budget', None)
     losses = budget.losses if budget else []
     return plain(dict(
@@ -768,6 +791,7 @@ def state(self:Checkpoint):
         ema_steps=ema.steps if ema else 0,
         random=self.random_states(),
         recorder=recorder_state(self.learn.recorder),
+        means=[mean.state_dict() for mean in means.means] if means else [],
     ))
 
 @patch
@@ -853,6 +877,10 @@ def refuse_other_run(self:Checkpoint, state):
             differs = 'its cells were others, or read in another way'
         raise ValueError(f"{self.path} belongs to another run: {differs}. Give the "
                          "settings of that run, or this run a folder of its own.")
+    if hasattr(self.learn, 'running_means') and not state.get('means'):
+        raise ValueError(f"{self.path} is of a run without running means, and they "
+                         "cannot begin in its midst: go on without them (means=0), or "
+                         "give this run a folder of its own.")
 
 # %% ../nbs/06b_long_runs.ipynb #n068
 @patch
@@ -869,7 +897,8 @@ def before_epoch(self:Checkpoint):
                              "run.") from e
         self.found = None
         budget = getattr(self.learn, 'budget', None)
-        if budget and budget.progress: tqdm.write(self.progress_so_far(budget))
+        if budget and budget.progress and budget.used < 1:
+            tqdm.write(self.progress_so_far(budget))
     self.learn.epoch += self.first_epoch
 
 @patch
@@ -889,6 +918,8 @@ def restore(self:Checkpoint, state):
         budget.steps = state['steps']
         budget.seconds = state['seconds']
         budget.losses = list(state['losses'])
+    if means := getattr(self.learn, 'running_means', None):
+        means.restore(state['means'])
     if noise := getattr(self.learn, 'noise', None):
         noise.epochs_seen = state['epochs']
     if 'random' in state: self.restore_random(state['random'])
@@ -918,10 +949,11 @@ class Rest:
 @patch
 def progress_so_far(self:Checkpoint, budget):
     "How much of the run is done, as a sentence"
-    rest = 'nothing is left to train' if budget.used >= 1 else 'it goes on'
     batches = f", {self.batches} batches" if self.batches else ''
+    where = ''
+    if num_distrib() > 1: where = ' from its last whole epoch, as several processes do'
     return (f"{self.path}: {self.done} epochs{batches} and {budget.seconds/60:.1f} "
-            f"minutes of this run are done, {rest}.")
+            f"minutes of this run are done, it goes on{where}.")
 
 # %% ../nbs/06b_long_runs.ipynb #n007
 @contextmanager
@@ -944,6 +976,7 @@ def fit_for(
     checkpoint=None, # File to write once a minute, and to go on from if it exists
     run:dict=None, # Settings of the run; the checkpoint of another run is refused
     progress:bool=True, # Show a progress bar
+    processor:bool=False, # Count seconds of the processor, for a race on a busy machine
 )->Budget: # With the `losses` of all steps, `steps` and `seconds`
     """
     Train for a budget of minutes or epochs.
@@ -951,7 +984,7 @@ def fit_for(
     bit. Raises `FloatingPointError` when the loss is not finite, and `OSError` when the
     checkpoint cannot be written.
     """
-    budget = Budget(lr, minutes, epochs, progress=progress)
+    budget = Budget(lr, minutes, epochs, progress=progress, processor=processor)
     cbs = [budget]
     if checkpoint: cbs.append(Checkpoint(checkpoint, run))
     try:
@@ -960,6 +993,202 @@ def fit_for(
     finally:
         budget.close()
     return budget
+
+# %% ../nbs/06b_long_runs.ipynb #pm01
+def gamma_of(
+    sigma_rel:float, # Length of a running mean, as a share of the run
+)->float:
+    "The power γ of a mean of this length (Karras et al. 2024, algorithm 2)"
+    sigma_rel = check_number('sigma_rel', sigma_rel, above=0, high=.2886)
+    t = sigma_rel**-2
+    return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
+
+def update_mean(
+    mean:list, # Tensors of the mean of `step - 1` steps, changed in place
+    weights:list, # Tensors after this step
+    step:int, # Number of this step, from 1
+    gamma:float, # Power of the mean
+):
+    "One step of a power-function mean"
+    beta = (1 - 1/step)**(gamma + 1)
+    torch._foreach_lerp_(mean, weights, 1 - beta)
+
+# %% ../nbs/06b_long_runs.ipynb #pm03
+class AtShares(Callback):
+    "Calls `act` in the main process when one of `shares` of the budget is used up"
+    order = 61 # After `Budget`, which counts the steps
+    shares = ()
+
+    def before_fit(self): self.last = 1.
+
+    def before_train(self): self.last = self.learn.budget.used
+
+    def after_batch(self):
+        if self.training: self.look()
+
+    # A budget of minutes ends the run before the others see the end of the batch
+    def after_cancel_fit(self): self.look()
+
+    def look(self):
+        used = self.learn.budget.used
+        passed = any(self.last < share <= used for share in self.shares)
+        self.last = used
+        if passed and not rank_distrib(): self.act()
+
+class KeepEarly(AtShares):
+    "Saves the running mean of `EMA` once, as a weaker network to guide away from"
+
+    def __init__(self,
+        folder, # Gets the network, as from `save`
+        share:float, # Of the budget, 0..1
+    ):
+        store_attr()
+        self.shares = [share]
+
+    def act(self): save(self.learn.ema.averaged, self.folder)
+
+# %% ../nbs/06b_long_runs.ipynb #pm04
+class RunningMeans(AtShares):
+    "Keeps two power-function means, and saves both `n` times during a run"
+
+    def __init__(self,
+        folder, # Gets a folder for each step and length, as from `save`
+        n:int=16, # How often in a run
+        sigma_rel:tuple=(.05, .10), # Lengths of the two
+    ):
+        store_attr()
+        self.folder = as_path(folder)
+        self.shares = [(k + 1)/n for k in range(n)]
+        self.gammas = [gamma_of(s) for s in sigma_rel]
+        self.means = []
+
+    def before_fit(self):
+        super().before_fit()
+        if self.means: return
+        for _ in self.gammas:
+            mean = deepcopy(unwrap(self.learn.model))
+            self.means.append(mean.eval().requires_grad_(False))
+
+    def after_step(self):
+        weights = list(self.learn.model.parameters())
+        step = self.learn.budget.steps + 1
+        for mean, gamma in zip(self.means, self.gammas):
+            update_mean(list(mean.parameters()), weights, step, gamma)
+
+    def act(self):
+        for mean, length in zip(self.means, self.sigma_rel):
+            save(mean, self.folder/f'{self.learn.budget.steps:07d}-{length:g}')
+
+# %% ../nbs/06b_long_runs.ipynb #pm06
+@patch
+def restore(self:RunningMeans, states):
+    "Put the means where they were"
+    for mean, state in zip(self.means, states, strict=True):
+        mean.load_state_dict(state)
+
+@patch
+def before_train(self:RunningMeans):
+    AtShares.before_train(self)
+    if rank_distrib(): return
+    for folder in self.folder.glob('*-*'):
+        is_ours = re.fullmatch(r'(\d{7,})-[\d.]+', folder.name)
+        if is_ours and int(is_ours[1]) > self.learn.budget.steps: shutil.rmtree(folder)
+
+# %% ../nbs/06b_long_runs.ipynb #pm08
+def overlap(t_a, gamma_a, t_b, gamma_b):
+    "∫ of the product of two profiles that end at t_a and t_b (algorithm 3)"
+    power = np.where(t_a < t_b, gamma_b, -gamma_a)
+    top = (gamma_a + 1)*(gamma_b + 1)*(t_a/t_b)**power
+    return top/((gamma_a + gamma_b + 1)*np.maximum(t_a, t_b))
+
+def combination(
+    kept:list, # Pairs of step and length: the means that were saved
+    step:int, # Last step of the mean that is wanted
+    sigma_rel:float, # Its length
+)->tuple: # Factor of each mean, an array with the sum 1; relative error of the profile
+    "The sum of kept means that comes nearest to another one (algorithm 3)"
+    steps, gammas = np.array([(t, gamma_of(s)) for t, s in kept], float).T
+    gamma = gamma_of(sigma_rel)
+    among = overlap(steps[:, None], gammas[:, None], steps, gammas)
+    to_wanted = overlap(steps, gammas, float(step), gamma)
+    size = overlap(float(step), gamma, float(step), gamma)
+
+    factors = np.linalg.lstsq(among, to_wanted, rcond=1e-12)[0]
+    factors /= factors.sum() # Weights that never changed stay exactly as they are
+    error = factors@among@factors - 2*factors@to_wanted + size
+    return factors, math.sqrt(max(0, error)/size)
+
+# %% ../nbs/06b_long_runs.ipynb #pm13
+def kept_means(
+    folder, # Of a run
+)->pd.DataFrame: # `step`, `length` and `folder` of each saved mean
+    "The running means that a run has kept. `FileNotFoundError` if there are none"
+    found = [f.parent for f in sorted(as_path(folder).glob('means/*-*/config.json'))]
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no running means: train with means=16 "
+                                "(--means 16) to keep some.")
+    steps, lengths = zip(*(f.name.split('-') for f in found))
+    return pd.DataFrame(dict(step=map(int, steps), length=map(float, lengths),
+                             folder=found))
+
+def posthoc_mean(
+    folder, # Of a run that kept running means
+    sigma_rel:float, # Length of the mean, as a share of the run up to `step`
+    step:int=None, # One at which means were saved; by default the last
+    device=None, # Where the network is to run; by default `default_device()`
+    precision:str='auto', # `float32`, `bfloat16`, or `auto` for the faster one
+)->Denoiser: # Ready to be used
+    "The network with a running mean of any length, combined from those of a run"
+    kept = kept_means(folder)
+    if step is None: step = kept.step.max()
+    if step not in set(kept.step):
+        steps = ', '.join(map(str, kept.step.unique()))
+        raise ValueError(f"No means were kept at step {step}: choose one of {steps}.")
+    kept = kept[kept.step <= step]
+    pairs = list(zip(kept.step, kept.length))
+    factors, error = combination(pairs, step, sigma_rel)
+    if error > .1:
+        warnings.warn(f"The means in {folder} come to a length of {sigma_rel:g} only "
+                      f"within {error:.0%}: choose a later step, a length nearer to "
+                      "those that were kept, or save more often.")
+    model = add_up(kept.folder, factors).to(device or default_device())
+    model.precision = choose_precision(precision, model.device)
+    return model
+
+# %% ../nbs/06b_long_runs.ipynb #pm14
+def add_up(
+    folders, # Of networks with the same settings
+    factors, # A number for each
+)->Denoiser: # In float32, on the CPU
+    "The network whose weights are a sum of the weights of others"
+    model = None
+    for folder, factor in zip(folders, factors, strict=True):
+        network = load(folder, 'cpu', 'float32', kind=Denoiser)
+        if model is None:
+            model = network
+            total = [torch.zeros_like(p).double() for p in model.parameters()]
+        if network.settings != model.settings:
+            raise ValueError(f"{folder} is of another network: keep the running means "
+                             "of one run in a folder.")
+        for mean, p in zip(total, network.parameters()):
+            mean += factor*p.detach()
+    with torch.no_grad():
+        for mean, p in zip(total, model.parameters()):
+            p.copy_(mean)
+    return model
+
+def compare_lengths(
+    folder, # Of a run that kept running means
+    lengths, # Lengths to compare
+    scorer, # A function of a network; returns numbers by name
+    step:int=None, # As in `posthoc_mean`
+)->pd.DataFrame: # `length`, and a column for each of these names
+    "Score running means of several lengths, to choose one"
+    rows = []
+    for length in lengths:
+        score = scorer(posthoc_mean(folder, length, step))
+        rows.append(dict(length=length, **score))
+    return pd.DataFrame(rows)
 
 # %% ../nbs/recipes.ipynb #c019
 def loss_by_timestep(
