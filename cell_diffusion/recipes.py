@@ -22,6 +22,8 @@ from contextlib import ExitStack, nullcontext
 from fastai.torch_core import num_distrib, rank_distrib
 from string import Template
 from types import SimpleNamespace
+
+# %% ../nbs/recipes.ipynb #n007b
 from cell_diffusion.augmentation import warn_of_other_crop, white_for
 from cell_diffusion.classifier import (
     CellClassifier, features_and_predictions, judge_loaders, reference_classifier,
@@ -237,12 +239,16 @@ def train_model(
     Warns if the training was too short, or if the network does not obey the class.
     Started by accelerate or `torchrun`, all processes train; the first one writes.
     """
-    run = SimpleNamespace(**locals())
-    run.out = as_path(out)
-    run.scales = check_scales(scales)
+    return do_run(SimpleNamespace(**locals()))
+
+# %% ../nbs/recipes.ipynb #z000
+def do_run(run)->dict: # The record
+    "What `train_model` does with its arguments, which are the attributes of `run`"
+    run.out = as_path(run.out)
+    run.scales = check_scales(run.scales)
     check_processes()
     run.processes = max(1, num_distrib())
-    run.progress = progress and not rank_distrib()
+    run.progress = run.progress and not rank_distrib()
     with ExitStack() as held:
         run.lr = in_first(begin, run, held)
         record = train_and_save(run)
@@ -250,13 +256,19 @@ def train_model(
         warnings.warn(said)
     return record
 
-# %% ../nbs/recipes.ipynb #z000
 def begin(run, held)->float: # The learning rate
     "Check a run, and hold its folder until `held` is closed"
     check_run(run)
     held.enter_context(locked(run.out, 'training'))
     return run.lr
 
+def train_and_save(run)->dict: # The record
+    "Train in all processes, and write in the first"
+    learn, settings = first_then_others(prepare, run)
+    budget = fit_run(learn, settings, run)
+    return in_first(keep_run, learn, budget, settings, run)
+
+# %% ../nbs/recipes.ipynb #z00a
 def check_run(run):
     "Raise `ValueError` for what can be known to be wrong before any cell is read"
     check_out(run.out, 'denoiser', run.data)
@@ -279,6 +291,7 @@ def check_run(run):
     check_limits(**{name: getattr(run, name) for name in names})
     check_shares(run.bs, run.processes)
 
+# %% ../nbs/recipes.ipynb #z00b
 def cells_for(run, start):
     "The cells of a run, split; read by the white of the network that it starts from"
     where = named_source(run.data, run.source)
@@ -289,12 +302,6 @@ def cells_for(run, start):
                    set_aside=run.set_aside, scales=run.scales)
     check_compared(dls, run.judged if run.scored else None)
     return dls
-
-def train_and_save(run)->dict: # The record
-    "What `train_model` does with its arguments, which are the attributes of `run`"
-    learn, settings = first_then_others(prepare, run)
-    budget = fit_run(learn, settings, run)
-    return in_first(keep_run, learn, budget, settings, run)
 
 def prepare(run)->tuple: # The learner, and the settings that a record keeps
     "Read the cells of a run and build its network"
