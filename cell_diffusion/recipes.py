@@ -43,8 +43,8 @@ from cell_diffusion.metrics import (
 )
 from cell_diffusion.optimizers import learning_rates
 from cell_diffusion.records import (
-    Records, check_file, check_out, is_same_file, locked, machine, read_json, write_json,
-    write_whole,
+    Records, check_file, check_out, is_same_file, locked, machine, read_json,
+    write_json, write_whole,
 )
 from cell_diffusion.sampling import sample
 from cell_diffusion.sources import channel_names, named_source
