@@ -37,7 +37,7 @@ def environment(folder):
 def ended(folder, environment):
     "How the processes of each function of `two_processes.py` ended"
     program = [sys.executable, str(root/'tests'/'two_processes.py'), str(folder)]
-    subprocess.run(program, env=environment, check=True, timeout=560)
+    subprocess.run(program, env=environment, check=True, timeout=1800)
     return json.loads((folder/'ended.json').read_text())
 
 
@@ -141,7 +141,7 @@ def test_the_launcher(folder, environment):
     done = subprocess.run(
         [sys.executable, '-m', 'accelerate.commands.launch', *launch, '-m',
          'cell_diffusion', 'train', *words, '--out', str(folder/'launched')],
-        env=environment, capture_output=True, text=True, timeout=560)
+        env=environment, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('# launched') == 1
     assert done.stderr.count('cell-diffusion: warning') == 1, done.stderr
