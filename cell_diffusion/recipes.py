@@ -868,6 +868,8 @@ def result_lines()->str: # Markdown
         lines.append(f"| {' | '.join(cells)} |")
     return '\n'.join(lines)
 
+
+# %% ../nbs/recipes.ipynb #z009
 def training_time(record):
     m = record['machine']
     after = f" after `{record['start']}`" if record.get('start') else ''
