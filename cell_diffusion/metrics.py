@@ -746,10 +746,36 @@ def data_counts(requested, real):
     return np.floor(share*most + 1e-9).astype(int)
 
 
+# %% ../nbs/07_evaluation.ipynb #n093
+def mixture_distance(real, fake, counts):
+    """Kernel distance of two sets with the same `counts` of each class, in that order
+
+    Where the numbers are fixed, a cell has fewer of its own class beside it than
+    opposite, one less, and the plain estimate comes out below 0. Here pairs of classes
+    are averaged first. A class of one cell has no pair of its own and is left out."""
+    counts = torch.as_tensor(counts)
+    classes = torch.arange(len(counts)).repeat_interleave(counts)
+    real, fake = (x[counts[classes] > 1].double() for x in (real, fake))
+    counts = counts[counts > 1].double()
+    member = torch.eye(len(counts)).repeat_interleave(counts.long(), 0).double()
+
+    def similarity(a, b): # Mean over the pairs of cells of every two classes
+        kernel = (a@b.T/a.shape[1] + 1)**3
+        pairs = counts.outer(counts)
+        if a is b:
+            kernel.fill_diagonal_(0)
+            pairs = pairs - counts.diag()
+        return member.T@kernel@member/pairs
+
+    share = counts/counts.sum()
+    apart = similarity(real, real) + similarity(fake, fake) - 2*similarity(real, fake)
+    return float(share@apart@share)
+
 # %% ../nbs/07_evaluation.ipynb #n089
-def score_distances(real, fake, draw):
+def score_distances(real, fake, draw, counts=None):
     "Distances of two sets of features; precision and recall where there are cells"
     found = both_distances(real, fake, draw)
+    if counts is not None: found['kid'] = mixture_distance(real, fake, counts)
     if min(len(real), len(fake)) > 3:
         found['precision'], found['recall'] = precision_recall(real, fake)
     return found
@@ -757,7 +783,9 @@ def score_distances(real, fake, draw):
 def compare_with_real(real, fake, n, mix=None): # `generated` and `reference`
     "Generated against real cells, and real ones against other real ones"
     if mix is not None and mix.counts.sum() < 2: mix = None
-    compare = partial(distance_draws, real, n=n, what=score_distances, mix=mix)
+    pairs = mix is not None and mix.counts.max() > 1
+    what = partial(score_distances, counts=mix.counts if pairs else None)
+    compare = partial(distance_draws, real, n=n, what=what, mix=mix)
     return dict(generated=summarize_draws(compare(fake)),
                 reference=summarize_draws(compare(None)))
 
@@ -793,10 +821,9 @@ def score_model(
 
     `n`, `steps`, `seed`, `classifier_accuracy` on real cells, and `generated` and
     `reference`: distances, precision and recall. With classes also `labels='equal'`,
-    `class_accuracy`, `compared` (cells of each class on each side of a comparison: real
-    ones are drawn without replacement, so at most half of those there are, and
-    generated ones as many), and the same in `data_proportions`. Without classes the
-    mixture is what the network generates, and its `classes_seen` are counted.
+    `class_accuracy`, `compared` (cells of each class on each side of a comparison, at
+    most half of the real ones, without replacement), and the same in
+    `data_proportions`. Without classes `classes_seen` counts what is generated.
     """
     n, steps, seed = check_limits(n=n, steps=steps, seed=seed)
     check_number('n', n, 2)
@@ -814,8 +841,8 @@ def score_model(
                  classifier_accuracy=on_real.to_dict('records'))
     if requested is None:
         shares = [(predicted == k).float().mean().item() for k in range(len(names))]
-        return dict(score, **compare_with_real(real, fake, n),
-                    classes_seen=dict(zip(names, shares)))
+        score.update(classes_seen=dict(zip(names, shares)))
+        return dict(score, **compare_with_real(real, fake, n))
     table = class_accuracy(predicted, requested, names)
     mixtures = score_of_mixtures(real, fake, labels, requested, n, names)
     mixtures['data_proportions']['class_accuracy'] = accuracy_in_data(table, on_real)
