@@ -18,7 +18,8 @@ from huggingface_hub import PyTorchModelHubMixin
 from cell_diffusion.process import Schedule, prediction_target, predictions, to_x0
 from cell_diffusion.schedules import get_schedule
 from cell_diffusion.unet import UNet
-from cell_diffusion.core import check_limits, fast_bfloat16
+from cell_diffusion.core import (
+    as_path, check_limits, check_number, check_numbers, fast_bfloat16)
 
 # %% ../nbs/06_ddpm.ipynb #c017
 class Network(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion'):
@@ -61,6 +62,10 @@ def choose_precision(
     if precision != 'auto': return precision
     return 'bfloat16' if fast_bfloat16(device) else 'float32'
 
+def is_range(numbers):
+    "Two numbers above 0, the smaller one first"
+    return len(numbers) == 2 and 0 < numbers[0] <= numbers[1]
+
 def check_sizes(model):
     "Raise a `ValueError` where the sizes of a denoiser do not fit its U-Net"
     unet = model.unet
@@ -77,6 +82,9 @@ def check_sizes(model):
     if not all(0 < size <= 2 for size in sizes):
         raise ValueError("cell_sizes are diameters in sides of the image, not "
                          f"{sizes}.")
+    if model.cell_scales is not None and not is_range(model.cell_scales):
+        raise ValueError("cell_scales are the smallest and the largest factor on the "
+                         f"size of a cell, not {model.cell_scales}.")
     if model.bits not in (8, 16) or not 1 <= model.white < 2**model.bits:
         raise ValueError(f"white is a grey level of files of 8 or 16 bits, not "
                          f"{model.white} of {model.bits}.")
@@ -105,23 +113,28 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         bits:int=8, # Depth of those files, 8 or 16
         guidance_scale:float=1., # What `sample` uses, see `Condition`
         interval:tuple=None, # Likewise
+        cell_scales:tuple=None, # Smallest and largest factor on `cell_sizes` in training
     ):
         super().__init__()
         if prediction not in predictions:
             raise ValueError(f"Unknown prediction {prediction!r}: use one of "
                              f"{', '.join(predictions)}.")
-        if not 1e-3 <= data_std <= 10:
+        check_number('size', size, 1, whole=True)
+        if not 1e-3 <= check_number('data_std', data_std) <= 10:
             raise ValueError(f"data_std is a spread in -1..1 units, not {data_std}.")
         self.size = size
         self.classes = tuple(classes or ())
         self.prediction = prediction
         self.data_std = data_std
-        self.data_mean = tuple(data_mean)
-        self.cell_sizes = None if cell_sizes is None else tuple(cell_sizes)
-        self.white = white
+        self.data_mean = check_numbers('data_mean', data_mean)
+        self.cell_sizes = None
+        if cell_sizes is not None:
+            self.cell_sizes = check_numbers('cell_sizes', cell_sizes)
+        self.white = check_number('white', white)
         self.bits = bits
         self.guidance_scale = guidance_scale
         self.interval = None if interval is None else tuple(interval)
+        self.cell_scales = None if cell_scales is None else tuple(cell_scales)
         unet = {**(unet or {}), 'n_classes': len(self.classes)}
         self.unet = UNet(**unet).to(memory_format=torch.channels_last)
         with torch.device('cpu'):
@@ -490,7 +503,6 @@ import hashlib
 import inspect
 import json
 import math
-import os
 from fastcore.basics import patch
 from importlib import import_module
 from importlib.resources import files
@@ -498,7 +510,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensor_bytes
-from cell_diffusion.core import default_device, fast_bfloat16
+from cell_diffusion.core import as_path, default_device, fast_bfloat16
 from cell_diffusion.records import _read, write_together
 from cell_diffusion.unet import UNet
 
@@ -528,6 +540,16 @@ networks = dict(
 )
 
 # %% ../nbs/weights.ipynb #n008
+kinds_of_network = dict(
+    Denoiser='a network that generates cells',
+    Inpainter='a network that fills holes',
+    CellClassifier='a classifier',
+    Generator='a GAN')
+
+def _in_words(name):
+    "What a class of networks does, and its name"
+    return f"{kinds_of_network[name]} ({name})" if name in kinds_of_network else name
+
 def _refuse(folder, reason):
     raise ValueError(f"{folder} cannot be loaded: {reason}.")
 
@@ -623,7 +645,8 @@ def checksum(state):
     return digest.hexdigest()
 
 # %% ../nbs/weights.ipynb #n045
-later_settings = dict(white=255, bits=8, guidance_scale=1, interval=None)
+later_settings = dict(white=255, bits=8, guidance_scale=1, interval=None,
+                      cell_scales=None)
 
 def guide_of(model):
     "The network that a network is guided away from, or None"
@@ -683,7 +706,7 @@ def save(
 
     Raises `ValueError` for what `load` would refuse, and `OSError` where nothing can be
     written. Then the old files stay as they were."""
-    folder = Path(folder)
+    folder = as_path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder for the weights.")
     state = _tensors_to_save(model, folder)
@@ -703,7 +726,7 @@ def _read_config(folder):
         raise FileNotFoundError(f"{folder} holds no config.json: name a folder that "
                                 "`cell-diffusion train` wrote.")
     try:
-        text = file.read_text(encoding='utf-8')
+        text = file.read_text(encoding='utf-8-sig')
         config = json.loads(text, parse_constant=_not_json)
     except (ValueError, RecursionError) as e:
         _refuse(folder, f"its config.json is not JSON ({e})")
@@ -838,7 +861,8 @@ def load(
     class_name, settings = _class_and_settings(folder, config)
     cls = getattr(import_module(f'cell_diffusion.{networks[class_name]}'), class_name)
     if kind is not None and not issubclass(cls, kind):
-        _refuse(folder, f"it holds a {class_name}, and a {kind.__name__} is needed")
+        _refuse(folder, f"it holds {_in_words(class_name)}, and "
+                        f"{_in_words(kind.__name__)} is needed")
     _check_settings(folder, cls.__init__, settings)
     model = _build(folder, cls, settings)
     model.load_state_dict(_read_tensors(folder, model.state_dict(), config))
@@ -850,10 +874,18 @@ def load(
 
 def _find_folder(name):
     "A folder of this name, or else the shipped weights of this name"
-    if str(name) and os.path.isdir(name): return Path(name)
-    if os.path.isfile(name):
+    path = as_path(name)
+    if path.is_file():
         raise ValueError(f"{name} is a file: name the folder that holds it.")
-    return shipped(str(name))
+    return path if path.is_dir() else shipped(str(name))
+
+# %% ../nbs/weights.ipynb #x001
+def folder_of(
+    name, # As for `load`
+)->Path: # It need not exist
+    "The folder of weights that are named"
+    path = as_path(name)
+    return path if path.is_dir() else weights_folder/str(name)
 
 # %% ../nbs/weights.ipynb #z000
 def set_guidance(

@@ -14,17 +14,14 @@ import torch.nn as nn
 import warnings
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from scipy.stats import binomtest, mannwhitneyu, wasserstein_distance
 from scipy.stats import t as student_t
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
 from typing import Callable, NamedTuple
 from cell_diffusion.classifier import (
     CellClassifier, features_and_predictions, train_classifier,
 )
 from cell_diffusion.core import (
-    check_limits, check_number, decode, default_device)
+    as_path, check_limits, check_number, decode, default_device)
 from cell_diffusion.data import CellLoader, CellLoaders
 from cell_diffusion.denoiser import Denoiser, weights_folder
 from cell_diffusion.records import read_json
@@ -94,6 +91,9 @@ class GivenFeatures(nn.Module):
 
     def forward(self, x): return x
 
+# Where several processes train together, one of them measures
+by_itself = dict(sync_on_compute=False)
+
 def computed(metric, real, fake):
     "What a metric of torchmetrics says of two sets of features"
     metric.update(real, real=True)
@@ -126,7 +126,10 @@ def frechet_distance(
 
     Raises `ValueError` for fewer than 2 cells, and for features that do not fit."""
     check_features('frechet_distance', real, fake, least=2)
-    metric = FrechetInceptionDistance(feature=GivenFeatures(real.shape[1]))
+    # Takes a second, so only where it is needed
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    given = GivenFeatures(real.shape[1])
+    metric = FrechetInceptionDistance(feature=given, **by_itself)
     metric.set_dtype(torch.float64)
     return float(computed(metric, real.double(), fake.double()))
 
@@ -150,6 +153,7 @@ def kernel_distance(
 # %% ../nbs/07_evaluation.ipynb #n091
 def kernel_draws(real, fake, subset, draws, seed):
     "Mean and standard deviation over the draws"
+    from torchmetrics.image.kid import KernelInceptionDistance
     subset = min(subset, len(real), len(fake))
     # Where a draw holds all features, all draws are the same
     if subset == len(real) == len(fake): draws = 1
@@ -157,8 +161,9 @@ def kernel_draws(real, fake, subset, draws, seed):
         # torchmetrics warns that it keeps all features, which is what we want
         warnings.simplefilter('ignore', UserWarning)
         torch.manual_seed(seed)
-        metric = KernelInceptionDistance(feature=GivenFeatures(real.shape[1]),
-                                         subsets=draws, subset_size=subset)
+        given = GivenFeatures(real.shape[1])
+        metric = KernelInceptionDistance(feature=given, subsets=draws,
+                                         subset_size=subset, **by_itself)
         mean, sd = computed(metric, real.double(), fake.double())
     return float(mean), float(sd)
 
@@ -863,7 +868,7 @@ def scored_records(
 )->dict: # From the name of a run to its record
     "The records of all runs in a folder that have a score"
     records = {}
-    for file in sorted(Path(folder).glob('*/record.json')):
+    for file in sorted(as_path(folder).glob('*/record.json')):
         record = read_json(file, 'train that network again, or remove its folder.')
         if not record.get('score'): continue
         record['score'] = with_new_names(record['score'])
@@ -1023,7 +1028,7 @@ def class_check(
 def beside_real(
     generated:pd.DataFrame, # From `class_accuracy`
     real:pd.DataFrame, # The same for real cells
-)->pd.DataFrame: # `class`, `share`, `low`, `high`, `n`, `real`, `real_low`, `real_n`
+)->pd.DataFrame: # `class`, `share` … `n`, `real` … `real_n`
     "One table for both; its last row, `mean`, has every class equally often"
     means = []
     for table in (generated, real):
@@ -1037,8 +1042,9 @@ def beside_real(
 
 def join_real(generated, real):
     "Rows of generated cells with those of real cells of the same class"
-    other = real.rename(columns=dict(share='real', low='real_low', n='real_n'))
-    return generated.merge(other.drop(columns='high'), 'left', 'class')
+    other = real.rename(columns=dict(share='real', low='real_low', high='real_high',
+                                     n='real_n'))
+    return generated.merge(other, 'left', 'class')
 
 # %% ../nbs/12_augmentation.ipynb #n014
 def unclear(table, chance): # A row each, True where real cells are not recognised

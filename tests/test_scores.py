@@ -22,6 +22,7 @@ from cell_diffusion.denoiser import load, shipped, weights_hash
 from cell_diffusion.imageio import save_pixels
 from cell_diffusion.recipes import model_card, score_weights, too_short, train_model
 from cell_diffusion.records import locked
+from cell_diffusion.simulation import blood_classes
 from cell_diffusion.training import check_unet
 
 run = dict(data='simulated', size=28, n=160, bs=16, dim=8, mults=(1, 2), classes=True,
@@ -137,6 +138,10 @@ def test_a_score_goes_with_its_weights(out, scored, then, monkeypatch):
     assert record['steps'] == 2*steps
 
 
+nothing_left = ('run: nothing was left to train, this run had 0.[0-9] minutes. .* count '
+                'the whole run.*: minutes=10[.0-9]* for ten minutes more')
+
+
 def test_a_run_that_is_over_goes_on_with_a_larger_budget(out):
     before = record_of(out)
     record = train_model(**run, epochs=2, out=out)
@@ -145,7 +150,8 @@ def test_a_run_that_is_over_goes_on_with_a_larger_budget(out):
     assert 'ended after' in card_of(out) and 'rose again' in card_of(out)
 
     # The history stays where nothing is left to do, and grows where more is done
-    again = train_model(**run, epochs=2, out=out)
+    with pytest.warns(UserWarning, match=nothing_left):
+        again = train_model(**run, epochs=2, out=out)
     assert again['went_on_after'] == record['went_on_after']
     more = train_model(**run, epochs=3, out=out)
     assert more['went_on_after'] == [before['seconds'], record['seconds']]
@@ -162,6 +168,11 @@ def test_minutes_go_on_too(tmp_path, monkeypatch):
     assert (first['steps'], second['steps']) == (10, 29)
     assert second['seconds'] >= .015*60
     assert second['went_on_after'] == [first['seconds']]
+
+    # Fewer minutes than are done
+    with pytest.warns(UserWarning, match=nothing_left):
+        third = train_model(**dict(run, scored=0), minutes=.01, out=tmp_path/'run')
+    assert third['steps'] == 29 and third['machine'] == second['machine']
 
 
 # Class
@@ -244,7 +255,19 @@ def test_score_of_a_run(out, recwarn):
     for row in ('Fréchet distance', 'kernel distance', 'precision', 'recall'):
         assert card_of(out).count(f'| {row}') == 2, row
     again = train_model(**dict(run, scored=0), **epochs, out=out)
-    assert again['score'] == score
+    assert again['score'] == score and score['judge'] == 0
+
+
+def test_the_score_says_what_its_judge_was_trained_on():
+    record = recipes.read_record(shipped('blood32'))
+    score = dict(record['score'], judge=3000)
+    said = '3000 cells that the network never saw'
+    assert said in recipes.score_of(score)
+    assert 'on the training cells' in recipes.score_of(record['score'])
+
+    # A score of before this was noted there
+    record['cells']['judge'] = 3000
+    assert said in model_card(record, 'run')
 
 
 def test_a_score_says_who_judged(out):
@@ -276,7 +299,13 @@ def test_shipped_weights_are_only_read(tmp_path):
              '--steps', 1, '--out', tmp_path/'s.json']
     result = CliRunner().invoke(app, [str(w) for w in words])
     assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
     assert 'real against real' in result.output and 'real cells' in result.output
+    header = 'class share low high n real real_low real_high real_n'
+    at = [line.split() for line in lines].index(header.split())
+    rows = {line.split()[0]: line.split() for line in lines[at + 1:]}
+    assert 'mean' in rows and len({*blood_classes} & {*rows}) > 5
+    assert len(rows['platelet']) == 9
     assert (shipped('blood32')/'record.json').read_bytes() == before
     assert json.loads((tmp_path/'s.json').read_text())['n'] == 8
 
@@ -284,7 +313,7 @@ def test_shipped_weights_are_only_read(tmp_path):
 @pytest.mark.parametrize('given, says', [
     (dict(model='blood32', data='simulated-jurkat'), 'has 3 channels, and the cells '),
     (dict(model='jurkat40', data='simulated'), 'blood cells have 3 channels, not '),
-    (dict(model='blood-classifier-32'), 'a Denoiser is needed'),
+    (dict(model='blood-classifier-32'), 'generates cells .Denoiser. is needed'),
     (dict(scored=2), 'scored=2'),
     (dict(judged='all'), "judged='all'"),
 ])

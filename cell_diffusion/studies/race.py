@@ -8,8 +8,8 @@ __all__ = ['race']
 # %% ../../nbs/recipes.ipynb #n008
 import pandas as pd
 import warnings
-from pathlib import Path
-from cell_diffusion.core import check_limits
+from collections.abc import Iterable
+from cell_diffusion.core import as_path, check_limits, check_number, limits
 from cell_diffusion.data import load_cells
 from cell_diffusion.metrics import scored_records
 from cell_diffusion.optimizers import learning_rates
@@ -41,7 +41,10 @@ def race(
 
     They are scored beside validation cells: test cells are for the chosen model alone.
     """
-    check_limits(seeds=seeds, n=n, minutes=minutes, epochs=epochs, size=size, dim=dim)
+    check_number('n', n, **limits['n'])
+    if epochs is None: check_number('minutes', minutes, **limits['minutes'])
+    check_limits(seeds=seeds, minutes=minutes, epochs=epochs, size=size, dim=dim)
+    out = as_path(out)
     check_out(out, 'study', data)
     check_race(data, size, dim, names, optimizers)
     if epochs: minutes = None
@@ -49,7 +52,7 @@ def race(
                     dim=dim, set_aside=set_aside, processor=processor)
 
     def run(config, optimizer, rate, bs, seed):
-        folder = Path(out)/f'{config}-{optimizer}-{rate}-{bs}-{seed}'
+        folder = out/f'{config}-{optimizer}-{rate}-{bs}-{seed}'
         record = train_model(data, size, True, minutes, epochs, folder, config, bs,
                              optimizer, rate, dim, seed=seed, scored=n, judged='valid',
                              set_aside=set_aside, processor=processor,
@@ -64,6 +67,8 @@ def race(
 # %% ../../nbs/recipes.ipynb #n046
 def check_race(data, size, dim, names, optimizers):
     "Raise `ValueError` for ways or cells that no network can be trained on"
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise ValueError(f"names={names!r:.80} should be a list of training configs.")
     for name in names:
         if name not in training_configs:
             raise ValueError(f"Unknown training config {name!r}: use some of "
