@@ -600,7 +600,7 @@ def keep_score(score, record, folder, out):
     except OSError as e:
         warnings.warn(f"The score could not be kept: {e}")
 
-# %% ../nbs/recipes.ipynb #z009
+# %% ../nbs/recipes.ipynb #x002
 guidance_scales = 1., 1.25, 1.5, 2., 2.5, 3.
 
 def choose_guidance(
@@ -647,7 +647,7 @@ def best_scale(
     allowed = table[table.recall >= kept_recall*unguided]
     return float(allowed.guidance_scale[allowed.fd.idxmin()])
 
-# %% ../nbs/recipes.ipynb #z010
+# %% ../nbs/recipes.ipynb #x001
 def try_scales(network, guide, dls, scales, scored, steps, folder, progress):
     "Score the network with each guidance scale; records in the folder `guidance`"
     classifier = reference_classifier(dls, keep=True, progress=progress)
@@ -1046,6 +1046,8 @@ def result_lines()->str: # Markdown
         lines.append(f"| {' | '.join(cells)} |")
     return '\n'.join(lines)
 
+
+# %% ../nbs/recipes.ipynb #z009
 def training_time(record):
     m = record['machine']
     after = f" after `{record['start']}`" if record.get('start') else ''
