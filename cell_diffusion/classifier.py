@@ -54,8 +54,10 @@ class CellClassifier(Network, tags=['image-classification', 'cells']):
         super().__init__()
         # Convolutions of fewer channels crash some processors
         check_number('dim', dim, **limits['classifier_dim'])
-        check_number('the number of classes', len(classes), 1)
-        self.classes = tuple(classes)
+        check_number('channels', channels, 1, whole=True)
+        check_number('size', size, 1, whole=True)
+        self.classes = tuple(classes or ())
+        check_number('the number of classes', len(self.classes), 1)
         self.channels = channels
         self.size = size
         self.n_features = 4*dim
@@ -157,7 +159,8 @@ def train_classifier(
     Raises `ValueError`, and `FloatingPointError` at a loss that is not finite."""
     epochs, lr, seed = check_limits(epochs=epochs, lr=lr, seed=seed)
     dim = check_number('dim', dim, **limits['classifier_dim'])
-    steps = epochs*len(dls.train) if steps is None else steps
+    if steps is None:
+        steps = check_number('epochs', epochs, **limits['epochs'])*len(dls.train)
     steps, = check_limits(steps=steps)
     x = dls.one_batch()[0]
     torch.manual_seed(seed)
@@ -221,6 +224,7 @@ def features_and_predictions(
 
     Raises `ValueError` for images unlike those of its training: of another shape, not
     in -1..1, or with pixels that are not numbers."""
+    bs, = check_limits(bs=bs)
     check_images(classifier, x)
     classifier.eval()
     batches = [classifier.features(b.to(classifier.device)) for b in x.split(bs)]

@@ -71,7 +71,8 @@ def not_empty(value):
 
 def a_path(text):
     "A path from the text of the shell"
-    return Path(not_empty(text)).expanduser()
+    from cell_diffusion.core import as_path
+    return as_path(not_empty(text))
 
 def shell_parameter(parameter, help, is_option):
     "A parameter as Typer wants it"
@@ -176,7 +177,16 @@ def sentence(error):
         about = f'{error.filename}: ' if error.filename else ''
         return f'{about}{error.strerror}'
     lines = str(error).strip().splitlines()
+    # Ours are one line, unless a name in them has several
+    if is_ours(error): return ' '.join(lines)
     return lines[0] if lines else type(error).__name__
+
+def is_ours(error):
+    "Whether a message was written in this package"
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return bool(trace) and trace.tb_frame.f_globals['__name__'].startswith(__package__)
 
 def say(text):
     "A line for the person at the terminal, above a progress bar if there is one"
@@ -194,7 +204,10 @@ def say_at_the_end(text):
 @contextmanager
 def in_sentences(kept):
     "Errors, warnings and Ctrl-C as sentences"
-    def show(warning, *where): say(f'warning: {sentence(warning)}')
+    def show(warning, category, filename, *where):
+        is_ours = Path(__file__).parent in Path(filename).parents
+        said = ' '.join(str(warning).split('\n')) if is_ours else sentence(warning)
+        say(f'warning: {said}')
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -337,14 +350,15 @@ def save_sheet(x, path, zoom):
     write_picture(path, pixels.numpy())
 
 def write_picture(path, pixels):
-    "Write a picture whole or not at all, in the format of its name"
+    "Write generated cells whole or not at all, in the format of the name"
     import io
     from PIL import Image
     from cell_diffusion.imageio import save_pixels
     from cell_diffusion.records import write_whole
     content = io.BytesIO()
     form = Image.registered_extensions()[path.suffix.lower()]
-    save_pixels(content, pixels, form)
+    marked = dict(synthetic='True', software='cell_diffusion')
+    save_pixels(content, pixels, form, marked)
     write_whole(path, content.getvalue())
 
 def file_text(name):
@@ -364,15 +378,16 @@ def save_each(x, folder, name, notes, **form):
     import pandas as pd
     from cell_diffusion.augmentation import synthetic_files
     from cell_diffusion.core import decode
-    from cell_diffusion.records import locked, remove_parts, write_together
+    from cell_diffusion.records import (
+        locked, read_table, remove_parts, write_together)
     name = file_text(name) or 'cell'
     pixels = decode(x).numpy()
     rows, contents = synthetic_files(folder, pixels, [name]*len(x), notes, **form)
     manifest = folder/'manifest.csv'
     with locked(folder, 'writing cells', wait=True):
         remove_parts(folder/name) # What a killed call left half written
-        table = pd.DataFrame(rows)
-        if manifest.exists(): table = pd.concat([pd.read_csv(manifest), table])
+        earlier = read_table(manifest) if manifest.exists() else []
+        table = pd.DataFrame([*earlier, *rows])
         listed = table.drop_duplicates('file', keep='last').to_csv(index=False)
         # The manifest first: a folder with some files is known as one of cells
         write_together({manifest: listed, **contents})
@@ -398,6 +413,7 @@ def inpaint_(
 ):
     "Fill what a mask hides in a picture."
     from cell_diffusion.core import check_limits
+    from cell_diffusion.records import is_same_file
     check_limits(n=n)
     out = out or Path(f'{image.stem}_filled.png')
     paths = [out]
@@ -405,7 +421,7 @@ def inpaint_(
     for path in paths:
         check_picture(path, '.png', '.tif', '.tiff')
     for name, taken in dict(picture=image, mask=mask).items():
-        if taken.resolve() in [p.resolve() for p in paths]:
+        if any(is_same_file(taken, path) for path in paths):
             raise ValueError(f"--out {out} would replace the {name} itself: "
                              "name another file.")
     fills = inpaint(image, mask, model=model, n=n, **options)
@@ -430,6 +446,7 @@ def train_(
     out:Path=Path('runs/cells'), # Folder for the results; a killed run goes on there
     channels:str=None, # For example brightfield,darkfield; of a folder 1, 3 or pages
     normalize:bool=False, # Measure the pixels first: for dark or flat images
+    scales:tuple[float, float]=None, # With --inpaint: crops of these shares of the side
     **options, # More arguments of `train_model`
 ):
     "Train a diffusion model on a folder of cells."
@@ -438,7 +455,7 @@ def train_(
                          "GPUs call `fit_for` within `learn.distrib_ctx()` from a "
                          "script of your own.")
     if normalize: options['normalize'] = True
-    train_model(out=out, channels=channel_list(channels), **options)
+    train_model(out=out, channels=channel_list(channels), scales=scales, **options)
     show_card(out)
 
 def show_card(folder):
@@ -476,18 +493,53 @@ def score_(
                "generated cells, and of real ones")
     typer.echo(class_table(score).round(3).to_string(index=False))
 
+# %% ../nbs/cli.ipynb #n012
+@command('studies.fid.published_distances', leave_out=['networks'])
+def fid_(
+    published_distances, # The function that does the work
+    model:str, # Folder of a run, or the name of shipped weights
+    out:Path=None, # JSON file to write as well
+    **options, # More arguments of `published_distances`
+):
+    "Compare as papers do: FID, KID and DINOv2 distance, on BloodMNIST by default."
+    from cell_diffusion.records import check_file, write_json
+    if out: check_file(out, ('sha256', 'rows'))
+    table, record = published_distances(model, **options)
+    typer.echo(table.round(4).to_string(index=False))
+    if out: write_json(out, dict(record, rows=table.to_dict('records')))
+
 # %% ../nbs/cli.ipynb #c019
-@command('studies.race.race', leave_out=['names', 'size', 'dim'], kept=goes_on)
+@command('studies.race.race', leave_out=[
+    'names', 'optimizers', 'rates', 'batches', 'size', 'dim'], kept=goes_on)
 def race_(
     race, # The function that does the work
     out:Path=Path('runs/race'), # Folder for the records; a killed race goes on there
+    configs:str=None, # Such as edm,edm-mid; by default all
+    optimizers:str='adamw', # Such as adamw,muon
+    rates:str=None, # Learning rates such as 1e-3,4e-3; by default that of the optimizer
+    batches:str='64', # Cells in a batch, such as 16,32
     **options, # More arguments of `race`
 ):
     "Train every config for the same time and compare the scores."
     from cell_diffusion.records import write_whole
-    table = race(out=out, **options)
+    if configs: options['names'] = named(configs)
+    if rates: options['rates'] = numbers(rates, float, '--rates')
+    table = race(out=out, optimizers=named(optimizers),
+                 batches=numbers(batches, int, '--batches'), **options)
     write_whole(out/'race.csv', table.to_csv(index=False))
     typer.echo(table.to_string(index=False))
+
+def named(text):
+    "The names in a list with commas"
+    return tuple(name.strip() for name in text.split(',') if name.strip())
+
+def numbers(text, kind, option):
+    "The numbers in a list with commas"
+    try:
+        return tuple(kind(name) for name in named(text))
+    except ValueError:
+        raise ValueError(f"{option} {text}: give numbers with commas between "
+                         "them.") from None
 
 # %% ../nbs/cli.ipynb #c020
 @command('studies.bench.bench', leave_out=['calls'])

@@ -8,10 +8,12 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/data.html.md"""
 __all__ = ['CellImages', 'load_cells', 'few_of_each', 'CellLoader', 'cell_dls', 'subsample_class']
 
 # %% ../nbs/02_data.ipynb #c004
-import copy, csv, hashlib, inspect, json, os, warnings
+import copy, hashlib, inspect, json, os, warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, torch
 from PIL import Image
@@ -19,19 +21,19 @@ from fastcore.basics import patch, store_attr
 from fastai.data.core import DataLoaders
 from fastai.torch_core import num_distrib, rank_distrib, to_detach as _to_detach
 from . import simulation
-from cell_diffusion.core import (
-    check_limits, check_number, default_device, encode, generator, plain_number,
-    show_cells)
+from .core import (
+    as_path, check_limits, check_number, default_device, encode, generator,
+    plain_number, show_cells)
 from .imageio import (
     channels_and_bits, open_picture, read_planes, reader_version, to_8_bits, why)
-from .records import locked, write_whole
+from .records import locked, read_table, write_whole
 from .simulation import blood_classes, simulate_blood, simulate_jurkat
 from cell_diffusion.sources import (
     cache_folder, channel_names, check_folder, class_folders, class_names, download,
     find_bloodmnist, find_data, list_images, list_jurkat, read_bloodmnist,
     resolve_source)
 from .splits import pixel_hash, set_aside_for_judge, split_cells
-from .transforms import random_dihedral
+from .transforms import random_crop, random_dihedral
 
 # %% ../nbs/02_data.ipynb #c020
 def center_side(
@@ -89,6 +91,8 @@ class Cell:
     pixels:np.ndarray # uint8 `(channel, size, size)`
     hash:str          # Of its pixels as they are stored, and how they were changed
     side:float        # Of the square that was kept, in pixels of the file
+    clipped:float     # Share of its pixels that are brighter than white
+    kept:float        # That is this share of the file's shorter side
 
 def cell_hash(stored, white, side, crop):
     "A hash of stored pixels; its end names a scale, and a center of 200 whole pixels"
@@ -117,7 +121,10 @@ def read_cell(
         small.append(np.asarray(im.resize((size, size), Image.BICUBIC, box=box)))
     in_colour = small[0].ndim == 3
     pixels = small[0].transpose(2, 0, 1) if in_colour else np.stack(small)
-    return Cell(pixels, cell_hash(np.stack(planes), white, side, crop), side)
+    stored = np.stack(planes)
+    kept = side/min(width, height)
+    clipped = (stored > white).mean()
+    return Cell(pixels, cell_hash(stored, white, side, crop), side, clipped, kept)
 
 # %% ../nbs/02_data.ipynb #c033
 @dataclass(eq=False)
@@ -130,6 +137,7 @@ class CellImages:
     skipped:tuple = ()     # One sentence for each cell that could not be used
     hashes:np.ndarray=None # Hash of each cell's original pixels `(n,)`
     enlarged:int = 0       # How many cells were smaller than asked for
+    kept:float = 1.        # Share of a picture's shorter side that the crop kept
     splits:dict = None     # The source's own `train`, `valid` and `test`, or None
     source:str = None      # One of `sources`
     crop:str = None        # `field`, `center`, or None for cells taken as they are
@@ -137,6 +145,7 @@ class CellImages:
     bits:int = 8           # Bits of the files: 8, or 16 for more than 8
     generated:tuple = ()   # Those of `files` that are marked as generated
     left_out:tuple = ()    # One sentence for each entry of the folder that is no cell
+    clipped:float = 0      # Share of the files' pixels that are brighter than white
 
     def __post_init__(self):
         # One layout, from files and from the cache: sums are the same to the bit
@@ -256,8 +265,10 @@ def decode_cells(
         skipped=tuple(skipped),
         hashes=np.array([cell.hash for cell in cells]),
         enlarged=sum(cell.side < how['size']*.99 for cell in cells),
+        kept=float(np.median([cell.kept for cell in cells])),
         white=how['white'],
-        bits=how['bits'])
+        bits=how['bits'],
+        clipped=float(np.mean([cell.clipped for cell in cells])))
 
 # %% ../nbs/02_data.ipynb #c046
 def file_mark(
@@ -305,7 +316,7 @@ def save_cache(file:Path, cells:CellImages):
         images=cells.images, labels=cells.labels, names=np.array(cells.names),
         files=np.array(cells.files, dtype=str), hashes=cells.hashes,
         skipped=np.array(cells.skipped, dtype=str), enlarged=cells.enlarged,
-        white=cells.white, bits=cells.bits)
+        kept=cells.kept, white=cells.white, bits=cells.bits, clipped=cells.clipped)
     try:
         # The lock also removes what killed processes left
         with locked(file.parent, 'caching cells', wait=True):
@@ -325,7 +336,8 @@ def load_cache(file:Path)->CellImages: # Or None where there is none, or it is d
             tuple(d[k].tolist()) for k in ('names', 'files', 'skipped'))
         return CellImages(
             d['images'], d['labels'], names, files, skipped, d['hashes'],
-            int(d['enlarged']), white=d['white'].item(), bits=int(d['bits']))
+            int(d['enlarged']), d['kept'].item(), white=d['white'].item(),
+            bits=int(d['bits']), clipped=float(d['clipped']))
     except Exception:
         # A flipped bit may raise anything
         return None
@@ -348,13 +360,18 @@ def cached(
 def folder_form(
     items, # `(label, files)` of each cell
 )->tuple: # 1 or 3, or the pages of a stack; and 8 or 16 bits
-    "What the first readable file of a folder has; 3 channels of 8 bits without any"
-    for _, (file, *_) in items:
-        try:
-            return channels_and_bits(file)
-        except Exception:
-            continue
-    return 3, 8
+    "What most of 25 files have, or the first readable one; 3 and 8 without any"
+    some = items[::1 + (len(items) - 1)//25]
+    forms = [*filter(None, map(form_of_file, some))] or [
+        *islice(filter(None, map(form_of_file, items)), 1)]
+    return Counter(forms).most_common(1)[0][0] if forms else (3, 8)
+
+def form_of_file(
+    item, # `(label, files)` of a cell
+)->tuple: # As from `channels_and_bits`; None for a file that cannot be read
+    "What the first file of a cell has"
+    with suppress(Exception):
+        return channels_and_bits(item[1][0])
 
 def folder_classes(
     folder:Path,
@@ -507,7 +524,11 @@ def problems(
             f"{n} cells are smaller than size={size} and were enlarged, which adds "
             "no detail: choose a smaller size, or crop='field'.")
     ranges = grey_levels(cells.images)
-    if any(high < 20 or high - low < 8 for low, high in ranges):
+    if cells.clipped > .2:
+        said.append(
+            f"{cells.clipped:.0%} of the pixels are brighter than "
+            f"white={cells.white:g} and came in as white (255): pass a larger white=.")
+    elif any(high < 20 or high - low < 8 for low, high in ranges):
         levels = ' and '.join(f'{low} to {high}' for low, high in ranges)
         said.append(
             f"The cells are nearly black or flat, with the grey levels {levels} of 255 "
@@ -546,31 +567,23 @@ def generated_files(
     files,       # Files of cells, relative to the folder
 )->tuple: # Those that are marked as generated
     "Find generated cells by their names, their notes, and a manifest"
-    listed = set()
-    manifest = folder/'manifest.csv'
-    if manifest.is_file():
-        # Excel adds a mark at the beginning, and writes TRUE
-        with open(manifest, encoding='utf-8-sig', errors='replace', newline='') as f:
-            rows = list(read_rows(f))
-        listed = {row.get('file') for row in rows
-                  if str(row.get('synthetic')).lower() == 'true'}
+    listed = {row.get('file') for row in read_table(folder/'manifest.csv')
+              if str(row.get('synthetic')).lower() in ('true', 'wahr', 'vrai', '1')}
     return tuple(f for f in files if f in listed or is_generated(folder/f))
-
-def read_rows(f):
-    "The rows of a table, as far as it is one"
-    with suppress(csv.Error):
-        yield from csv.DictReader(f)
 
 def is_generated(file:Path)->bool:
     "Does the name of a file, or a note inside it, say that it is a generated cell?"
     if file.name.startswith('synthetic-'): return True
-    if file.suffix.lower() not in ('.png', '.tif', '.tiff'): return False
-    if file.suffix.lower() == '.png':
-        # Text comes before the pixels
-        with open(file, 'rb') as f:
-            return b'synthetic\0True' in f.read(1024)
-    with open_picture(file) as im:
-        return '"synthetic": "True"' in str(getattr(im, 'tag_v2', {}).get(270, ''))
+    if file.suffix.lower() in ('.tif', '.tiff'):
+        with open_picture(file) as im:
+            return '"synthetic": "True"' in str(getattr(im, 'tag_v2', {}).get(270, ''))
+
+    # Notes come before the pixels, in a WebP after them
+    with open(file, 'rb') as f:
+        ends = f.read(1024)
+        f.seek(max(0, file.stat().st_size - 1024))
+        ends += f.read()
+    return b'synthetic\0True' in ends or b'"synthetic": "True"' in ends
 
 def check_real(cells:CellImages):
     "Raise `ValueError` where some of the cells are generated ones"
@@ -592,7 +605,7 @@ def find_folder(source:str, path)->Path:
     "The folder of the class folders of a source, downloaded if need be"
     if source != 'folder':
         return find_data(source, path) or find_data(source, download(source))
-    folder = Path(path).expanduser()
+    folder = as_path(path)
     check_folder(folder)
     return folder
 
@@ -643,6 +656,8 @@ def few_of_each(
     seed:int=0, # Decides which
 )->np.ndarray: # Indices, class by class; a class with fewer than `k` cells repeats some
     "Pick `k` cells of every class, for a picture"
+    k = check_number('k', k, 1, whole=True)
+    seed, = check_limits(seed=seed)
     labels = np.asarray(labels)
     rng = np.random.default_rng(seed)
     picked = []
@@ -666,9 +681,12 @@ class CellLoader:
         seed:int=0,            # With the epoch's number it decides order and turns
         with_labels:bool=True, # Batches `(x, y)`, else `(x,)`
         balanced:bool=False,   # Draw the classes equally often, with replacement
+        fields=None,           # uint8: the same cells as whole pictures, for `scales`
+        scales:tuple=None,     # Train on random crops of these shares of the side
     ):
-        store_attr('bs,train,augment,seed,with_labels,balanced')
+        store_attr('bs,train,augment,seed,with_labels,balanced,scales')
         self.images = torch.as_tensor(images)
+        self.fields = None if fields is None else torch.as_tensor(fields)
         self.labels = torch.as_tensor(labels)
         self.idxs = torch.as_tensor(idxs)
         self.vocab = tuple(vocab)
@@ -706,6 +724,19 @@ def share(self:CellLoader)->slice: # Of an epoch's order
     if n <= 1: return slice(None)
     return slice(rank_distrib(), len(self.idxs)//n*n, n)
 
+# %% ../nbs/02_data.ipynb #z000
+@patch
+def pictures(self:CellLoader, idx, g:torch.Generator)->torch.Tensor: # uint8
+    """The cells `idx`, as they are to be seen.
+
+    With `scales`, all but the first quarter of a training batch are random crops.
+    """
+    if not (self.train and self.scales): return self.images[idx]
+    n = len(idx)//4
+    usual = self.images[idx[:n]]
+    crops = random_crop(self.fields[idx[n:]], usual.shape[-1], self.scales, g)
+    return torch.cat([usual, crops])
+
 # %% ../nbs/02_data.ipynb #c095
 @patch
 def __iter__(self:CellLoader):
@@ -713,7 +744,7 @@ def __iter__(self:CellLoader):
     order = self.order(g)[self.share].to(self.images.device)
     for i in range(len(self)):
         idx = order[i*self.bs:(i + 1)*self.bs]
-        x = self.images[idx]
+        x = self.pictures(idx, g)
         if self.augment: x = random_dihedral(x, g)
         x = encode(x.to(self.device))
         y = self.labels[idx].to(self.device)
@@ -748,6 +779,7 @@ def to(self:CellLoader, device)->CellLoader: # Itself
     "Deal out batches on `device`; on a GPU the pixels live there too, if they fit"
     self.device = torch.device(device)
     self.images = place_pixels(self.images, device)
+    if self.scales: self.fields = place_pixels(self.fields, device)
     self.labels = self.labels.to(self.images.device)
     return self
 
@@ -807,10 +839,12 @@ def check_split(cells:CellImages, idxs:dict, split):
         if counts[small] == 0 and (side != 'valid' or not counts.any()):
             name = cells.names[small]
             n = cells.counts[name]
+            different = len(set(cells.hashes[cells.labels == small]))
+            of_these = f" ({different} different)" if different < n else ''
             raise ValueError(
-                f"Class {name!r} has {n} cell{'s'*(n != 1)}, too few to split: none is "
-                f"left for {side}. Add pictures (ten or more), take the class away, "
-                "or read more cells if n= left some out.")
+                f"Class {name!r} has {n} cell{'s'*(n != 1)}{of_these}, too few to "
+                f"split: none is left for {side}. Add pictures (ten or more), take the "
+                "class away, or read more cells if n= left some out.")
 
 def split_of(cells:CellImages, split, seed:int)->dict: # Indices of each side
     "The split that a source came with, or a new one"
@@ -830,6 +864,38 @@ def judge_side(cells:CellImages, idxs:dict, share:float)->dict: # Indices of eac
                 f"without a {side} cell: add pictures, or set none aside.")
     return sides
 
+# %% ../nbs/02_data.ipynb #z002
+def check_scales(scales)->tuple: # As Python's floats, or None
+    "Raise `ValueError` for what is no range of shares"
+    if scales is None: return None
+    try:
+        low, high = map(plain_number, scales)
+        good = 0 < low <= high <= 1
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError("scales should be the smallest and the largest side of a "
+                         "crop, as shares of the picture's side, such as (0.4, 1), "
+                         f"not {scales!r:.80}.")
+    return float(low), float(high)
+
+def whole_fields(
+    cells:CellImages, # Cells as they are cropped as usual
+    source, path, size:int, channels, n:int, seed:int, # As `cells` were read
+    **kwargs,
+)->np.ndarray: # uint8 `(n, channel, 2*size, 2*size)`
+    "The same cells, as whole pictures of twice the size"
+    crop = cells.crop and 'field'
+    kwargs['strict'] = False
+    with warnings.catch_warnings():
+        # What is to be said of these files was said
+        warnings.simplefilter('ignore')
+        fields = load_cells(source, path, 2*size, crop, channels, n, seed, **kwargs)
+    if fields.files != cells.files:
+        raise ValueError("The files of the cells changed while they were read: start "
+                         "again.")
+    return fields.images
+
 # %% ../nbs/02_data.ipynb #c100
 def cell_dls(
     source='simulated',  # One of `sources`, or the path of a folder of class folders
@@ -845,7 +911,8 @@ def cell_dls(
     device=None,         # Where batches come out; by default `default_device()`
     labels:bool=True,    # Batches `(x, y)`, else `(x,)`
     balanced:bool=False, # Draw the training classes equally often, with replacement
-    set_aside:float=0.,  # Share of the training cells kept for a judge, as `idxs['judge']`
+    set_aside:float=0.,  # Share of the training cells kept for a judge
+    scales:tuple=None,   # Train on random crops, from and to these shares of the side
     **kwargs,            # `strict`, `cache` and `white` of `load_cells`
 )->CellLoaders: # Batches of float32 `(bs, channel, size, size)` and int64 `(bs,)`
     """Cells from any source as fastai `DataLoaders`, with pixels in -1..1.
@@ -854,6 +921,7 @@ def cell_dls(
     `ValueError` for cells that `balance` generated and for classes too small to split.
     """
     bs, set_aside = check_limits(bs=bs, set_aside=set_aside)
+    scales = check_scales(scales)
     cells = load_cells(source, path, size, crop, channels, n, seed, **kwargs)
     check_real(cells)
     idxs = split_of(cells, split, seed)
@@ -865,7 +933,12 @@ def cell_dls(
         options = dict(bs=bs, seed=seed, with_labels=labels, **kwargs)
         return CellLoader(images, cells.labels, idxs[name], cells.names, **options)
 
-    train = make('train', train=True, augment=augment, balanced=balanced)
+    fields = None
+    if scales:
+        fields = whole_fields(cells, source, path, size, channels, n, seed, **kwargs)
+        fields = place_pixels(torch.from_numpy(fields), device)
+    train = make('train', train=True, augment=augment, balanced=balanced,
+                 fields=fields, scales=scales)
     dls = CellLoaders(train, make('valid'), make('test'), device=device)
     dls.cells = cells
     dls.idxs = idxs
@@ -880,6 +953,7 @@ def subsample_class(
     keep:int, # Training cells of it that stay
 ): # The same `dls`
     "Leave few training cells of a class. Raises `ValueError` for an unknown class."
+    keep = check_number('keep', keep, 0, whole=True)
     if name not in dls.vocab:
         raise ValueError(
             f"Unknown class {name!r}: use one of {', '.join(dls.vocab)}.")

@@ -16,7 +16,8 @@ from fastcore.basics import patch, store_attr
 from functools import partial
 from torch.nn.utils.parametrizations import spectral_norm
 from typing import Callable, NamedTuple
-from cell_diffusion.core import default_device, generator, old_keywords
+from cell_diffusion.core import (
+    check_limits, check_number, check_numbers, default_device, generator, old_keywords)
 from cell_diffusion.denoiser import Network, class_numbers
 from cell_diffusion.training import EMA, NoiseCallback, StopAtNaN, check_loss
 from cell_diffusion.transforms import diff_augment, random_dihedral
@@ -78,6 +79,7 @@ def halvings(
     size:int, # Height and width in pixels
 )->tuple: # Smallest side and number of halvings: (5, 3) for 40
     "How often an image can be halved. `ValueError` for a size that a GAN cannot have"
+    size = check_number('size', size, whole=True)
     if size % 4 or size < 16:
         raise ValueError("The size of a GAN's images must be a multiple of 4 and at "
                          f"least 16 pixels, got {size}: choose another size.")
@@ -136,6 +138,8 @@ class Generator(Network, tags=['gan', 'cells']):
         turns:bool=True, # Does `gan_sample` turn and flip the cells at random?
     ):
         super().__init__()
+        for name in ('channels', 'dim', 'latent'):
+            check_number(name, locals()[name], 1, whole=True)
         store_attr('channels, size, latent, turns')
         self.classes = tuple(classes or ())
         self.base, n = halvings(size)
@@ -230,6 +234,8 @@ class Discriminator(Network):
         n_classes:int=0, # Number of classes
     ):
         super().__init__()
+        check_number('channels', channels, 1, whole=True)
+        check_number('dim', dim, 1, whole=True)
         self.shape = (channels, size, size)
         self.n_classes = n_classes
         dims = [dim*min(4, 2**i) for i in range(halvings(size)[1])]
@@ -452,6 +458,10 @@ def gan_learner(
     if num_distrib() > 1:
         raise ValueError("A GAN is trained by one process: start it without the "
                          "launcher.")
+    seed, = check_limits(seed=seed)
+    check_number('r1', r1, 0)
+    check_number('ema', ema, 0, 1)
+    betas = check_numbers('betas', betas, low=0, high=1)
     turns = getattr(dls.train, 'augment', True)
     if augment is not False: augment = dict(dihedral=turns, **(augment or {}))
     gan = build_gan(dls, classes, dim, disc_dim, latent, turns, precision, seed)

@@ -19,7 +19,6 @@ import re
 import torch
 import warnings
 from contextlib import nullcontext
-from pathlib import Path
 from string import Template
 from types import SimpleNamespace
 from cell_diffusion.augmentation import warn_of_other_crop, white_for
@@ -28,10 +27,10 @@ from cell_diffusion.classifier import (
     train_classifier,
 )
 from cell_diffusion.core import (
-    check_limits, check_number, encode, limits, show_cells)
-from cell_diffusion.data import cell_dls
+    as_path, check_limits, check_number, encode, limits, show_cells)
+from cell_diffusion.data import cell_dls, check_scales
 from cell_diffusion.denoiser import (
-    Denoiser, load, save, weights_folder, weights_hash,
+    Denoiser, folder_of, load, save, weights_folder, weights_hash,
 )
 from cell_diffusion.inpainting import inpainting_learner
 from cell_diffusion.metrics import (
@@ -40,7 +39,7 @@ from cell_diffusion.metrics import (
 )
 from cell_diffusion.optimizers import learning_rates
 from cell_diffusion.records import (
-    check_file, check_out, locked, machine, read_json, write_json,
+    check_file, check_out, is_same_file, locked, machine, read_json, write_json,
     write_whole,
 )
 from cell_diffusion.sampling import sample
@@ -112,11 +111,11 @@ def train_and_save_classifier(
     """Train a classifier on the training cells and save it with the record of its run
 
     Killed and called again it goes on where it was; a finished one is returned."""
+    folder = as_path(folder)
     check_out(folder, 'classifier')
     check_goes_on(folder)
     with locked(folder, 'training'):
-        return classifier_run(dls, Path(folder), epochs, progress, channels, seed,
-                              **kwargs)
+        return classifier_run(dls, folder, epochs, progress, channels, seed, **kwargs)
 
 # %% ../nbs/recipes.ipynb #n019
 def classifier_run(dls, folder, epochs, progress, channels, seed, set_aside=0.,
@@ -183,17 +182,18 @@ def train_reference_classifier(
     progress:bool=True, # Show fastai's progress
 )->CellClassifier: # Trained
     "Load cells, and train and save a classifier of them"
+    out = as_path(out)
     check_out(out, 'classifier', data)
     check_goes_on(out)
-    check_limits(size=size, epochs=epochs, bs=bs, lr=lr, n=n, seed=seed,
-                 set_aside=set_aside)
+    check_limits(size=size, bs=bs, lr=lr, n=n, seed=seed, set_aside=set_aside)
+    check_number('epochs', epochs, **limits['epochs'])
     check_number('dim', dim, **limits['classifier_dim'])
     with locked(out, 'training'):
         where = named_source(data, source)
         dls = cell_dls(*where, size=size, bs=bs, crop=crop, channels=channels, n=n,
                        balanced=balanced, white=white, set_aside=set_aside)
         if set_aside: dls = judge_loaders(dls, balanced)
-        return classifier_run(dls, Path(out), epochs, progress, channels, seed,
+        return classifier_run(dls, out, epochs, progress, channels, seed,
                               set_aside, dim=dim, lr=lr)
 
 # %% ../nbs/recipes.ipynb #c016
@@ -218,11 +218,13 @@ def train_model(
     balanced:bool=False, # Draw the training classes equally often
     set_aside:float=0., # Share of the training cells kept for the judge of the score
     inpaint:bool=False, # Train a network that fills holes
+    scales:tuple=None, # With inpaint: crops from and to these shares of the side
     start:str=None, # Shipped weights or a folder to start from
     channels=None, # Of Jurkat cells names, of a folder 1, 3, or the pages of a stack
     patch:int=None, # Fold patch × patch pixels into channels; by default size//32
     source:str=None, # How to read data; folder for class folders of your own
     white:float=None, # Grey level of 16-bit files that is white; by default measured
+    processor:bool=False, # Count seconds of the processor, for a race on a busy machine
     progress:bool=True, # Show progress bars
     **kwargs, # More arguments of `diffusion_learner` or `inpainting_learner`
 )->dict: # The record, as it is written to `record.json`
@@ -232,7 +234,7 @@ def train_model(
     """
     run = SimpleNamespace(**locals())
     check_run(run)
-    with locked(out, 'training'):
+    with locked(run.out, 'training'):
         record = train_and_save(run)
     for said in record['advice']:
         warnings.warn(said)
@@ -241,6 +243,7 @@ def train_model(
 # %% ../nbs/recipes.ipynb #z000
 def check_run(run):
     "Raise `ValueError` for what can be known to be wrong before any cell is read"
+    run.out = as_path(run.out)
     check_out(run.out, 'denoiser', run.data)
     check_goes_on(run.out)
     if run.config not in training_configs:
@@ -251,7 +254,12 @@ def check_run(run):
                          f"{', '.join(learning_rates)}.")
     if run.lr is None: run.lr = learning_rates[run.optimizer]
     check_scoring(run.judged, run.scored)
+    if run.epochs is None: check_number('minutes', run.minutes, **limits['minutes'])
     check_start(run.start, run.out)
+    run.scales = check_scales(run.scales)
+    if run.scales and not run.inpaint:
+        raise ValueError("scales are for networks that fill holes: add inpaint=True "
+                         "(--inpaint in a shell), or leave scales out.")
     names = 'size minutes epochs bs lr dim n seed steps scored patch set_aside'
     names = names.split()
     check_limits(**{name: getattr(run, name) for name in names})
@@ -263,7 +271,7 @@ def cells_for(run, start):
     if start: white = white_for(where, white, start.white, start.bits, run.channels)
     dls = cell_dls(*where, size=run.size, bs=run.bs, crop=run.crop, n=run.n,
                    channels=run.channels, balanced=run.balanced, white=white,
-                   set_aside=run.set_aside)
+                   set_aside=run.set_aside, scales=run.scales)
     check_compared(dls, run.judged if run.scored else None)
     return dls
 
@@ -273,7 +281,8 @@ def train_and_save(run)->dict: # The record
     trained = start_network(run.start, run.size)
     settings = dict(config=run.config, optimizer=run.optimizer, lr=run.lr,
                     seed=run.seed, balanced=run.balanced, inpaint=run.inpaint,
-                    start=trained and Path(run.start).name,
+                    scales=run.scales and list(run.scales),
+                    start=trained and as_path(run.start).name,
                     **to_record(run.kwargs))
     dls = cells_for(run, trained)
     if trained: warn_of_other_crop(run.start, dls.cells.crop)
@@ -293,13 +302,14 @@ def check_scoring(judged, scored):
     "Raise `ValueError` for a score that cannot be made"
     if judged not in ('test', 'valid'):
         raise ValueError(f"judged={judged!r} should be 'test' or 'valid'.")
+    check_limits(scored=scored)
     if 0 < scored < 4:
         raise ValueError(f"scored={scored} cells are too few to compare: generate at "
                          "least 4, or 0 for no score.")
 
 def check_start(start, out):
     "Raise `ValueError` where a run would replace the weights that it starts from"
-    if start and Path(start).is_dir() and Path(start).resolve() == Path(out).resolve():
+    if start and is_same_file(start, out):
         raise ValueError(f"{out} holds the weights to start from, which this run would "
                          "replace: give it a folder of its own.")
 
@@ -333,8 +343,9 @@ def fit_run(learn, settings, run):
     known = dict(settings, fingerprint=fingerprint(learn.dls), size=run.size,
                  classes=run.classes, dim=run.dim, bs=run.bs)
     minutes = None if run.epochs else run.minutes
-    checkpoint = Path(run.out)/'checkpoint.pt'
-    return fit_for(learn, minutes, run.epochs, run.lr, checkpoint, known, run.progress)
+    checkpoint = run.out/'checkpoint.pt'
+    return fit_for(learn, minutes, run.epochs, run.lr, checkpoint, known, run.progress,
+                   run.processor)
 
 # %% ../nbs/recipes.ipynb #c018
 def run_record(learn, budget, channels):
@@ -366,12 +377,12 @@ def with_new_keys(record):
 def read_record(folder):
     "The record of the run in a folder"
     advice = 'start the run again, which writes it anew.'
-    return with_new_keys(read_json(Path(folder)/'record.json', advice))
+    return with_new_keys(read_json(folder/'record.json', advice))
 
 # %% ../nbs/recipes.ipynb #n038
 def save_run(model, record, run):
     "Write weights, record, card and picture; what is known of the same weights stays"
-    out = Path(run.out)
+    out = run.out
     record['weights'] = weights_hash(model)
     earlier = earlier_record(out)
     same = is_same(earlier, record)
@@ -421,10 +432,11 @@ def add_score(model, dls, record, run):
     "Score the network, unless it has this score, and write record and card again"
     n = min(run.scored, len(dls.idxs[run.judged]))
     asked = dict(judged=run.judged, steps=run.steps, n=n)
+    if model.classes: asked['labels'] = 'equal'
     there = {'judged': 'test', **record.get('score', {})}
     if all(there.get(key) == value for key, value in asked.items()): return
     record['score'] = score_of_network(model, dls, run)
-    write_run(Path(run.out), record)
+    write_run(run.out, record)
 
 def score_of_network(model, dls, run):
     "The score of a network; with classes also their mean accuracy, beside real cells"
@@ -432,7 +444,7 @@ def score_of_network(model, dls, run):
     score = score_model(model, classifier, *held_out(dls, run.judged), run.scored,
                         run.steps, progress=run.progress)
     score['judged'] = run.judged
-    score['judge'] = len(dls.idxs.get('judge', []))
+    if 'judge' in dls.idxs: score['judge_cells'] = len(dls.idxs['judge'])
     if 'class_accuracy' in score:
         score['balanced'] = class_table(score).iloc[-1].to_dict()
     return score
@@ -489,8 +501,8 @@ def score_weights(
     check_number('scored', scored, 4, limits['scored']['high'], whole=True)
     check_scoring(judged, scored)
     if out is not None: check_file(out, ('generated', 'reference'))
-    folder = Path(model) if Path(model).is_dir() else weights_folder/str(model)
-    own = Path(model).is_dir() and folder.resolve().parent != weights_folder.resolve()
+    folder = folder_of(model)
+    own = folder.is_dir() and folder.resolve().parent != weights_folder.resolve()
     with locked(folder, 'training') if own else nullcontext():
         network = load(model, kind=Denoiser)
         check_number('steps', steps, 1, network.schedule.T, whole=True)
@@ -564,6 +576,8 @@ def save_grid(
     progress:bool=True, # Show a progress bar
 )->torch.Tensor: # The cells of the picture
     "Generate a grid of cells as a PNG; with classes, each row is one class"
+    rows = check_number('rows', rows, 1, whole=True)
+    cols = check_number('cols', cols, 1, whole=True)
     label = None
     titles = None
     if model.classes:
@@ -573,7 +587,8 @@ def save_grid(
         titles[::cols] = model.classes
     x = sample(model, rows*cols, label, seed, steps, progress=progress)
     fig = show_cells(x, titles, ncols=cols, zoom=.8)
-    write_whole(path, lambda f: fig.savefig(f, dpi=110, format='png'))
+    marked = dict(synthetic='True')
+    write_whole(path, lambda f: fig.savefig(f, dpi=110, format='png', metadata=marked))
     plt.close(fig)
     return x
 
@@ -588,7 +603,8 @@ $task$advice
 - Data: source `$source`, $crop, $train training cells. $valid cells for validation and
   $test for the score were kept out.
 - Network: $parameters M parameters, $gflops GFLOPs an image; weights in half precision.
-- Training config `$config`, optimizer $optimizer, learning rate $lr, batches of $bs, seed $seed$choices.
+- Training config `$config`, optimizer $optimizer, learning rate $lr, batches of $bs,
+  seed $seed$choices.
 - $minutes minutes on $machine: $steps steps, $cells_seen cells seen.$went_on
 
 $score## Licence and limits
@@ -602,17 +618,16 @@ use: nothing here was tested for a diagnosis.
 score_text = Template("""\
 ## Score
 
-$n cells, $steps network calls each, compared with real $side cells in the features
-of a reference classifier, which was trained on $judge_cells (its accuracy on
-these real cells is $accuracy). In brackets: the middle 95% over $draws draws of the
-real cells.
+$n cells$asked, $steps network calls each, compared with real $side cells in the
+features of a reference classifier, which was trained on $judge (its accuracy on
+these real cells is $accuracy). In brackets: the 95% interval of a class accuracy, and
+the middle 95% over $draws draws of cells for the rest.
 
 | | generated | real against real |
 |---|---|---|
-| Fréchet distance | $fd | $fd_reference |
-| kernel distance (KID) | $kid | $kid_reference |
+$rows
 
-$class_accuracy""")
+""")
 
 # %% ../nbs/recipes.ipynb #c021
 def model_card(
@@ -621,7 +636,6 @@ def model_card(
 )->str: # Markdown
     "What a user of these weights should know, from the record of their run"
     record = with_new_keys(record)
-    score = {'judge': record['cells'].get('judge'), **record.get('score', {})}
     return denoiser_text.substitute(
         {k: v for k, v in record.items() if k != 'optimizer'},
         **record['cells'],
@@ -636,7 +650,7 @@ def model_card(
         choices=choices_of(record),
         minutes=f"{record['seconds']/60:.1f}",
         machine=machine_of(record, f", PyTorch {record['machine']['torch']}"),
-        score=score_of(score) if 'score' in record else '',
+        score=score_of(record['score']) if 'score' in record else '',
         licence=licence_of(record),
     )
 
@@ -687,6 +701,10 @@ def images_of(record):
 def pixels_of(record):
     "How pictures were cropped, and scaled where that is not as usual"
     text = f"crop `{record['crop']}`" if record['crop'] else 'no crop'
+    if record.get('scales'):
+        low, high = record['scales']
+        text += (f" (three quarters of training: random crops of {low:.0%} to "
+                 f"{high:.0%} of the picture's side)")
     bits = record.get('bits', 8)
     white = record.get('white', 255)
     if (bits, white) == (8, 255): return text
@@ -710,46 +728,77 @@ def threads_of(m): return f"{m['threads']} thread{'s'*(m['threads'] > 1)}"
 
 # %% ../nbs/recipes.ipynb #n041
 def score_of(score):
-    "A score as Markdown"
-    generated = score['generated']
-    reference = score['reference']
+    "The score of a record as Markdown"
+    parts = score_parts(score)
     side = dict(test='test', valid='validation')[score.get('judged', 'test')]
     return score_text.substitute(
         score,
         side=side,
-        judge_cells=judge_cells(score),
+        asked=asked_of(score),
+        judge=judge_cells(score),
         accuracy=f"{score['classifier_accuracy'][-1]['share']:.3f}",
-        draws=generated['draws'],
-        fd=span(generated['fd']),
-        fd_reference=span(reference['fd']),
-        kid=span(generated['kid']),
-        kid_reference=span(reference['kid']),
-        class_accuracy=class_accuracy_of(score),
+        draws=score['generated']['draws'],
+        rows='\n'.join(line for part in parts for line in score_lines(*part)),
     )
+
+def asked_of(score):
+    "In which proportions a score asked for the classes"
+    if 'class_accuracy' not in score: return ''
+    if score.get('labels') == 'equal': return ' with each class equally often'
+    return ' with the classes in the proportions of the data'
 
 def judge_cells(score):
     "What the judge of a score was trained on"
-    if not score.get('judge'): return 'the training cells'
-    return f"{score['judge']} cells that the network never saw"
+    if not score.get('judge_cells'): return 'the training cells'
+    return f"{score['judge_cells']} cells that the network never saw"
 
 def span(d, form='.3g'):
     "A number with its interval"
     return f"{d['mean']:{form}} ({d['low']:{form}} to {d['high']:{form}})"
 
-def class_accuracy_of(score):
-    "The class accuracy of the generated cells as a sentence, if they have classes"
-    if 'class_accuracy' not in score: return ''
-    everything = share(score['class_accuracy'][-1])
-    text = f"Class accuracy of the generated cells: {everything}."
-    if mean := score.get('balanced'):
-        text += f" With every class equally often: {share(mean)}; real cells "
-        text += f"{mean['real']:.1%}."
-    return f'{text}\n\n'
-
-def share(row):
+def share(row, what='95% interval '):
     "A share with its interval"
     interval = f"{row['low']:.1%} to {row['high']:.1%}"
-    return f"{row['share']:.1%} (95% interval {interval})"
+    return f"{row['share']:.1%} ({what}{interval})"
+
+# %% ../nbs/recipes.ipynb #z002
+compared_as = dict(fd='Fréchet distance', kid='kernel distance (KID)',
+                   precision='precision', recall='recall')
+
+def score_parts(score): # Each a heading, class accuracies or None, and comparisons
+    "The parts of a score: classes equally often, and in the proportions of the data"
+    if 'class_accuracy' not in score: return [('as generated', None, score)]
+    equal = class_table(score).iloc[-1]
+    if score.get('labels') == 'equal':
+        in_data = score['data_proportions']
+        accuracy = in_data['class_accuracy']
+    else:
+        real = score['classifier_accuracy'][-1]['share']
+        accuracy = dict(score['class_accuracy'][-1], real=real)
+        in_data, score = score, {}
+    return [('each class equally often', equal, score),
+            ('in the proportions of the data', accuracy, in_data)]
+
+def score_lines(heading, accuracy, part): # Of a table in Markdown
+    "A part of a score as rows of a table, below a row that says what it is"
+    lines = []
+    if accuracy is not None:
+        lines = [f"| class accuracy | {share(accuracy, '')} | {accuracy['real']:.1%} |"]
+    if 'generated' in part:
+        heading += f", {part['generated']['n']} cells on each side{classes_of(part)}"
+        lines += [f"| {name} | {span(part['generated'][key])} | "
+                  f"{span(part['reference'][key])} |"
+                  for key, name in compared_as.items() if key in part['generated']]
+    return [f'| *{heading}* | | |', *lines]
+
+def classes_of(part):
+    "How many cells of each class are compared"
+    counts = part.get('compared', {}).values()
+    if not counts: return ''
+    few = min(counts)
+    most = max(counts)
+    return f', {few} of each class' if few == most else f', {few} to {most} of a class'
+
 
 # %% ../nbs/recipes.ipynb #n043
 classifier_text = Template("""\
@@ -782,8 +831,8 @@ def judge_of(record):
     "For whom the cells of a classifier were set aside"
     if not record.get('set_aside'): return ''
     return ("\n  These are the training cells that were set aside for it "
-            f"(`--set-aside {record['set_aside']:g}`): generators trained with the same "
-            "setting do not see them.")
+            f"(`--set-aside {record['set_aside']:g}`): generators trained with the "
+            "same setting do not see them.")
 
 def classifier_card(
     record:dict, # From `train_and_save_classifier`
@@ -844,16 +893,17 @@ def licence_of(record):
 # %% ../nbs/recipes.ipynb #c032
 def result_lines()->str: # Markdown
     "A table of the scores of the shipped models, beside those of real cells"
-    lines = ['| weights | trained for | cells seen | class accuracy '
-             '| Fréchet distance; real against real | KID; real against real |',
-             '|---|---|---|---|---|---|']
+    lines = ['| weights | trained for | cells seen | class accuracy, each class '
+             'equally often | compared with | Fréchet distance; real against real '
+             '| KID; real against real | precision, recall |',
+             '|---|---|---|---|---|---|---|---|']
     for name, record in scored_records(weights_folder).items():
         size = record['size']
         score = record['score']
         cells = [f"`{name}`: {size} × {size}", training_time(record),
                  f"{record['cells_seen']:,}", accuracy_beside_real(score),
-                 beside_reference(score, 'fd', '.2f'),
-                 beside_reference(score, 'kid', '.3f')]
+                 mixture_of(score), beside_reference(score, 'fd', '.2f'),
+                 beside_reference(score, 'kid', '.3f'), precision_and_recall(score)]
         lines.append(f"| {' | '.join(cells)} |")
     return '\n'.join(lines)
 
@@ -871,9 +921,21 @@ def beside_reference(score, key, form):
 def accuracy_beside_real(score):
     "Class accuracy, that of real cells, and the worst class"
     if 'class_accuracy' not in score: return 'trained without classes'
-    *classes, everything = score['class_accuracy']
-    worst = min(classes, key=lambda row: row['share'])
-    real = score['classifier_accuracy'][-1]['share']
-    interval = f"{everything['low']:.1%} to {everything['high']:.1%}"
-    return (f"{everything['share']:.1%} ({interval}); real cells {real:.1%}. "
-            f"Lowest: {worst['class']}, {worst['share']:.0%} of {worst['n']}")
+    worst = min(score['class_accuracy'][:-1], key=lambda row: row['share'])
+    (_, equal, _), (_, in_data, _) = score_parts(score)
+    return (f"{share(equal, '')}; real cells {equal['real']:.1%}. "
+            f"Lowest: {worst['class']}, {worst['share']:.0%} of {worst['n']}. "
+            f"In the proportions of the data {in_data['share']:.1%}")
+
+def mixture_of(score):
+    "With which mixture of real cells a score compares"
+    if score.get('labels') == 'equal': return 'classes equally often'
+    return 'classes as in the data'
+
+def precision_and_recall(score):
+    "Both beside those of real cells; scores of earlier versions have none"
+    if 'recall' not in score['generated']: return '–'
+    generated, real = (', '.join(f"{score[side][key]['mean']:.2f}"
+                                 for key in ('precision', 'recall'))
+                       for side in ('generated', 'reference'))
+    return f'{generated}; real {real}'

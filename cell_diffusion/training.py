@@ -16,7 +16,8 @@ from fastai.learner import Callback, Learner
 from fastai.torch_core import rank_distrib
 from fastcore.basics import patch, store_attr
 from torch.optim.swa_utils import AveragedModel
-from cell_diffusion.core import check_limits, default_device, encode, generator
+from cell_diffusion.core import (
+    check_limits, check_number, check_numbers, default_device, encode, generator)
 from cell_diffusion.denoiser import Denoiser, sketched, warm_start
 from cell_diffusion.optimizers import optimizers
 from cell_diffusion.process import Schedule, q_sample
@@ -209,6 +210,11 @@ def ddpm_learner(
     if optimizer not in optimizers:
         raise ValueError(f"Unknown optimizer {optimizer!r}: use one of "
                          f"{', '.join(optimizers)}.")
+    check_number('label_dropout', label_dropout, 0, 1)
+    check_number('ema', ema, 0, 1)
+    check_number('clip', clip, above=0)
+    check_limits(seed=seed)
+    if gamma is not None: check_number('gamma', gamma, above=0)
     device = dls.device or default_device()
     model = model.to(device)
     model.precision = choose_precision(precision, device)
@@ -346,6 +352,12 @@ def normalized(
 )->TrainingConfig: # With mean, spread and noise levels that fit these cells
     "A config for the pixels of these cells"
     mean, std = pixel_statistics(dls)
+    if std < .001:
+        level = (sum(mean)/len(mean) + 1)*127.5
+        raise ValueError(
+            "The training cells are flat: all their pixels have the grey level "
+            f"{level:.0f} of 255, and there is nothing to learn. "
+            "Look at them, and at white if their files have 16 bits.")
     levels = config.noise_levels
     if levels:
         middle, spread = levels
@@ -384,7 +396,8 @@ def diffusion_learner(
     if normalize: config = normalized(config, dls)
     _, channels, size, _ = dls.one_batch()[0].shape
     patch, = check_limits(patch=max(1, size//32) if patch is None else patch)
-    unet = {**dict(channels=channels, dim=dim, mults=list(mults), patch=patch),
+    unet = {**dict(channels=channels, dim=dim, patch=patch,
+                   mults=list(check_numbers('mults', mults))),
             **(unet or {})}
 
     torch.manual_seed(seed)
@@ -417,10 +430,9 @@ from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.basics import patch, store_attr
 from fastcore.foundation import L
 from itertools import islice
-from pathlib import Path
 from tqdm.auto import tqdm
 from zipfile import ZipFile
-from cell_diffusion.core import check_limits
+from cell_diffusion.core import as_path, check_limits
 from cell_diffusion.records import remove_parts, write_whole
 
 # %% ../nbs/06b_long_runs.ipynb #c061
@@ -452,11 +464,13 @@ class Budget(Callback):
         warmup:float=.02, # Share of the budget in which the rate rises
         decay:float=.5, # Share, at its end, in which it falls along half a cosine
         progress:bool=True, # Show a progress bar
+        processor:bool=False, # Count seconds of the processor, not of the clock
     ):
         if (minutes is None) == (epochs is None):
             raise ValueError("Give Budget either minutes or epochs.")
         lr, minutes, epochs = check_limits(lr=lr, minutes=minutes, epochs=epochs)
         store_attr()
+        self.clock = time.process_time if processor else time.perf_counter
         self.steps = 0
         self.seconds = 0.
         self.losses = []
@@ -497,13 +511,13 @@ def before_epoch(self:Budget):
 def before_batch(self:Budget):
     if not self.training: return
     self.opt.set_hypers(lr=self.rate(self.used))
-    self.started = time.perf_counter()
+    self.started = self.clock()
 
 # %% ../nbs/06b_long_runs.ipynb #n064
 @patch
 def after_batch(self:Budget):
     if not self.training: return
-    seconds = time.perf_counter() - self.started
+    seconds = self.clock() - self.started
     self.seconds += slowest(seconds, self.learn.dls.device)
     self.steps += 1
     self.losses.append(self.learn.loss.detach())
@@ -539,7 +553,7 @@ class Checkpoint(Callback):
         run:dict=None, # Settings of this run; the checkpoint of another is refused
         every:float=60., # Seconds from one writing to the next, within an epoch
     ):
-        self.path = Path(path)
+        self.path = as_path(path)
         self.settings = dict(run or {})
         self.every = every
         self.found = None
@@ -783,6 +797,7 @@ def fit_for(
     checkpoint=None, # File to write once a minute, and to go on from if it exists
     run:dict=None, # Settings of the run; the checkpoint of another run is refused
     progress:bool=True, # Show a progress bar
+    processor:bool=False, # Count seconds of the processor, for a race on a busy machine
 )->Budget: # With the `losses` of all steps, `steps` and `seconds`
     """
     Train for a budget of minutes or epochs.
@@ -790,7 +805,7 @@ def fit_for(
     bit. Raises `FloatingPointError` when the loss is not finite, and `OSError` when the
     checkpoint cannot be written.
     """
-    budget = Budget(lr, minutes, epochs, progress=progress)
+    budget = Budget(lr, minutes, epochs, progress=progress, processor=processor)
     cbs = [budget]
     if checkpoint: cbs.append(Checkpoint(checkpoint, run))
     try:

@@ -287,7 +287,7 @@ def files():
         @cell.png --mask @mask.png --method magic | 'magic'
         @cell.png --mask @mask.png --label oval2 | 'oval2'
         @cell.png --mask @mask.png --window 3 | not 3
-        @cell.png --mask @mask.png --model @net | Inpainter
+        @cell.png --mask @mask.png --model @net | was not trained to fill holes
         @cell.png --mask @mask.png --model @cut | model.safetensors
         @cell.png --mask @mask.png --model @classifier | CellClassifier
         @cell.png --mask @mask.png --model @nowhere | nowhere

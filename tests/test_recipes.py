@@ -140,9 +140,22 @@ def test_train_a_network_that_fills(filler):
     assert record['start'] == 'small' and record['outside'] == .5
     assert record['score']['judged'] == 'valid'
     for said in ('Fills what a mask hides', '`small`', 'equally often',
-                 'validation cells', 'Class accuracy of the generated cells',
+                 'validation cells', 'each class equally often', 'precision',
                  '| kernel distance (KID) | '):
         assert said in card_of(out)
+
+
+def test_train_on_random_crops(tmp_path):
+    out = tmp_path/'crops'
+    asked = dict(filling, out=out, scored=0, steps=2)
+    record = train_model('simulated', scales=(.5, 1), **asked)
+    assert record['scales'] == [.5, 1.]
+    assert 'random crops of 50% to 100% of the picture' in card_of(out)
+    assert load(out).cell_scales == (1., 2.)
+    with pytest.raises(ValueError, match='scales was'):
+        train_model('simulated', **asked)
+    with pytest.raises(ValueError, match='add inpaint=True'):
+        train_model('simulated', scales=(.5, 1), **dict(asked, inpaint=False))
 
 
 def test_a_finished_run_says_so(filler, run, capsys):
@@ -214,7 +227,7 @@ def test_the_table_of_results_names_each_generator():
     lines = result_lines().splitlines()
     scored = [n for n in shipped_names if 'classifier' not in n]
     assert [line.split('`')[1] for line in lines[2:]] == scored
-    assert {line.count('|') for line in lines} == {7}
+    assert {line.count('|') for line in lines} == {9}
 
 
 # Reference classifiers

@@ -100,6 +100,15 @@ def test_a_score_is_not_computed_twice(out, monkeypatch):
         train_model(**dict(run, judged='test'), **epochs, out=out)
 
 
+def test_a_score_in_the_proportions_of_the_data_is_made_again(out):
+    score = train_model(**run, **epochs, out=out)['score']
+    record = record_of(out)
+    new = 'labels', 'data_proportions'
+    earlier = {k: v for k, v in score.items() if k not in new}
+    (out/'record.json').write_text(json.dumps(dict(record, score=earlier)))
+    assert train_model(**run, **epochs, out=out)['score'] == score
+
+
 def test_a_score_stays_with_its_weights(out):
     train_model(**run, **epochs, out=out)
     score = record_of(out)['score']
@@ -193,8 +202,10 @@ def test_a_network_that_ignores_the_class_says_so(out, monkeypatch):
         record = train_model(**run, **epochs, out=out)
     assert any('train longer' in said for said in record['advice'])
     assert '**Note:** The network does not obey the class: 14%' in card_of(out)
-    assert 'every class equally often: 14.0%' in card_of(out)
-    assert 'real cells 95.0%' in card_of(out)
+    card = card_of(out)
+    equal, in_data = card.split('*each class equally often')[1].split('*in the prop')
+    assert '| class accuracy | 14.0% (' in equal and '| 95.0% |' in equal
+    assert 'Fréchet' in in_data # A record of before does not say otherwise
 
 
 def test_a_network_that_obeys_is_not_blamed(out, monkeypatch):
@@ -239,6 +250,10 @@ def test_score_of_a_run(out, recwarn):
     assert not [w for w in recwarn if 'not the cells' in str(w.message)]
     assert record_of(out)['score'] == score and '## Score' in card_of(out)
     assert {'reference', 'generated', 'class_accuracy', 'balanced'} <= set(score)
+    assert score['labels'] == 'equal'
+    assert 'with each class equally often' in card_of(out)
+    for row in ('Fréchet distance', 'kernel distance', 'precision', 'recall'):
+        assert card_of(out).count(f'| {row}') == 2, row
     again = train_model(**dict(run, scored=0), **epochs, out=out)
     assert again['score'] == score and score['judge'] == 0
 
@@ -253,6 +268,16 @@ def test_the_score_says_what_its_judge_was_trained_on():
     # A score of before this was noted there
     record['cells']['judge'] = 3000
     assert said in model_card(record, 'run')
+
+
+def test_a_score_says_who_judged(out):
+    assert 'judge_cells' not in score_weights(out, 'simulated', **same_cells)
+    assert 'which was trained on the training cells' in card_of(out)
+    record = dict(record_of(out), set_aside=.25)
+    (out/'record.json').write_text(json.dumps(record))
+    score = score_weights(out, 'simulated', **same_cells)
+    assert 'cells that the network never saw' in card_of(out)
+    assert f"trained on {score['judge_cells']} cells" in card_of(out)
 
 
 def test_score_on_other_cells_says_so(out):
@@ -288,7 +313,7 @@ def test_shipped_weights_are_only_read(tmp_path):
 @pytest.mark.parametrize('given, says', [
     (dict(model='blood32', data='simulated-jurkat'), 'has 3 channels, and the cells '),
     (dict(model='jurkat40', data='simulated'), 'blood cells have 3 channels, not '),
-    (dict(model='blood-classifier-32'), 'a Denoiser is needed'),
+    (dict(model='blood-classifier-32'), 'generates cells .Denoiser. is needed'),
     (dict(scored=2), 'scored=2'),
     (dict(judged='all'), "judged='all'"),
 ])
