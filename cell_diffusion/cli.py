@@ -12,6 +12,7 @@ import ast
 import inspect
 import os
 import re
+import signal
 import sys
 import warnings
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 from shlex import quote
+from threading import Thread
 from typing import Annotated, Optional
 import typer
 from fastcore.docments import docments
@@ -33,6 +35,7 @@ def command(
     leave_out=(), # Its parameters that are no options
     options=(), # Required parameters that are options and not arguments
     kept='Nothing was written.', # What is left of a command that was interrupted
+    several=False, # May accelerate or torchrun start it in several processes?
 ):
     """Make a command of a function.
 
@@ -42,7 +45,7 @@ def command(
     def register(f):
         name = f.__name__.rstrip('_').replace('_', '-')
         commands[name] = dict(run=f, calls=calls, leave_out=leave_out, options=options,
-                              kept=kept)
+                              kept=kept, several=several)
         return f
     return register
 
@@ -144,7 +147,7 @@ expected = (ValueError, OSError, ImportError, FloatingPointError, TypeError,
 
 def build(name):
     "The command of that name; what it needs is imported when it is called"
-    run, calls, leave_out, options, kept = commands[name].values()
+    run, calls, leave_out, options, kept, several = commands[name].values()
     own = dict(list(described(run).items())[1:])
     parameters = {**in_file(calls), **own}
     has_bar = parameters.pop('progress', None)
@@ -154,6 +157,7 @@ def build(name):
     def answer(**given):
         if has_bar: given['progress'] = sys.stderr.isatty()
         with in_sentences(kept.format(**given)):
+            if not several: refuse_launcher(name)
             work = begin(name, calls)
             announce(given)
             run(work, **given)
@@ -190,6 +194,7 @@ def is_ours(error):
 
 def say(text):
     "A line for the person at the terminal, above a progress bar if there is one"
+    if not is_first(): return
     from tqdm import tqdm
     tqdm.write(f'cell-diffusion: {text}', file=sys.stderr)
 
@@ -216,11 +221,64 @@ def in_sentences(kept):
         except BrokenPipeError:
             raise
         except expected as e:
-            say_at_the_end(sentence(e))
+            if is_news(e): say_at_the_end(sentence(e))
             raise typer.Exit(1) from e
         except KeyboardInterrupt as e:
-            say_at_the_end(f'stopped. {kept}')
+            if is_first(): say_at_the_end(f'stopped. {kept}')
             raise typer.Exit(130) from e
+
+# %% ../nbs/cli.ipynb #lch1
+def is_first():
+    "Is this the only process, or the first that a launcher started?"
+    return os.environ.get('RANK', '0') in ('', '0')
+
+def is_news(error):
+    "Has no other process told of an error?"
+    told = getattr(error, 'told', False) or isinstance(error, FloatingPointError)
+    return is_first() or not told
+
+def silent(main, *args, **options):
+    "End this process after `main`, without words on an option that does not exist"
+    try:
+        sys.exit(main(*args, **dict(options, standalone_mode=False)))
+    except Exception as e:
+        if not hasattr(e, 'exit_code'): raise
+        sys.exit(e.exit_code)
+
+def refuse_launcher(name):
+    "Raise `ValueError` if several processes were started for the work of one"
+    if not is_one_of_several(): return
+    error = ValueError(f"`cell-diffusion {name}` is one process: start it without "
+                       "accelerate launch or torchrun.")
+    error.told = True
+    raise error
+
+# %% ../nbs/cli.ipynb #lch3
+def is_one_of_several(): return os.environ.get('WORLD_SIZE', '') not in ('', '0', '1')
+
+def say_when_ended(kept):
+    "End with a sentence when a launcher or Ctrl-C ends this process, one of several"
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in ended_by:
+        signal.signal(number, lambda *args: None)
+
+    def watch():
+        number = 0
+        while number not in ended_by:
+            number, = os.read(reader, 1)
+        said, ranks = ended_by[number]
+        if os.environ.get('RANK', '0') in ranks: say_at_the_end(f'{said} {kept}')
+        os._exit(128 + number)
+    Thread(target=watch, daemon=True).start()
+
+# What is said of a signal, and by which processes; after Ctrl-C by the first alone
+ended_by = {
+    signal.SIGINT: ('stopped.', ['0']),
+    signal.SIGTERM: ('ended, because another process of this training has ended or the '
+                     'launcher was stopped.', ['0', '1']),
+}
 
 # %% ../nbs/cli.ipynb #n016
 def begin(name, calls):
@@ -258,6 +316,7 @@ class Commands(TyperGroup):
     def main(self, *args, **options):
         prepare_streams()
         try:
+            if not is_first(): silent(super().main, *args, **options)
             return super().main(*args, **options)
         finally:
             close_stdout()
@@ -440,7 +499,8 @@ def channel_list(text):
     if not names: raise ValueError(f"--channels {text!r} names no channel.")
     return names
 
-@command('recipes.train_model', leave_out=['steps', 'judged'], kept=goes_on)
+@command('recipes.train_model', leave_out=['steps', 'judged'], kept=goes_on,
+         several=True)
 def train_(
     train_model, # The function that does the work
     out:Path=Path('runs/cells'), # Folder for the results; a killed run goes on there
@@ -450,13 +510,13 @@ def train_(
     **options, # More arguments of `train_model`
 ):
     "Train a diffusion model on a folder of cells."
-    if os.environ.get('WORLD_SIZE', '1') not in ('', '0', '1'):
-        raise ValueError("`cell-diffusion train` is one process; to train on several "
-                         "GPUs call `fit_for` within `learn.distrib_ctx()` from a "
-                         "script of your own.")
+    from cell_diffusion.training import check_processes, leave_processes
+    check_processes()
+    if is_one_of_several(): say_when_ended(goes_on.format(out=out))
     if normalize: options['normalize'] = True
     train_model(out=out, channels=channel_list(channels), scales=scales, **options)
-    show_card(out)
+    if is_first(): show_card(out)
+    leave_processes()
 
 def show_card(folder):
     "Print the card of a run, and where its files lie"

@@ -277,13 +277,22 @@ def show_cells(
     if title: fig.suptitle(as_text(title, 200), fontsize=11, y=1, va='top')
     return fig
 
+# %% ../nbs/00_core.ipynb #dev0
+def device_of_process()->torch.device:
+    "The GPU that a launcher gave to this process; without one any GPU, or the CPU"
+    only_cpu = os.environ.get('ACCELERATE_USE_CPU', '').lower() in ('1', 'true', 'yes')
+    if only_cpu or not torch.cuda.is_available(): return torch.device('cpu')
+    number = os.environ.get('LOCAL_RANK')
+    return torch.device(f'cuda:{number}' if number else 'cuda')
+
+
 # %% ../nbs/00_core.ipynb #c044
 def default_device()->torch.device: # `cuda` where there is a GPU, else `cpu`
     """The device on which models run unless the caller says otherwise. The environment
     variable `CELL_DIFFUSION_DEVICE` overrides it. Raises `ValueError` where that names
     no device of this machine."""
     name = os.environ.get('CELL_DIFFUSION_DEVICE')
-    if not name: return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    if not name: return device_of_process()
     try:
         torch.empty(1, device=name).cpu()
         return torch.device(name)

@@ -695,11 +695,12 @@ class CellLoader:
         self.device = torch.device('cpu')
         self.epoch = 0
 
-        n = len(self.idxs[self.share])
+        n = len(self.idxs)
         if bs < 1 or train and bs > n:
             raise ValueError(
                 f"bs={bs} does not fit the {n} training cells: "
                 f"choose it between 1 and {n}.")
+        if train: check_shares(bs, num_distrib())
 
 # %% ../nbs/02_data.ipynb #d014
 @patch
@@ -715,14 +716,22 @@ def order(self:CellLoader, g:torch.Generator)->torch.Tensor: # Indices `(n,)`
     return self.idxs[torch.multinomial(weights, n, replacement=True, generator=g)]
 
 @patch(as_prop=True)
-def share(self:CellLoader)->slice: # Of an epoch's order
-    """What this process deals out.
-
-    Every cell; or, where n processes train together, each n-th, equally many for all.
-    """
+def share(self:CellLoader)->slice: # Of a batch
+    "What this process deals out: all, or its part where several train together"
     n = num_distrib() if self.train else 1  # 0 without other processes
     if n <= 1: return slice(None)
-    return slice(rank_distrib(), len(self.idxs)//n*n, n)
+    rows = self.bs//n
+    return slice(rank_distrib()*rows, (rank_distrib() + 1)*rows)
+
+# %% ../nbs/02_data.ipynb #shr0
+def check_shares(
+    bs:int, # Cells in a batch
+    n:int,  # Processes
+):
+    "Raise `ValueError` for a batch that the processes cannot share out equally"
+    if n > 1 and bs % n:
+        raise ValueError(f"bs={bs} cannot be shared out equally among {n} processes: "
+                         f"choose a multiple of {n}.")
 
 # %% ../nbs/02_data.ipynb #z000
 @patch
@@ -741,19 +750,20 @@ def pictures(self:CellLoader, idx, g:torch.Generator)->torch.Tensor: # uint8
 @patch
 def __iter__(self:CellLoader):
     g = generator(self.seed*1_000_003 + self.epoch)
-    order = self.order(g)[self.share].to(self.images.device)
+    order = self.order(g).to(self.images.device)
+    share = self.share
     for i in range(len(self)):
         idx = order[i*self.bs:(i + 1)*self.bs]
         x = self.pictures(idx, g)
         if self.augment: x = random_dihedral(x, g)
-        x = encode(x.to(self.device))
-        y = self.labels[idx].to(self.device)
+        x = encode(x[share].to(self.device))
+        y = self.labels[idx[share]].to(self.device)
         yield (x, y) if self.with_labels else (x,)
     if self.train: self.epoch += 1
 
 @patch
 def __len__(self:CellLoader):
-    n = len(self.idxs[self.share])
+    n = len(self.idxs)
     return n//self.bs if self.drop_last else -(-n//self.bs)
 
 # %% ../nbs/02_data.ipynb #c097
@@ -978,11 +988,13 @@ def to_detach(self:CellLoader,
 
 # %% ../nbs/02_data.ipynb #d025
 def keep_loaders():
-    "Make fastai's distributed trainer take a `CellLoader` as it is"
+    "Make fastai's distributed trainer wrap its own loaders only, and no `CellLoader`"
+    from fastai.data.load import DataLoader
     from fastai.distributed import DistributedDL, DistributedTrainer
     @patch
     def _wrap_dl(self:DistributedTrainer, dl):
-        if isinstance(dl, (CellLoader, DistributedDL)): return dl
+        is_other = isinstance(dl, (DataLoader, torch.utils.data.DataLoader))
+        if isinstance(dl, DistributedDL) or not is_other: return dl
         return DistributedDL(dl, device=self.learn.model.device)
 
 

@@ -261,12 +261,12 @@ class InpaintingCallback(NoiseCallback):
         "One mask for each image, as numbers: 1 is hidden"
         device = self.rng.device
         seed = int(torch.randint(2**62, (), generator=self.rng, device=device))
-        masks = random_masks(len(x0), x0.shape[-1], self.shares, seed)
+        masks = random_masks(self.rows(x0), x0.shape[-1], self.shares, seed)
         if getattr(self.learn.dls.train, 'scales', None) and self.training:
             # The first cells of a batch are those that are cropped as usual
             whole = masks.flatten(1).all(1)
             masks = masks[whole.sort(descending=True, stable=True).indices]
-        return masks.to(x0.device).float()
+        return self.own(masks).to(x0.device).float()
 
 # %% ../nbs/10_inpainting.ipynb #n006
 def hole_mse(

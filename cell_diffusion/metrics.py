@@ -91,6 +91,9 @@ class GivenFeatures(nn.Module):
 
     def forward(self, x): return x
 
+# Where several processes train together, one of them measures
+by_itself = dict(sync_on_compute=False)
+
 def computed(metric, real, fake):
     "What a metric of torchmetrics says of two sets of features"
     metric.update(real, real=True)
@@ -125,7 +128,8 @@ def frechet_distance(
     check_features('frechet_distance', real, fake, least=2)
     # Takes a second, so only where it is needed
     from torchmetrics.image.fid import FrechetInceptionDistance
-    metric = FrechetInceptionDistance(feature=GivenFeatures(real.shape[1]))
+    given = GivenFeatures(real.shape[1])
+    metric = FrechetInceptionDistance(feature=given, **by_itself)
     metric.set_dtype(torch.float64)
     return float(computed(metric, real.double(), fake.double()))
 
@@ -156,8 +160,9 @@ def kernel_draws(real, fake, subset, draws, seed):
         # torchmetrics warns that it keeps all features, which is what we want
         warnings.simplefilter('ignore', UserWarning)
         torch.manual_seed(seed)
-        metric = KernelInceptionDistance(feature=GivenFeatures(real.shape[1]),
-                                         subsets=draws, subset_size=subset)
+        given = GivenFeatures(real.shape[1])
+        metric = KernelInceptionDistance(feature=given, subsets=draws,
+                                         subset_size=subset, **by_itself)
         mean, sd = computed(metric, real.double(), fake.double())
     return float(mean), float(sd)
 

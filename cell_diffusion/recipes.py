@@ -18,7 +18,8 @@ import pandas as pd
 import re
 import torch
 import warnings
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
+from fastai.torch_core import num_distrib, rank_distrib
 from string import Template
 from types import SimpleNamespace
 from cell_diffusion.augmentation import warn_of_other_crop, white_for
@@ -28,7 +29,7 @@ from cell_diffusion.classifier import (
 )
 from cell_diffusion.core import (
     as_path, check_limits, check_number, encode, limits, show_cells)
-from cell_diffusion.data import cell_dls, check_scales
+from cell_diffusion.data import cell_dls, check_scales, check_shares
 from cell_diffusion.denoiser import (
     Denoiser, folder_of, load, save, weights_folder, weights_hash,
 )
@@ -46,8 +47,8 @@ from cell_diffusion.sampling import sample
 from cell_diffusion.sources import channel_names, named_source
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import (
-    diffusion_learner, fit_for, loss_by_timestep, read_checkpoint,
-    training_configs,
+    check_processes, diffusion_learner, first_then_others, fit_for, in_first,
+    loss_by_timestep, read_checkpoint, together, training_configs,
 )
 from cell_diffusion.unet import gflops, n_params
 
@@ -231,19 +232,30 @@ def train_model(
     """Train on a folder of cells; leaves weights, record, picture, score and model card
 
     Warns if the training was too short, or if the network does not obey the class.
+    Started by accelerate or `torchrun`, all processes train; the first one writes.
     """
     run = SimpleNamespace(**locals())
-    check_run(run)
-    with locked(run.out, 'training'):
+    run.out = as_path(out)
+    run.scales = check_scales(scales)
+    check_processes()
+    run.processes = max(1, num_distrib())
+    run.progress = progress and not rank_distrib()
+    with ExitStack() as held:
+        run.lr = in_first(begin, run, held)
         record = train_and_save(run)
-    for said in record['advice']:
+    for said in [] if rank_distrib() else record['advice']:
         warnings.warn(said)
     return record
 
 # %% ../nbs/recipes.ipynb #z000
+def begin(run, held)->float: # The learning rate
+    "Check a run, and hold its folder until `held` is closed"
+    check_run(run)
+    held.enter_context(locked(run.out, 'training'))
+    return run.lr
+
 def check_run(run):
     "Raise `ValueError` for what can be known to be wrong before any cell is read"
-    run.out = as_path(run.out)
     check_out(run.out, 'denoiser', run.data)
     check_goes_on(run.out)
     if run.config not in training_configs:
@@ -256,13 +268,13 @@ def check_run(run):
     check_scoring(run.judged, run.scored)
     if run.epochs is None: check_number('minutes', run.minutes, **limits['minutes'])
     check_start(run.start, run.out)
-    run.scales = check_scales(run.scales)
     if run.scales and not run.inpaint:
         raise ValueError("scales are for networks that fill holes: add inpaint=True "
                          "(--inpaint in a shell), or leave scales out.")
     names = 'size minutes epochs bs lr dim n seed steps scored patch set_aside'
     names = names.split()
     check_limits(**{name: getattr(run, name) for name in names})
+    check_shares(run.bs, run.processes)
 
 def cells_for(run, start):
     "The cells of a run, split; read by the white of the network that it starts from"
@@ -277,6 +289,12 @@ def cells_for(run, start):
 
 def train_and_save(run)->dict: # The record
     "What `train_model` does with its arguments, which are the attributes of `run`"
+    learn, settings = first_then_others(prepare, run)
+    budget = fit_run(learn, settings, run)
+    return in_first(keep_run, learn, budget, settings, run)
+
+def prepare(run)->tuple: # The learner, and the settings that a record keeps
+    "Read the cells of a run and build its network"
     if run.patch: run.kwargs = dict(run.kwargs, patch=run.patch)
     trained = start_network(run.start, run.size)
     settings = dict(config=run.config, optimizer=run.optimizer, lr=run.lr,
@@ -288,13 +306,16 @@ def train_and_save(run)->dict: # The record
     if trained: warn_of_other_crop(run.start, dls.cells.crop)
     learn = learner_for(dls, trained, run)
     check_number('steps', run.steps, 1, learn.model.schedule.T, whole=True)
-    budget = fit_run(learn, settings, run)
-    record = run_record(learn, budget, run.channels)
+    return learn, settings
+
+def keep_run(learn, budget, settings, run)->dict: # The record
+    "Write what a run leaves"
+    record = run_record(learn, budget, run)
     record.update(settings, conditional=run.classes, loaded=run.n,
                   set_aside=run.set_aside)
     model = learn.ema.averaged
     save_run(model, record, run)
-    if run.scored: add_score(model, dls, record, run)
+    if run.scored: add_score(model, learn.dls, record, run)
     return record
 
 # %% ../nbs/recipes.ipynb #n033
@@ -344,11 +365,12 @@ def fit_run(learn, settings, run):
                  classes=run.classes, dim=run.dim, bs=run.bs)
     minutes = None if run.epochs else run.minutes
     checkpoint = run.out/'checkpoint.pt'
-    return fit_for(learn, minutes, run.epochs, run.lr, checkpoint, known, run.progress,
-                   run.processor)
+    with together(learn):
+        return fit_for(learn, minutes, run.epochs, run.lr, checkpoint, known,
+                       run.progress, run.processor)
 
 # %% ../nbs/recipes.ipynb #c018
-def run_record(learn, budget, channels):
+def run_record(learn, budget, run):
     "What a run was, as numbers and text"
     dls = learn.dls
     model = learn.ema.averaged
@@ -356,7 +378,7 @@ def run_record(learn, budget, channels):
     loss = [part.mean().item() for part in np.array_split(losses, 50) if len(part)]
     return dict(
         kind='denoiser',
-        **describe_data(dls, channels),
+        **describe_data(dls, run.channels),
         parameters=n_params(learn.model),
         gflops=gflops(model.unet, model.size, model.unet.channels),
         seconds=budget.seconds,
@@ -364,7 +386,7 @@ def run_record(learn, budget, channels):
         cells_seen=budget.steps*dls.train.bs,
         loss=loss,
         loss_by_timestep=loss_by_timestep(learn),
-        machine=machine(),
+        machine=dict(machine(), processes=run.processes),
     )
 
 # %% ../nbs/recipes.ipynb #n044
@@ -724,7 +746,10 @@ def machine_of(record, more=''):
     return f"{m['name']} ({m['device']}, {threads_of(m)}{more})"
 
 # %% ../nbs/recipes.ipynb #s001
-def threads_of(m): return f"{m['threads']} thread{'s'*(m['threads'] > 1)}"
+def threads_of(m):
+    text = f"{m['threads']} thread{'s'*(m['threads'] > 1)}"
+    several = m.get('processes', 1) > 1
+    return f"{m['processes']} processes of {text}" if several else text
 
 # %% ../nbs/recipes.ipynb #n041
 def score_of(score):
