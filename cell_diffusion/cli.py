@@ -283,7 +283,8 @@ ended_by = {
 # %% ../nbs/cli.ipynb #n016
 def begin(name, calls):
     "Say that something happens, and import the function that does the work"
-    if sys.stderr.isatty(): typer.echo(f'cell-diffusion {name}: starting …', err=True)
+    if is_first() and sys.stderr.isatty():
+        typer.echo(f'cell-diffusion {name}: starting …', err=True)
     return find_function(calls)
 
 def announce(given):

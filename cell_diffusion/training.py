@@ -13,7 +13,7 @@ import torch.nn as nn
 from dataclasses import dataclass, replace
 from fastai.callback.training import GradientClip
 from fastai.learner import Callback, Learner
-from fastai.torch_core import rank_distrib
+from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.basics import patch, store_attr
 from torch.optim.swa_utils import AveragedModel
 from cell_diffusion.core import (
@@ -83,14 +83,17 @@ def draw_timesteps(self:NoiseCallback, x0):
     "One timestep for each image, uniform or log-normal"
     schedule = self.network.schedule
     if self.noise_levels is None:
-        return uniform_timesteps(len(x0), schedule, self.rng)
+        return self.own(uniform_timesteps(self.rows(x0), schedule, self.rng))
     mean, std = self.noise_levels
-    return lognormal_timesteps(len(x0), schedule, self.rng, mean, std, x0.shape[-1])
+    size = x0.shape[-1]
+    t = lognormal_timesteps(self.rows(x0), schedule, self.rng, mean, std, size)
+    return self.own(t)
 
 @patch
 def draw_noise(self:NoiseCallback, x0):
     "Standard normal noise of the shape of the images"
-    return torch.randn(x0.shape, generator=self.rng, device=x0.device)
+    shape = self.rows(x0), *x0.shape[1:]
+    return self.own(torch.randn(shape, generator=self.rng, device=x0.device))
 
 @patch
 def weights(self:NoiseCallback, t):
@@ -108,15 +111,33 @@ def labels(self:NoiseCallback):
 @patch
 def drop(self:NoiseCallback, label, rng):
     "Replace a share of the labels by the null class"
-    chance = torch.rand(len(label), generator=rng, device=label.device)
+    chance = torch.rand(self.rows(label), generator=rng, device=label.device)
     null = self.network.unet.n_classes
-    return label.masked_fill(chance < self.label_dropout, null)
+    return label.masked_fill(self.own(chance) < self.label_dropout, null)
+
+# %% ../nbs/06_ddpm.ipynb #own1
+@patch(as_prop=True)
+def processes(self:NoiseCallback):
+    "How many processes share a batch; cells of validation are not shared out"
+    return max(1, num_distrib()) if getattr(self, 'training', False) else 1
+
+@patch
+def rows(self:NoiseCallback, x):
+    "How many images the whole batch has, of which these are the part of this process"
+    return len(x)*self.processes
+
+@patch
+def own(self:NoiseCallback, drawn):
+    "The part of this process, of numbers that were drawn for the whole batch"
+    if self.processes == 1: return drawn
+    return drawn.chunk(self.processes)[rank_distrib()]
+
 
 # %% ../nbs/06_ddpm.ipynb #n012
 @patch
 def before_train(self:NoiseCallback):
     "New noise and a new order of the cells in each epoch"
-    seed = 1_000_003*(self.seed + 1) + 10_007*rank_distrib() + self.epochs_seen
+    seed = 1_000_003*(self.seed + 1) + self.epochs_seen
     self.rng = generator(seed, self.learn.dls.device)
     if hasattr(self.learn.dls.train, 'set_epoch'):
         self.learn.dls.train.set_epoch(self.epochs_seen)
@@ -188,7 +209,13 @@ class StopAtNaN(Callback):
     order = 0 # After `NoiseCallback` has added to the loss
 
     def after_loss(self):
-        if len(self.yb): check_loss(self.learn, self.learn.loss_grad)
+        if not len(self.yb): return
+        if self.training and num_distrib() > 1:
+            # All see one loss, so all of them stop
+            self.learn.loss = mean_of_all(self.learn.loss_grad)
+            check_loss(self.learn, self.learn.loss)
+        else:
+            check_loss(self.learn, self.learn.loss_grad)
 
 # %% ../nbs/06_ddpm.ipynb #c036
 def ddpm_learner(
@@ -420,19 +447,25 @@ import glob
 import io
 import math
 import numpy as np
+import os
+import pickle
 import time
 import torch
 import torch.nn as nn
+import warnings
 from contextlib import contextmanager
+from datetime import timedelta
 from fastai.callback.core import CancelFitException
 from fastai.learner import Callback, Learner
-from fastai.torch_core import num_distrib, rank_distrib
+from fastai.torch_core import num_distrib, rank_distrib, to_device
 from fastcore.basics import patch, store_attr
 from fastcore.foundation import L
+from functools import cache
 from itertools import islice
 from tqdm.auto import tqdm
 from zipfile import ZipFile
-from cell_diffusion.core import as_path, check_limits
+from cell_diffusion.core import as_path, check_limits, default_device
+from cell_diffusion.data import keep_loaders
 from cell_diffusion.records import remove_parts, write_whole
 
 # %% ../nbs/06b_long_runs.ipynb #c061
@@ -451,6 +484,130 @@ def slowest(
     t = torch.tensor(seconds, dtype=torch.float32, device=device)
     torch.distributed.all_reduce(t, op=torch.distributed.ReduceOp.MAX)
     return t.item()
+
+def mean_of_all(
+    x:torch.Tensor, # Of this process
+)->torch.Tensor: # The same in every process
+    "The mean over all processes that train together"
+    if num_distrib() < 2: return x
+    total = x.detach().clone()
+    torch.distributed.all_reduce(total)
+    return total/num_distrib()
+
+# %% ../nbs/06b_long_runs.ipynb #pr01
+@cache
+def meeting_place():
+    "The group of all processes that a launcher started, where they tell the news"
+    from accelerate import PartialState
+    PartialState(cpu=default_device().type == 'cpu')
+    # They wait here for a score, too: a process that ended is noticed at once
+    return torch.distributed.new_group(backend='gloo', timeout=timedelta(days=1))
+
+def leave_processes():
+    "The end of training together, if there was any"
+    if not torch.distributed.is_initialized(): return
+    torch.distributed.destroy_process_group()
+    meeting_place.cache_clear()
+
+@contextmanager
+def alone():
+    "Within it fastai and this package see no other processes"
+    names = 'WORLD_SIZE', 'RANK'
+    there = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(there)
+
+# %% ../nbs/06b_long_runs.ipynb #pr02
+def in_first(f, *args):
+    """What `f` gives, called by the first process alone; the others wait for it.
+
+    What it raises is raised in all of them, elsewhere with `told` set."""
+    if num_distrib() < 2: return f(*args)
+    place = meeting_place()
+    news = [None if rank_distrib() else outcome(f, *args)]
+    with others_needed():
+        torch.distributed.broadcast_object_list(news, group=place)
+    result, error = news[0]
+    if error is None: return result
+    if rank_distrib(): error.told = True
+    raise error
+
+def outcome(f, *args):
+    "What `f` gives, and what it raises; one of them is None"
+    try:
+        with alone():
+            return f(*args), None
+    except Exception as e:
+        try:
+            pickle.loads(pickle.dumps(e))
+        except Exception:
+            return None, RuntimeError(str(e))
+        return None, e
+
+def first_then_others(f, *args):
+    "What `f` gives in each process; it is called in the first, and then in the others"
+    kept = []
+    in_first(lambda: kept.append(f(*args)))
+    return kept[0] if kept else f(*args)
+
+# %% ../nbs/06b_long_runs.ipynb #pr04
+@contextmanager
+def others_needed():
+    "Says that another process has ended, where PyTorch speaks of a connection"
+    try:
+        yield
+    except RuntimeError as e:
+        signs = 'gloo', 'nccl', 'connection', 'process group'
+        if not any(sign in str(e).lower() for sign in signs): raise
+        lost = ConnectionError("Another process of this training has ended, so this "
+                               "one ends too. The same command goes on from the last "
+                               "checkpoint.")
+        # Two processes say it, for one of them may be the one that has ended
+        lost.told = rank_distrib() > 1
+        raise lost from e
+
+@contextmanager
+def together(learn):
+    "Let all processes that a launcher started train one network"
+    if num_distrib() < 2:
+        yield
+        return
+    meeting_place()
+    keep_loaders()
+    with others_needed(), learn.distrib_ctx(sync_bn=False):
+        yield
+
+# %% ../nbs/06b_long_runs.ipynb #pr05
+def check_processes():
+    "Raise `ValueError` or `ImportError` for processes that cannot train together"
+    env = os.environ
+    numbers = [env.get(name) or '0' for name in ('WORLD_SIZE', 'RANK', 'LOCAL_RANK')]
+    places = 'MASTER_ADDR' in env and 'MASTER_PORT' in env
+    if numbers[0] in ('0', '1'):
+        warn_of_one(places)
+        return
+    if not all(n.isdecimal() for n in numbers) or not places:
+        raise ValueError(f"WORLD_SIZE={numbers[0]} says that several processes train "
+                         "together, but not where they meet: start them with "
+                         "accelerate launch or torchrun, or unset WORLD_SIZE.")
+    try:
+        import accelerate
+    except ImportError as e:
+        raise ImportError("Several processes need accelerate: pip install "
+                          "'cell_diffusion[gpus]'.") from e
+    gpus = torch.cuda.device_count()
+    if default_device().type == 'cuda' and int(numbers[2]) >= gpus:
+        raise ValueError(f"Each process needs a GPU of its own, and there are {gpus}: "
+                         "start no more processes than that.")
+
+def warn_of_one(places):
+    "accelerate names a meeting place but starts one process, if it is told `--cpu`"
+    if not places or os.environ.get('ACCELERATE_USE_CPU') != 'True': return
+    if 'WORLD_SIZE' in os.environ: return
+    warnings.warn("accelerate launch --cpu starts one process, however many are asked "
+                  "for; torchrun --nproc-per-node 2 starts two.")
 
 # %% ../nbs/06b_long_runs.ipynb #c062
 class Budget(Callback):
@@ -566,10 +723,17 @@ class Checkpoint(Callback):
         self.begun = self.written = time.monotonic()
         self.changed = False # Since it was written
         self.found = None
+        self.found = in_first(self.read)
+        device = self.learn.dls.device
+        if self.found and device: self.found = to_device(self.found, device)
+
+    def read(self):
+        "What is there of this run, on the CPU, or None"
         remove_parts(self.path.parent, glob.escape(self.path.name))
         if not self.path.exists(): return
-        self.found = read_checkpoint(self.path, self.learn.dls.device)
-        self.refuse_other_run(self.found)
+        state = read_checkpoint(self.path, 'cpu')
+        self.refuse_other_run(state)
+        return state
 
 # %% ../nbs/06b_long_runs.ipynb #n001
 @patch
@@ -579,8 +743,7 @@ def before_batch(self:Checkpoint):
     if self.pending is not None:
         self.learn.noise.rng.set_state(self.pending.cpu())
         self.pending = None
-    due = time.monotonic() - self.written >= self.every
-    if due and num_distrib() < 2: self.save()
+    if time.monotonic() - self.written >= self.every: self.save()
 
 @patch
 def after_batch(self:Checkpoint):
@@ -615,7 +778,7 @@ def state(self:Checkpoint):
         steps=self.learn.train_iter,
         seconds=budget.seconds if budget else time.monotonic() - self.begun,
         losses=torch.stack(losses).cpu() if losses else torch.zeros(0),
-        batches=self.batches if num_distrib() < 2 else 0,
+        batches=self.batches,
         ema_steps=ema.steps if ema else 0,
         random=self.random_states(),
         recorder=recorder_state(self.learn.recorder),
