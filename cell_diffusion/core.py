@@ -120,11 +120,13 @@ limits = dict(
     classifier_dim=whole(8, 1024),
     dim=whole(4, 1024),
     draws=whole(1, 1_000_000),
+    early_at=dict(low=0, high=1),
     epochs=whole(1, 100_000),
     folds=whole(1, 62),
     goal=whole(1, 10_000_000),
     guidance_scale=dict(low=-1000, high=1000),
     lr=dict(above=0, high=10),
+    means=whole(0, 1000),
     minutes=dict(above=0, high=1_000_000),
     n=whole(1, 10_000_000),
     patch=whole(1, 64),
@@ -139,6 +141,8 @@ limits = dict(
     zoom=whole(1, 100),
 )
 
+
+# %% ../nbs/00_core.ipynb #x006
 # None means "by default" or "all" for these
 may_be_none = 'epochs', 'goal', 'guidance_scale', 'minutes', 'n', 'patch'
 

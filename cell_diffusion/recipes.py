@@ -47,8 +47,8 @@ from cell_diffusion.sampling import sample
 from cell_diffusion.sources import channel_names, named_source
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import (
-    check_processes, diffusion_learner, first_then_others, fit_for, in_first,
-    loss_by_timestep, read_checkpoint, together, training_configs,
+    KeepEarly, RunningMeans, check_processes, diffusion_learner, first_then_others,
+    fit_for, in_first, loss_by_timestep, read_checkpoint, together, training_configs,
 )
 from cell_diffusion.unet import gflops, n_params
 
@@ -218,6 +218,8 @@ def train_model(
     judged:str='test', # Compare with test cells, or with valid ones to choose a config
     balanced:bool=False, # Draw the training classes equally often
     set_aside:float=0., # Share of the training cells kept for the judge of the score
+    means:int=0, # Times to save two running means, for `posthoc_mean`
+    early_at:float=0., # Share of the run after which its mean goes into OUT/early
     inpaint:bool=False, # Train a network that fills holes
     scales:tuple=None, # With inpaint: crops from and to these shares of the side
     start:str=None, # Shipped weights or a folder to start from
@@ -271,8 +273,8 @@ def check_run(run):
     if run.scales and not run.inpaint:
         raise ValueError("scales are for networks that fill holes: add inpaint=True "
                          "(--inpaint in a shell), or leave scales out.")
-    names = 'size minutes epochs bs lr dim n seed steps scored patch set_aside'
-    names = names.split()
+    names = ('size minutes epochs bs lr dim n seed steps scored patch set_aside means '
+             'early_at').split()
     check_limits(**{name: getattr(run, name) for name in names})
     check_shares(run.bs, run.processes)
 
@@ -299,7 +301,8 @@ def prepare(run)->tuple: # The learner, and the settings that a record keeps
     trained = start_network(run.start, run.size)
     settings = dict(config=run.config, optimizer=run.optimizer, lr=run.lr,
                     seed=run.seed, balanced=run.balanced, inpaint=run.inpaint,
-                    scales=run.scales and list(run.scales),
+                    scales=run.scales and list(run.scales), means=run.means,
+                    early_at=run.early_at,
                     start=trained and as_path(run.start).name,
                     **to_record(run.kwargs))
     dls = cells_for(run, trained)
@@ -364,6 +367,8 @@ def fit_run(learn, settings, run):
     known = dict(settings, fingerprint=fingerprint(learn.dls), size=run.size,
                  classes=run.classes, dim=run.dim, bs=run.bs)
     minutes = None if run.epochs else run.minutes
+    if run.means: learn.add_cb(RunningMeans(run.out/'means', run.means))
+    if run.early_at: learn.add_cb(KeepEarly(run.out/'early', run.early_at))
     checkpoint = run.out/'checkpoint.pt'
     with together(learn):
         return fit_for(learn, minutes, run.epochs, run.lr, checkpoint, known,
