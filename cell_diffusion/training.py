@@ -448,12 +448,16 @@ import io
 import math
 import numpy as np
 import os
+import pandas as pd
 import pickle
+import re
+import shutil
 import time
 import torch
 import torch.nn as nn
 import warnings
 from contextlib import contextmanager
+from copy import deepcopy
 from datetime import timedelta
 from fastai.callback.core import CancelFitException
 from fastai.learner import Callback, Learner
@@ -464,8 +468,9 @@ from functools import cache
 from itertools import islice
 from tqdm.auto import tqdm
 from zipfile import ZipFile
-from cell_diffusion.core import as_path, check_limits, default_device
+from cell_diffusion.core import as_path, check_limits, check_number, default_device
 from cell_diffusion.data import keep_loaders
+from cell_diffusion.denoiser import Denoiser, choose_precision, load, save
 from cell_diffusion.records import remove_parts, write_whole
 
 # %% ../nbs/06b_long_runs.ipynb #c061
@@ -767,6 +772,7 @@ def after_fit(self:Checkpoint):
 def state(self:Checkpoint):
     "All that changes during training, as tensors and numbers"
     ema = getattr(self.learn, 'ema', None)
+    means = getattr(self.learn, 'running_means', None)
     budget = getattr(self.learn, 'budget', None)
     losses = budget.losses if budget else []
     return plain(dict(
@@ -782,6 +788,7 @@ def state(self:Checkpoint):
         ema_steps=ema.steps if ema else 0,
         random=self.random_states(),
         recorder=recorder_state(self.learn.recorder),
+        means=[mean.state_dict() for mean in means.means] if means else [],
     ))
 
 @patch
@@ -867,6 +874,10 @@ def refuse_other_run(self:Checkpoint, state):
             differs = 'its cells were others, or read in another way'
         raise ValueError(f"{self.path} belongs to another run: {differs}. Give the "
                          "settings of that run, or this run a folder of its own.")
+    if hasattr(self.learn, 'running_means') and not state.get('means'):
+        raise ValueError(f"{self.path} is of a run without running means, and they "
+                         "cannot begin in its midst: go on without them (means=0), or "
+                         "give this run a folder of its own.")
 
 # %% ../nbs/06b_long_runs.ipynb #n068
 @patch
@@ -904,6 +915,8 @@ def restore(self:Checkpoint, state):
         budget.steps = state['steps']
         budget.seconds = state['seconds']
         budget.losses = list(state['losses'])
+    if means := getattr(self.learn, 'running_means', None):
+        means.restore(state['means'])
     if noise := getattr(self.learn, 'noise', None):
         noise.epochs_seen = state['epochs']
     if 'random' in state: self.restore_random(state['random'])
@@ -977,6 +990,202 @@ def fit_for(
     finally:
         budget.close()
     return budget
+
+# %% ../nbs/06b_long_runs.ipynb #pm01
+def gamma_of(
+    sigma_rel:float, # Length of a running mean, as a share of the run
+)->float:
+    "The power γ of a mean of this length (Karras et al. 2024, algorithm 2)"
+    sigma_rel = check_number('sigma_rel', sigma_rel, above=0, high=.2886)
+    t = sigma_rel**-2
+    return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
+
+def update_mean(
+    mean:list, # Tensors of the mean of `step - 1` steps, changed in place
+    weights:list, # Tensors after this step
+    step:int, # Number of this step, from 1
+    gamma:float, # Power of the mean
+):
+    "One step of a power-function mean"
+    beta = (1 - 1/step)**(gamma + 1)
+    torch._foreach_lerp_(mean, weights, 1 - beta)
+
+# %% ../nbs/06b_long_runs.ipynb #pm03
+class AtShares(Callback):
+    "Calls `act` in the main process when one of `shares` of the budget is used up"
+    order = 61 # After `Budget`, which counts the steps
+    shares = ()
+
+    def before_fit(self): self.last = 1.
+
+    def before_train(self): self.last = self.learn.budget.used
+
+    def after_batch(self):
+        if self.training: self.look()
+
+    # A budget of minutes ends the run before the others see the end of the batch
+    def after_cancel_fit(self): self.look()
+
+    def look(self):
+        used = self.learn.budget.used
+        passed = any(self.last < share <= used for share in self.shares)
+        self.last = used
+        if passed and not rank_distrib(): self.act()
+
+class KeepEarly(AtShares):
+    "Saves the running mean of `EMA` once, as a weaker network to guide away from"
+
+    def __init__(self,
+        folder, # Gets the network, as from `save`
+        share:float, # Of the budget, 0..1
+    ):
+        store_attr()
+        self.shares = [share]
+
+    def act(self): save(self.learn.ema.averaged, self.folder)
+
+# %% ../nbs/06b_long_runs.ipynb #pm04
+class RunningMeans(AtShares):
+    "Keeps two power-function means, and saves both `n` times during a run"
+
+    def __init__(self,
+        folder, # Gets a folder for each step and length, as from `save`
+        n:int=16, # How often in a run
+        sigma_rel:tuple=(.05, .10), # Lengths of the two
+    ):
+        store_attr()
+        self.folder = Path(folder)
+        self.shares = [(k + 1)/n for k in range(n)]
+        self.gammas = [gamma_of(s) for s in sigma_rel]
+        self.means = []
+
+    def before_fit(self):
+        super().before_fit()
+        if self.means: return
+        for _ in self.gammas:
+            mean = deepcopy(unwrap(self.learn.model))
+            self.means.append(mean.eval().requires_grad_(False))
+
+    def after_step(self):
+        weights = list(self.learn.model.parameters())
+        step = self.learn.budget.steps + 1
+        for mean, gamma in zip(self.means, self.gammas):
+            update_mean(list(mean.parameters()), weights, step, gamma)
+
+    def act(self):
+        for mean, length in zip(self.means, self.sigma_rel):
+            save(mean, self.folder/f'{self.learn.budget.steps:07d}-{length:g}')
+
+# %% ../nbs/06b_long_runs.ipynb #pm06
+@patch
+def restore(self:RunningMeans, states):
+    "Put the means where they were"
+    for mean, state in zip(self.means, states, strict=True):
+        mean.load_state_dict(state)
+
+@patch
+def before_train(self:RunningMeans):
+    AtShares.before_train(self)
+    if rank_distrib(): return
+    for folder in self.folder.glob('*-*'):
+        is_ours = re.fullmatch(r'(\d{7,})-[\d.]+', folder.name)
+        if is_ours and int(is_ours[1]) > self.learn.budget.steps: shutil.rmtree(folder)
+
+# %% ../nbs/06b_long_runs.ipynb #pm08
+def overlap(t_a, gamma_a, t_b, gamma_b):
+    "∫ of the product of two profiles that end at t_a and t_b (algorithm 3)"
+    power = np.where(t_a < t_b, gamma_b, -gamma_a)
+    top = (gamma_a + 1)*(gamma_b + 1)*(t_a/t_b)**power
+    return top/((gamma_a + gamma_b + 1)*np.maximum(t_a, t_b))
+
+def combination(
+    kept:list, # Pairs of step and length: the means that were saved
+    step:int, # Last step of the mean that is wanted
+    sigma_rel:float, # Its length
+)->tuple: # Factor of each mean, an array with the sum 1; relative error of the profile
+    "The sum of kept means that comes nearest to another one (algorithm 3)"
+    steps, gammas = np.array([(t, gamma_of(s)) for t, s in kept], float).T
+    gamma = gamma_of(sigma_rel)
+    among = overlap(steps[:, None], gammas[:, None], steps, gammas)
+    to_wanted = overlap(steps, gammas, float(step), gamma)
+    size = overlap(float(step), gamma, float(step), gamma)
+
+    factors = np.linalg.lstsq(among, to_wanted, rcond=1e-12)[0]
+    factors /= factors.sum() # Weights that never changed stay exactly as they are
+    error = factors@among@factors - 2*factors@to_wanted + size
+    return factors, math.sqrt(max(0, error)/size)
+
+# %% ../nbs/06b_long_runs.ipynb #pm13
+def kept_means(
+    folder, # Of a run
+)->pd.DataFrame: # `step`, `length` and `folder` of each saved mean
+    "The running means that a run has kept. `FileNotFoundError` if there are none"
+    found = [f.parent for f in sorted(Path(folder).glob('means/*-*/config.json'))]
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no running means: train with means=16 "
+                                "(--means 16) to keep some.")
+    steps, lengths = zip(*(f.name.split('-') for f in found))
+    return pd.DataFrame(dict(step=map(int, steps), length=map(float, lengths),
+                             folder=found))
+
+def posthoc_mean(
+    folder, # Of a run that kept running means
+    sigma_rel:float, # Length of the mean, as a share of the run up to `step`
+    step:int=None, # One at which means were saved; by default the last
+    device=None, # Where the network is to run; by default `default_device()`
+    precision:str='auto', # `float32`, `bfloat16`, or `auto` for the faster one
+)->Denoiser: # Ready to be used
+    "The network with a running mean of any length, combined from those of a run"
+    kept = kept_means(folder)
+    if step is None: step = kept.step.max()
+    if step not in set(kept.step):
+        steps = ', '.join(map(str, kept.step.unique()))
+        raise ValueError(f"No means were kept at step {step}: choose one of {steps}.")
+    kept = kept[kept.step <= step]
+    pairs = list(zip(kept.step, kept.length))
+    factors, error = combination(pairs, step, sigma_rel)
+    if error > .1:
+        warnings.warn(f"The means in {folder} come to a length of {sigma_rel:g} only "
+                      f"within {error:.0%}: choose a later step, a length nearer to "
+                      "those that were kept, or save more often.")
+    model = add_up(kept.folder, factors).to(device or default_device())
+    model.precision = choose_precision(precision, model.device)
+    return model
+
+# %% ../nbs/06b_long_runs.ipynb #pm14
+def add_up(
+    folders, # Of networks with the same settings
+    factors, # A number for each
+)->Denoiser: # In float32, on the CPU
+    "The network whose weights are a sum of the weights of others"
+    model = None
+    for folder, factor in zip(folders, factors, strict=True):
+        network = load(folder, 'cpu', 'float32', kind=Denoiser)
+        if model is None:
+            model = network
+            total = [torch.zeros_like(p).double() for p in model.parameters()]
+        if network.settings != model.settings:
+            raise ValueError(f"{folder} is of another network: keep the running means "
+                             "of one run in a folder.")
+        for mean, p in zip(total, network.parameters()):
+            mean += factor*p.detach()
+    with torch.no_grad():
+        for mean, p in zip(total, model.parameters()):
+            p.copy_(mean)
+    return model
+
+def compare_lengths(
+    folder, # Of a run that kept running means
+    lengths, # Lengths to compare
+    scorer, # A function of a network; returns numbers by name
+    step:int=None, # As in `posthoc_mean`
+)->pd.DataFrame: # `length`, and a column for each of these names
+    "Score running means of several lengths, to choose one"
+    rows = []
+    for length in lengths:
+        score = scorer(posthoc_mean(folder, length, step))
+        rows.append(dict(length=length, **score))
+    return pd.DataFrame(rows)
 
 # %% ../nbs/recipes.ipynb #c019
 def loss_by_timestep(
