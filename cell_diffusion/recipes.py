@@ -155,7 +155,7 @@ def accuracy_on_test(model, dls):
 
 def check_goes_on(folder):
     "Raise `FileExistsError` where a new training would replace finished weights"
-    folder = Path(folder)
+    folder = as_path(folder)
     if (folder/'model.safetensors').exists() and not (folder/'checkpoint.pt').exists():
         raise FileExistsError(f"{folder} holds trained weights, but no checkpoint.pt to "
                               "go on from: name another folder, or delete the weights.")

@@ -138,8 +138,8 @@ def test_a_score_goes_with_its_weights(out, scored, then, monkeypatch):
     assert record['steps'] == 2*steps
 
 
-nothing_left = ('run: nothing was left to train, this run had 0.[0-9] minutes. .* count '
-                'the whole run.*: minutes=10[.0-9]* for ten minutes more')
+nothing_left = ('run: nothing was left to train, this run had 0.[0-9] minutes. .* '
+                'count the whole run.*: minutes=10[.0-9]* for ten minutes more')
 
 
 def test_a_run_that_is_over_goes_on_with_a_larger_budget(out):
