@@ -1,4 +1,4 @@
-"Cells that are set aside for the judge reach no generator, and only they reach the judge"
+"Cells set aside for the judge reach no generator, and only they reach the judge"
 import numpy as np
 import pytest
 
@@ -58,8 +58,8 @@ def test_a_shipped_judge_is_found_by_its_cells(tmp_path, monkeypatch, dls):
 
     monkeypatch.setattr('cell_diffusion.classifier.weights_folder', tmp_path)
     found = reference_classifier(dls)
-    assert all((a == b).all() for a, b in
-               zip(made.half().state_dict().values(), found.half().state_dict().values()))
+    weights = zip(made.half().state_dict().values(), found.half().state_dict().values())
+    assert all((a == b).all() for a, b in weights)
 
 
 def test_record_and_card_of_a_run_say_who_judged(tmp_path):
