@@ -465,6 +465,7 @@ from fastai.torch_core import num_distrib, rank_distrib, to_device
 from fastcore.basics import patch, store_attr
 from fastcore.foundation import L
 from functools import cache
+from importlib.util import find_spec
 from itertools import islice
 from tqdm.auto import tqdm
 from zipfile import ZipFile
@@ -597,11 +598,9 @@ def check_processes():
         raise ValueError(f"WORLD_SIZE={numbers[0]} says that several processes train "
                          "together, but not where they meet: start them with "
                          "accelerate launch or torchrun, or unset WORLD_SIZE.")
-    try:
-        import accelerate
-    except ImportError as e:
+    if find_spec('accelerate') is None:
         raise ImportError("Several processes need accelerate: pip install "
-                          "'cell_diffusion[gpus]'.") from e
+                          "'cell_diffusion[gpus]'.")
     gpus = torch.cuda.device_count()
     if default_device().type == 'cuda' and int(numbers[2]) >= gpus:
         raise ValueError(f"Each process needs a GPU of its own, and there are {gpus}: "
@@ -1054,7 +1053,7 @@ class RunningMeans(AtShares):
         sigma_rel:tuple=(.05, .10), # Lengths of the two
     ):
         store_attr()
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         self.shares = [(k + 1)/n for k in range(n)]
         self.gammas = [gamma_of(s) for s in sigma_rel]
         self.means = []
@@ -1120,7 +1119,7 @@ def kept_means(
     folder, # Of a run
 )->pd.DataFrame: # `step`, `length` and `folder` of each saved mean
     "The running means that a run has kept. `FileNotFoundError` if there are none"
-    found = [f.parent for f in sorted(Path(folder).glob('means/*-*/config.json'))]
+    found = [f.parent for f in sorted(as_path(folder).glob('means/*-*/config.json'))]
     if not found:
         raise FileNotFoundError(f"{folder} holds no running means: train with means=16 "
                                 "(--means 16) to keep some.")
