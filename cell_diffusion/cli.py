@@ -337,7 +337,8 @@ def _main():
 
 # %% ../nbs/cli.ipynb #c011
 @command('sampling.sample', leave_out=(
-    'interval', 'guide', 'known', 'mask', 'show_known', 'spacing', 'bs', 'trajectory'))
+    'interval', 'guide', 'known', 'mask', 'show_known', 'spacing', 'bs', 'trajectory'),
+    kept='What was written is whole; the same command makes the same cells.')
 def sample_(
     sample, # The function that does the work
     model:str=None, # Shipped weights or a folder from `train`
@@ -537,7 +538,8 @@ def classifier_(
     show_card(out)
 
 # %% ../nbs/cli.ipynb #n010
-@command('recipes.score_weights', options=['data'])
+@command('recipes.score_weights', options=['data'],
+         kept='The network and an earlier score stay as they are.')
 def score_(
     score_weights, # The function that does the work
     model:str, # Folder of a run, or the name of shipped weights

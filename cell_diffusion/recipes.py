@@ -366,6 +366,8 @@ def fit_run(learn, settings, run):
     "Train, or go on from the checkpoint in `run.out`"
     known = dict(settings, fingerprint=fingerprint(learn.dls), size=run.size,
                  classes=run.classes, dim=run.dim, bs=run.bs)
+    # An option that is given on one side only makes another network too
+    known['options'] = ', '.join(sorted(to_record(run.kwargs))) or 'none'
     minutes = None if run.epochs else run.minutes
     if run.means: learn.add_cb(RunningMeans(run.out/'means', run.means))
     if run.early_at: learn.add_cb(KeepEarly(run.out/'early', run.early_at))

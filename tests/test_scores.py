@@ -142,6 +142,14 @@ nothing_left = ('run: nothing was left to train, this run had 0.[0-9] minutes. .
                 'count the whole run.*: minutes=10[.0-9]* for ten minutes more')
 
 
+def test_an_option_that_the_run_did_not_have_is_refused(out):
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+    said = "options was 'mults' there and is 'mults, normalize' here"
+    with pytest.raises(ValueError, match=said):
+        train_model(**run, **epochs, normalize=True, out=out)
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+
+
 def test_a_run_that_is_over_goes_on_with_a_larger_budget(out):
     before = record_of(out)
     record = train_model(**run, epochs=2, out=out)
