@@ -33,6 +33,7 @@ from cell_diffusion.data import cell_dls, check_scales, check_shares
 from cell_diffusion.denoiser import (
     Denoiser, folder_of, load, save, weights_folder, weights_hash,
 )
+from cell_diffusion.imageio import read_image
 from cell_diffusion.inpainting import inpainting_learner
 from cell_diffusion.metrics import (
     balanced_accuracy, beside_real, class_accuracy, class_warning, score_model,
@@ -428,8 +429,15 @@ def save_run(model, record, run):
                       f"taken out of their record: {new}.")
     save(model, out)
     write_run(out, record)
-    if same and (out/'samples.png').exists(): return
+    if same and is_picture(out/'samples.png'): return
     save_grid(model, out/'samples.png', steps=run.steps, progress=run.progress)
+
+def is_picture(file):
+    "Is there a whole picture?"
+    try:
+        return read_image(file) is not None
+    except (OSError, ValueError):
+        return False
 
 def nothing_left(out, seconds):
     "What a run is answered with that was over before"
@@ -536,7 +544,7 @@ def score_weights(
         network = load(model, kind=Denoiser)
         check_number('steps', steps, 1, network.schedule.T, whole=True)
         record = earlier_record(folder)
-        keeps = own and record and describes(record, network, folder)
+        keeps = own and describes(record, network, folder)
         dls = cells_to_score(network, record, run)
         score = score_of_network(network, dls, run)
         keep_score(score, record if keeps else None, folder, out)
@@ -580,6 +588,10 @@ def check_fit(network, dls):
 # %% ../nbs/recipes.ipynb #n021
 def describes(record, network, folder)->bool:
     "Is a record that of these weights? Warns if not"
+    if not record:
+        warnings.warn(f"{folder}/record.json is missing or damaged, so the score is "
+                      "not written there: start the training again, which writes it.")
+        return False
     same = record.get('weights', '') in ('', weights_hash(network))
     if not same:
         warnings.warn(f"{folder}/record.json describes other weights, so the score is "
