@@ -21,7 +21,7 @@ from cell_diffusion.denoiser import Denoiser, load, save, shipped, weights_folde
 from cell_diffusion.imageio import save_pixels
 from cell_diffusion.metrics import class_accuracy
 from cell_diffusion.recipes import (
-    classifier_card, held_out, model_card, read_record, result_lines,
+    best_scale, choose_guidance, classifier_card, held_out, model_card, read_record, result_lines,
     train_and_save_classifier, train_model, train_reference_classifier,
 )
 from cell_diffusion.records import Records, locked, write_json
@@ -448,3 +448,38 @@ def test_bench_line_tells_the_record(tmp_path):
 
 def test_the_shipped_benchmark_can_be_told():
     assert 'times as fast in training' in bench_line()
+
+
+# Guidance is chosen by a rule, on validation cells, and stored
+
+def test_the_best_scale_keeps_the_recall():
+    table = pd.DataFrame(dict(guidance_scale=[1., 1.5, 2., 3.], fd=[4., 2., 1.5, 1.],
+                              recall=[.80, .79, .77, .60]))
+    assert best_scale(table) == 2.
+    assert best_scale(table.assign(fd=[1., 2., 3., 4.])) == 1.
+    assert best_scale(table.assign(recall=[.8, .7, .7, .9])) == 3.
+
+
+def test_guidance_is_found_stored_and_written_into_the_card(tmp_path):
+    run = dict(size=28, n=240, dim=8, mults=(1, 2), bs=16, classes=True, epochs=2,
+               scored=16, steps=2, early_at=.5, set_aside=.25, progress=False)
+    out = tmp_path/'run'
+    search = dict(data='simulated', guide=out/'early', scales=(1., 2.), scored=32,
+                  steps=2, progress=False)
+    with pytest.warns(UserWarning):
+        train_model('simulated', out=out, **run)
+        table = choose_guidance(out, **search)
+    assert table.guidance_scale.tolist() == [1., 2.]
+    assert {'fd', 'recall', 'real_recall', 'class_accuracy'} <= {*table}
+
+    record = json.loads((out/'record.json').read_text())
+    network = load(out)
+    assert network.guidance_scale == record['guidance']['best'] == best_scale(table)
+    assert network.guide is not None and 'score' not in record
+    card = ' '.join((out/'README.md').read_text().split())
+    assert f"Guidance: scale {network.guidance_scale:g}, away from early" in card
+    assert 'for the judge of the score' in card
+
+    # Called again it finds its records
+    again = choose_guidance(out, **search)
+    assert again.equals(table)
