@@ -73,9 +73,12 @@ def not_empty(value):
     return value
 
 def a_path(text):
-    "A path from the text of the shell"
-    from cell_diffusion.core import as_path
-    return as_path(not_empty(text))
+    "A path from the text of the shell; `core.as_path` would import PyTorch for it"
+    try:
+        return Path(not_empty(text)).expanduser()
+    except RuntimeError as e:
+        raise typer.BadParameter(f"{text} names no home folder that is known: give "
+                                 "the whole path.") from e
 
 def shell_parameter(parameter, help, is_option):
     "A parameter as Typer wants it"
@@ -555,6 +558,21 @@ def score_(
     typer.echo("\nShare of each class that is recognised, with 95% intervals: of "
                "generated cells, and of real ones")
     typer.echo(class_table(score).round(3).to_string(index=False))
+
+# %% ../nbs/cli.ipynb #z000
+@command('recipes.choose_guidance', options=['data'],
+         kept='What was tried is kept; the same command goes on from there.')
+def guidance_(
+    choose_guidance, # The function that does the work
+    model:Path, # Folder of a run
+    guide:Path=None, # Folder of a weaker network, such as RUN/early
+    scales:str='1,1.25,1.5,2,2.5,3', # Guidance scales to try
+    **options, # More arguments of `choose_guidance`
+):
+    "Find a network's best guidance on validation cells, and store it with its weights."
+    table = choose_guidance(model, guide=guide, scales=numbers(scales, float, '--scales'),
+                            **options)
+    typer.echo(table.round(3).to_string(index=False))
 
 # %% ../nbs/cli.ipynb #n012
 @command('studies.fid.published_distances', leave_out=['networks'])

@@ -31,7 +31,8 @@ from cell_diffusion.core import (
     as_path, check_limits, check_number, encode, limits, show_cells)
 from cell_diffusion.data import cell_dls, check_scales, check_shares
 from cell_diffusion.denoiser import (
-    Denoiser, folder_of, load, save, weights_folder, weights_hash,
+    Denoiser, folder_of, load, network_settings, save, set_guidance, weights_folder,
+    weights_hash,
 )
 from cell_diffusion.imageio import read_image
 from cell_diffusion.inpainting import inpainting_learner
@@ -41,7 +42,7 @@ from cell_diffusion.metrics import (
 )
 from cell_diffusion.optimizers import learning_rates
 from cell_diffusion.records import (
-    check_file, check_out, is_same_file, locked, machine, read_json, write_json,
+    Records, check_file, check_out, is_same_file, locked, machine, read_json, write_json,
     write_whole,
 )
 from cell_diffusion.sampling import sample
@@ -606,6 +607,91 @@ def keep_score(score, record, folder, out):
     except OSError as e:
         warnings.warn(f"The score could not be kept: {e}")
 
+# %% ../nbs/recipes.ipynb #z009
+guidance_scales = 1., 1.25, 1.5, 2., 2.5, 3.
+
+def choose_guidance(
+    model, # Folder of a run, whose weights get the setting
+    data:str, # The cells of its training: a source or a folder of class folders
+    guide=None, # Folder of a weaker network to guide away from, such as `RUN/early`
+    scales:tuple=guidance_scales, # Which guidance scales; 1 must be among them
+    scored:int=800, # Cells to generate for each
+    steps:int=20, # Steps of the sampler
+    source:str=None, # How to read data; folder for class folders of your own
+    progress:bool=True, # Show progress bars
+)->pd.DataFrame: # A row for each scale, see `guidance_row`
+    """Try guidance scales on validation cells, and store the best one with the weights
+
+    The rule is that of `best_scale`. Guidance goes away from `guide`, or without one
+    from the same network without a class. Stopped and called again it goes on."""
+    run = SimpleNamespace(model=model, data=data, source=source, judged='valid',
+                          crop=None, channels=None, n=None, white=None,
+                          progress=progress)
+    check_scoring('valid', scored)
+    folder = folder_of(model)
+    with locked(folder, 'training'):
+        network = load(folder, kind=Denoiser)
+        weak = load(guide, kind=Denoiser) if guide else None
+        dls = cells_to_score(network, read_record(folder), run)
+        table = try_scales(network, weak, dls, scales, scored, steps, folder, progress)
+        best = best_scale(table)
+        set_guidance(network, best, guide=weak)
+        keep_guidance(network, folder, dict(
+            best=best, rule=guidance_rule, scored=scored, steps=steps, judged='valid',
+            guide=guide and as_path(guide).name, rows=table.to_dict('records')))
+    return table
+
+# The smaller the share of recall that must be kept, the more guidance is allowed
+kept_recall = .95
+guidance_rule = (f"the smallest Fréchet distance among the scales that keep at least "
+                 f"{kept_recall:.0%} of the recall without guidance")
+
+def best_scale(
+    table, # With `guidance_scale`, `fd` and `recall`; one scale is 1
+)->float:
+    "The scale that `guidance_rule` names"
+    unguided = table[table.guidance_scale == 1].recall.item()
+    allowed = table[table.recall >= kept_recall*unguided]
+    return float(allowed.guidance_scale[allowed.fd.idxmin()])
+
+# %% ../nbs/recipes.ipynb #z010
+def try_scales(network, guide, dls, scales, scored, steps, folder, progress):
+    "Score the network with each guidance scale; records in the folder `guidance`"
+    classifier = reference_classifier(dls, keep=True, progress=progress)
+    real = held_out(dls, 'valid')
+
+    def run(guidance_scale):
+        set_guidance(network, guidance_scale, guide=guide)
+        return guidance_row(score_model(network, classifier, *real, scored, steps,
+                                        progress=progress))
+
+    set_guidance(network, 1)
+    networks = [network_settings(net) for net in (network, guide, classifier) if net]
+    settings = dict(networks=networks, scored=scored, steps=steps)
+    grid = dict(guidance_scale=[float(scale) for scale in scales])
+    return Records(folder/'guidance', settings).run(run, grid)
+
+def guidance_row(
+    score:dict, # From `score_model`
+)->dict: # One row of the table
+    "What scales of guidance are compared by"
+    row = {}
+    if 'class_accuracy' in score:
+        row['class_accuracy'] = class_table(score).iloc[-1].share
+    for side, prefix in dict(generated='', reference='real_').items():
+        for measure in ('fd', 'precision', 'recall'):
+            row[prefix + measure] = score[side][measure]['mean']
+    return row
+
+def keep_guidance(network, folder, found):
+    "Save weights with their guidance; a score without it is no longer theirs"
+    save(network, folder)
+    record = read_record(folder)
+    if record.pop('score', None):
+        warnings.warn(f"{folder} now generates with guidance, so its earlier score was "
+                      "taken out of the record: `cell-diffusion score` makes one.")
+    write_run(folder, dict(record, guidance=found, weights=weights_hash(network)))
+
 # %% ../nbs/recipes.ipynb #n012
 def save_grid(
     model:Denoiser, # A trained network
@@ -642,11 +728,11 @@ $task$advice
 ## Training
 
 - Data: source `$source`, $crop, $train training cells. $valid cells for validation and
-  $test for the score were kept out.
+  $test for the score were kept out$aside.
 - Network: $parameters M parameters, $gflops GFLOPs an image; weights in half precision.
 - Training config `$config`, optimizer $optimizer, learning rate $lr, batches of $bs,
   seed $seed$choices.
-- $minutes minutes on $machine: $steps steps, $cells_seen cells seen.$went_on
+- $minutes minutes on $machine: $steps steps, $cells_seen cells seen.$went_on$guided
 
 $score## Licence and limits
 
@@ -684,6 +770,8 @@ def model_card(
         task=task_of(record),
         advice=notes_of(record),
         went_on=history_of(record),
+        guided=guidance_of(record),
+        aside=aside_of(record),
         crop=pixels_of(record),
         optimizer=dict(adamw='AdamW', muon='Muon')[record.get('optimizer', 'adamw')],
         parameters=f"{record['parameters']/1e6:.2f}",
@@ -724,6 +812,20 @@ def notes_of(record):
         said.append("Whether the network obeys the class was not measured: "
                     "`cell-diffusion score` does that.")
     return ''.join(f'\n\n**Note:** {sentence}' for sentence in said)
+
+def aside_of(record):
+    "How many training cells were left to the judge"
+    if 'judge' not in record['cells']: return ''
+    return f", and so were {record['cells']['judge']} for the judge of the score"
+
+def guidance_of(record):
+    "How the network is guided unless it is told otherwise"
+    found = record.get('guidance')
+    if not found: return ''
+    guide = as_markdown(found['guide']) if found['guide'] else 'itself without a class'
+    return (f"\n- Guidance: scale {found['best']:g}, away from {guide}. That is "
+            f"{found['rule']}, on {found['scored']} generated cells beside validation "
+            "cells.")
 
 def history_of(record):
     "After how many minutes a training that had ended went on"
