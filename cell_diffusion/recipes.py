@@ -159,8 +159,9 @@ def check_goes_on(folder):
     "Raise `FileExistsError` where a new training would replace finished weights"
     folder = as_path(folder)
     if (folder/'model.safetensors').exists() and not (folder/'checkpoint.pt').exists():
-        raise FileExistsError(f"{folder} holds trained weights, but no checkpoint.pt to "
-                              "go on from: name another folder, or delete the weights.")
+        raise FileExistsError(f"{folder} holds trained weights, but no checkpoint.pt "
+                              "to go on from: name another folder, or delete the "
+                              "weights.")
 
 def write_card(folder, text):
     write_whole(folder/'README.md', text)
