@@ -396,7 +396,8 @@ def test_no_number_is_a_sentence(things, path, given, wrong):
             with pytest.raises(ValueError) as e:
                 function(path)(**{**given, name: value})
             said = str(e.value)
-            line = linecache.getline(str(e.traceback[-1].path), e.traceback[-1].lineno + 1)
+            at = e.traceback[-1]
+            line = linecache.getline(str(at.path), at.lineno + 1)
             assert line.strip().startswith('raise'), (name, value, said)
             assert repr(value)[:4] in said and said.endswith('.'), (name, value, said)
     assert not Path('out').exists()
