@@ -12,7 +12,6 @@ import math
 import shutil
 import torch
 import torch.nn as nn
-import torchvision
 import warnings
 from contextlib import contextmanager
 from fastai.callback.core import CancelFitException
@@ -21,7 +20,6 @@ from fastai.learner import Callback, CancelValidException, Learner
 from fastai.metrics import accuracy
 from fastcore.basics import store_attr
 from pathlib import Path
-from torchvision.models.resnet import BasicBlock
 from cell_diffusion.core import check_limits, check_number, encode, limits
 from cell_diffusion.data import CellLoader, CellLoaders
 from cell_diffusion.denoiser import Network, load, save, weights_folder
@@ -34,6 +32,8 @@ from cell_diffusion.denoiser import choose_precision
 # %% ../nbs/07_evaluation.ipynb #c012
 def residual_block(d_in, d_out, stride):
     "torchvision's block, with a 1 × 1 shortcut where the shape changes"
+    # Here, because its import takes a second, which a mistake need not wait for
+    from torchvision.models.resnet import BasicBlock
     if stride == 1 and d_in == d_out: return BasicBlock(d_in, d_out)
     shortcut = nn.Sequential(
         nn.Conv2d(d_in, d_out, 1, stride, bias=False),
@@ -92,6 +92,7 @@ def build_resnet(
 )->nn.Module: # From images `(batch, channel, size, size)` to `(batch, classes)`
     "A ResNet for small images: a 3 × 3 first convolution, stride 2, no pooling"
     if name == 'cell': return CellClassifier(list(classes), channels, size, stride=2)
+    import torchvision
     if name not in torchvision.models.list_models(torchvision.models, '*resne*t*'):
         raise ValueError(f"{name} is not a ResNet: use 'cell', or one of torchvision "
                          "such as resnet18.")

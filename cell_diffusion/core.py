@@ -120,11 +120,13 @@ limits = dict(
     classifier_dim=whole(8, 1024),
     dim=whole(4, 1024),
     draws=whole(1, 1_000_000),
+    early_at=dict(low=0, high=1),
     epochs=whole(1, 100_000),
     folds=whole(1, 62),
     goal=whole(1, 10_000_000),
     guidance_scale=dict(low=-1000, high=1000),
     lr=dict(above=0, high=10),
+    means=whole(0, 1000),
     minutes=dict(above=0, high=1_000_000),
     n=whole(1, 10_000_000),
     patch=whole(1, 64),
@@ -139,8 +141,10 @@ limits = dict(
     zoom=whole(1, 100),
 )
 
+
+# %% ../nbs/00_core.ipynb #x006
 # None means "by default" or "all" for these
-may_be_none = 'epochs', 'goal', 'minutes', 'n', 'patch'
+may_be_none = 'epochs', 'goal', 'guidance_scale', 'minutes', 'n', 'patch'
 
 def check_limits(
     **values, # Numbers by the name of the argument, each in `limits`
@@ -277,13 +281,22 @@ def show_cells(
     if title: fig.suptitle(as_text(title, 200), fontsize=11, y=1, va='top')
     return fig
 
+# %% ../nbs/00_core.ipynb #dev0
+def device_of_process()->torch.device:
+    "The GPU that a launcher gave to this process; without one any GPU, or the CPU"
+    only_cpu = os.environ.get('ACCELERATE_USE_CPU', '').lower() in ('1', 'true', 'yes')
+    if only_cpu or not torch.cuda.is_available(): return torch.device('cpu')
+    number = os.environ.get('LOCAL_RANK')
+    return torch.device(f'cuda:{number}' if number else 'cuda')
+
+
 # %% ../nbs/00_core.ipynb #c044
 def default_device()->torch.device: # `cuda` where there is a GPU, else `cpu`
     """The device on which models run unless the caller says otherwise. The environment
     variable `CELL_DIFFUSION_DEVICE` overrides it. Raises `ValueError` where that names
     no device of this machine."""
     name = os.environ.get('CELL_DIFFUSION_DEVICE')
-    if not name: return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    if not name: return device_of_process()
     try:
         torch.empty(1, device=name).cpu()
         return torch.device(name)

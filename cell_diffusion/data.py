@@ -33,7 +33,7 @@ from cell_diffusion.sources import (
     find_bloodmnist, find_data, list_images, list_jurkat, read_bloodmnist,
     resolve_source)
 from .splits import pixel_hash, set_aside_for_judge, split_cells
-from .transforms import random_dihedral
+from .transforms import random_crop, random_dihedral
 
 # %% ../nbs/02_data.ipynb #c020
 def center_side(
@@ -92,6 +92,7 @@ class Cell:
     hash:str          # Of its pixels as they are stored, and how they were changed
     side:float        # Of the square that was kept, in pixels of the file
     clipped:float     # Share of its pixels that are brighter than white
+    kept:float        # That is this share of the file's shorter side
 
 def cell_hash(stored, white, side, crop):
     "A hash of stored pixels; its end names a scale, and a center of 200 whole pixels"
@@ -121,8 +122,9 @@ def read_cell(
     in_colour = small[0].ndim == 3
     pixels = small[0].transpose(2, 0, 1) if in_colour else np.stack(small)
     stored = np.stack(planes)
+    kept = side/min(width, height)
     clipped = (stored > white).mean()
-    return Cell(pixels, cell_hash(stored, white, side, crop), side, clipped)
+    return Cell(pixels, cell_hash(stored, white, side, crop), side, clipped, kept)
 
 # %% ../nbs/02_data.ipynb #c033
 @dataclass(eq=False)
@@ -135,6 +137,7 @@ class CellImages:
     skipped:tuple = ()     # One sentence for each cell that could not be used
     hashes:np.ndarray=None # Hash of each cell's original pixels `(n,)`
     enlarged:int = 0       # How many cells were smaller than asked for
+    kept:float = 1.        # Share of a picture's shorter side that the crop kept
     splits:dict = None     # The source's own `train`, `valid` and `test`, or None
     source:str = None      # One of `sources`
     crop:str = None        # `field`, `center`, or None for cells taken as they are
@@ -262,6 +265,7 @@ def decode_cells(
         skipped=tuple(skipped),
         hashes=np.array([cell.hash for cell in cells]),
         enlarged=sum(cell.side < how['size']*.99 for cell in cells),
+        kept=float(np.median([cell.kept for cell in cells])),
         white=how['white'],
         bits=how['bits'],
         clipped=float(np.mean([cell.clipped for cell in cells])))
@@ -312,7 +316,7 @@ def save_cache(file:Path, cells:CellImages):
         images=cells.images, labels=cells.labels, names=np.array(cells.names),
         files=np.array(cells.files, dtype=str), hashes=cells.hashes,
         skipped=np.array(cells.skipped, dtype=str), enlarged=cells.enlarged,
-        white=cells.white, bits=cells.bits, clipped=cells.clipped)
+        kept=cells.kept, white=cells.white, bits=cells.bits, clipped=cells.clipped)
     try:
         # The lock also removes what killed processes left
         with locked(file.parent, 'caching cells', wait=True):
@@ -332,8 +336,8 @@ def load_cache(file:Path)->CellImages: # Or None where there is none, or it is d
             tuple(d[k].tolist()) for k in ('names', 'files', 'skipped'))
         return CellImages(
             d['images'], d['labels'], names, files, skipped, d['hashes'],
-            int(d['enlarged']), white=d['white'].item(), bits=int(d['bits']),
-            clipped=float(d['clipped']))
+            int(d['enlarged']), d['kept'].item(), white=d['white'].item(),
+            bits=int(d['bits']), clipped=float(d['clipped']))
     except Exception:
         # A flipped bit may raise anything
         return None
@@ -677,9 +681,12 @@ class CellLoader:
         seed:int=0,            # With the epoch's number it decides order and turns
         with_labels:bool=True, # Batches `(x, y)`, else `(x,)`
         balanced:bool=False,   # Draw the classes equally often, with replacement
+        fields=None,           # uint8: the same cells as whole pictures, for `scales`
+        scales:tuple=None,     # Train on random crops of these shares of the side
     ):
-        store_attr('bs,train,augment,seed,with_labels,balanced')
+        store_attr('bs,train,augment,seed,with_labels,balanced,scales')
         self.images = torch.as_tensor(images)
+        self.fields = None if fields is None else torch.as_tensor(fields)
         self.labels = torch.as_tensor(labels)
         self.idxs = torch.as_tensor(idxs)
         self.vocab = tuple(vocab)
@@ -688,11 +695,12 @@ class CellLoader:
         self.device = torch.device('cpu')
         self.epoch = 0
 
-        n = len(self.idxs[self.share])
+        n = len(self.idxs)
         if bs < 1 or train and bs > n:
             raise ValueError(
                 f"bs={bs} does not fit the {n} training cells: "
                 f"choose it between 1 and {n}.")
+        if train: check_shares(bs, num_distrib())
 
 # %% ../nbs/02_data.ipynb #d014
 @patch
@@ -708,32 +716,54 @@ def order(self:CellLoader, g:torch.Generator)->torch.Tensor: # Indices `(n,)`
     return self.idxs[torch.multinomial(weights, n, replacement=True, generator=g)]
 
 @patch(as_prop=True)
-def share(self:CellLoader)->slice: # Of an epoch's order
-    """What this process deals out.
-
-    Every cell; or, where n processes train together, each n-th, equally many for all.
-    """
+def share(self:CellLoader)->slice: # Of a batch
+    "What this process deals out: all, or its part where several train together"
     n = num_distrib() if self.train else 1  # 0 without other processes
     if n <= 1: return slice(None)
-    return slice(rank_distrib(), len(self.idxs)//n*n, n)
+    rows = self.bs//n
+    return slice(rank_distrib()*rows, (rank_distrib() + 1)*rows)
+
+# %% ../nbs/02_data.ipynb #shr0
+def check_shares(
+    bs:int, # Cells in a batch
+    n:int,  # Processes
+):
+    "Raise `ValueError` for a batch that the processes cannot share out equally"
+    if n > 1 and bs % n:
+        raise ValueError(f"bs={bs} cannot be shared out equally among {n} processes: "
+                         f"choose a multiple of {n}.")
+
+# %% ../nbs/02_data.ipynb #z000
+@patch
+def pictures(self:CellLoader, idx, g:torch.Generator)->torch.Tensor: # uint8
+    """The cells `idx`, as they are to be seen.
+
+    With `scales`, all but the first quarter of a training batch are random crops.
+    """
+    if not (self.train and self.scales): return self.images[idx]
+    n = len(idx)//4
+    usual = self.images[idx[:n]]
+    crops = random_crop(self.fields[idx[n:]], usual.shape[-1], self.scales, g)
+    return torch.cat([usual, crops])
 
 # %% ../nbs/02_data.ipynb #c095
 @patch
 def __iter__(self:CellLoader):
     g = generator(self.seed*1_000_003 + self.epoch)
-    order = self.order(g)[self.share].to(self.images.device)
+    order = self.order(g).to(self.images.device)
+    share = self.share
     for i in range(len(self)):
         idx = order[i*self.bs:(i + 1)*self.bs]
-        x = self.images[idx]
+        x = self.pictures(idx, g)
         if self.augment: x = random_dihedral(x, g)
-        x = encode(x.to(self.device))
-        y = self.labels[idx].to(self.device)
+        x = encode(x[share].to(self.device))
+        y = self.labels[idx[share]].to(self.device)
         yield (x, y) if self.with_labels else (x,)
     if self.train: self.epoch += 1
 
 @patch
 def __len__(self:CellLoader):
-    n = len(self.idxs[self.share])
+    n = len(self.idxs)
     return n//self.bs if self.drop_last else -(-n//self.bs)
 
 # %% ../nbs/02_data.ipynb #c097
@@ -759,6 +789,7 @@ def to(self:CellLoader, device)->CellLoader: # Itself
     "Deal out batches on `device`; on a GPU the pixels live there too, if they fit"
     self.device = torch.device(device)
     self.images = place_pixels(self.images, device)
+    if self.scales: self.fields = place_pixels(self.fields, device)
     self.labels = self.labels.to(self.images.device)
     return self
 
@@ -843,6 +874,38 @@ def judge_side(cells:CellImages, idxs:dict, share:float)->dict: # Indices of eac
                 f"without a {side} cell: add pictures, or set none aside.")
     return sides
 
+# %% ../nbs/02_data.ipynb #z002
+def check_scales(scales)->tuple: # As Python's floats, or None
+    "Raise `ValueError` for what is no range of shares"
+    if scales is None: return None
+    try:
+        low, high = map(plain_number, scales)
+        good = 0 < low <= high <= 1
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError("scales should be the smallest and the largest side of a "
+                         "crop, as shares of the picture's side, such as (0.4, 1), "
+                         f"not {scales!r:.80}.")
+    return float(low), float(high)
+
+def whole_fields(
+    cells:CellImages, # Cells as they are cropped as usual
+    source, path, size:int, channels, n:int, seed:int, # As `cells` were read
+    **kwargs,
+)->np.ndarray: # uint8 `(n, channel, 2*size, 2*size)`
+    "The same cells, as whole pictures of twice the size"
+    crop = cells.crop and 'field'
+    kwargs['strict'] = False
+    with warnings.catch_warnings():
+        # What is to be said of these files was said
+        warnings.simplefilter('ignore')
+        fields = load_cells(source, path, 2*size, crop, channels, n, seed, **kwargs)
+    if fields.files != cells.files:
+        raise ValueError("The files of the cells changed while they were read: start "
+                         "again.")
+    return fields.images
+
 # %% ../nbs/02_data.ipynb #c100
 def cell_dls(
     source='simulated',  # One of `sources`, or the path of a folder of class folders
@@ -858,7 +921,8 @@ def cell_dls(
     device=None,         # Where batches come out; by default `default_device()`
     labels:bool=True,    # Batches `(x, y)`, else `(x,)`
     balanced:bool=False, # Draw the training classes equally often, with replacement
-    set_aside:float=0.,  # Share of the training cells kept for a judge, as `idxs['judge']`
+    set_aside:float=0.,  # Share of the training cells kept for a judge
+    scales:tuple=None,   # Train on random crops, from and to these shares of the side
     **kwargs,            # `strict`, `cache` and `white` of `load_cells`
 )->CellLoaders: # Batches of float32 `(bs, channel, size, size)` and int64 `(bs,)`
     """Cells from any source as fastai `DataLoaders`, with pixels in -1..1.
@@ -867,6 +931,7 @@ def cell_dls(
     `ValueError` for cells that `balance` generated and for classes too small to split.
     """
     bs, set_aside = check_limits(bs=bs, set_aside=set_aside)
+    scales = check_scales(scales)
     cells = load_cells(source, path, size, crop, channels, n, seed, **kwargs)
     check_real(cells)
     idxs = split_of(cells, split, seed)
@@ -878,7 +943,12 @@ def cell_dls(
         options = dict(bs=bs, seed=seed, with_labels=labels, **kwargs)
         return CellLoader(images, cells.labels, idxs[name], cells.names, **options)
 
-    train = make('train', train=True, augment=augment, balanced=balanced)
+    fields = None
+    if scales:
+        fields = whole_fields(cells, source, path, size, channels, n, seed, **kwargs)
+        fields = place_pixels(torch.from_numpy(fields), device)
+    train = make('train', train=True, augment=augment, balanced=balanced,
+                 fields=fields, scales=scales)
     dls = CellLoaders(train, make('valid'), make('test'), device=device)
     dls.cells = cells
     dls.idxs = idxs
@@ -918,11 +988,13 @@ def to_detach(self:CellLoader,
 
 # %% ../nbs/02_data.ipynb #d025
 def keep_loaders():
-    "Make fastai's distributed trainer take a `CellLoader` as it is"
+    "Make fastai's distributed trainer wrap its own loaders only, and no `CellLoader`"
+    from fastai.data.load import DataLoader
     from fastai.distributed import DistributedDL, DistributedTrainer
     @patch
     def _wrap_dl(self:DistributedTrainer, dl):
-        if isinstance(dl, (CellLoader, DistributedDL)): return dl
+        is_other = isinstance(dl, (DataLoader, torch.utils.data.DataLoader))
+        if isinstance(dl, DistributedDL) or not is_other: return dl
         return DistributedDL(dl, device=self.learn.model.device)
 
 

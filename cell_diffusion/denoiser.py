@@ -62,6 +62,10 @@ def choose_precision(
     if precision != 'auto': return precision
     return 'bfloat16' if fast_bfloat16(device) else 'float32'
 
+def is_range(numbers):
+    "Two numbers above 0, the smaller one first"
+    return len(numbers) == 2 and 0 < numbers[0] <= numbers[1]
+
 def check_sizes(model):
     "Raise a `ValueError` where the sizes of a denoiser do not fit its U-Net"
     unet = model.unet
@@ -78,6 +82,9 @@ def check_sizes(model):
     if not all(0 < size <= 2 for size in sizes):
         raise ValueError("cell_sizes are diameters in sides of the image, not "
                          f"{sizes}.")
+    if model.cell_scales is not None and not is_range(model.cell_scales):
+        raise ValueError("cell_scales are the smallest and the largest factor on the "
+                         f"size of a cell, not {model.cell_scales}.")
     if model.bits not in (8, 16) or not 1 <= model.white < 2**model.bits:
         raise ValueError(f"white is a grey level of files of 8 or 16 bits, not "
                          f"{model.white} of {model.bits}.")
@@ -90,6 +97,7 @@ def check_sizes(model):
 class Denoiser(Network, tags=['diffusion', 'cells']):
     "A U-Net and what its output means: schedule, prediction, scale of the data"
     sees_known = False # Is the U-Net shown the known pixels around a hole?
+    guide = None # A weaker network that `sample` guides away from, see `set_guidance`
 
     def __init__(self,
         unet:dict=None, # Arguments of `UNet`
@@ -103,6 +111,9 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         cell_sizes:tuple=None, # How wide the cells of each class are, or one for all
         white:float=255., # Grey level of the files of its training that became 255
         bits:int=8, # Depth of those files, 8 or 16
+        guidance_scale:float=1., # What `sample` uses, see `Condition`
+        interval:tuple=None, # Likewise
+        cell_scales:tuple=None, # Smallest and largest factor on `cell_sizes` in training
     ):
         super().__init__()
         if prediction not in predictions:
@@ -121,6 +132,9 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
             self.cell_sizes = check_numbers('cell_sizes', cell_sizes)
         self.white = check_number('white', white)
         self.bits = bits
+        self.guidance_scale = guidance_scale
+        self.interval = None if interval is None else tuple(interval)
+        self.cell_scales = None if cell_scales is None else tuple(cell_scales)
         unet = {**(unet or {}), 'n_classes': len(self.classes)}
         self.unet = UNet(**unet).to(memory_format=torch.channels_last)
         with torch.device('cpu'):
@@ -128,6 +142,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         mean = torch.tensor(self.data_mean).view(1, -1, 1, 1)
         self.register_buffer('pixel_mean', mean, persistent=False)
         check_sizes(self)
+        if interval is not None: check_interval(interval)
 
 # %% ../nbs/06_ddpm.ipynb #n020
 @patch(as_prop=True)
@@ -630,14 +645,22 @@ def checksum(state):
     return digest.hexdigest()
 
 # %% ../nbs/weights.ipynb #n045
+later_settings = dict(white=255, bits=8, guidance_scale=1, interval=None,
+                      cell_scales=None)
+
+def guide_of(model):
+    "The network that a network is guided away from, or None"
+    return getattr(model, 'guide', None)
+
 def weights_hash(
     model:Network, # A network of the course
 )->str: # 16 hexadecimal digits
     "A text that two networks share only if they would be saved as the same files"
     settings = model.settings
-    if (settings.get('white'), settings.get('bits')) == (255, 8):
+    for name, usual in later_settings.items():
         # As in folders from before these were settings
-        del settings['white'], settings['bits']
+        if settings.get(name, usual) == usual: settings.pop(name, None)
+    if guide := guide_of(model): settings['guide'] = weights_hash(guide)
     h = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in model.state_dict().items():
         h.update(name.encode())
@@ -668,7 +691,9 @@ def _config_to_save(model, folder):
                              f"network and {value!r} in its settings. Build it with "
                              "plain numbers and lists.")
     _check_settings(folder, type(model).__init__, settings)
-    return {'class': name, 'format_version': format_version, **settings}
+    config = {'class': name, 'format_version': format_version, **settings}
+    if guide := guide_of(model): config['guide'] = weights_hash(guide)
+    return config
 
 # %% ../nbs/weights.ipynb #n007
 def save(
@@ -676,6 +701,8 @@ def save(
     folder, # Gets `model.safetensors` and `config.json`; other files in it stay
 ):
     """Save weights in half precision, with class, settings and a checksum
+
+    The guide of a network, see `set_guidance`, goes into the folder `guide` within.
 
     Raises `ValueError` for what `load` would refuse, and `OSError` where nothing can be
     written. Then the old files stay as they were."""
@@ -686,6 +713,7 @@ def save(
     config = json.dumps(_config_to_save(model, folder), indent=2) + '\n'
     metadata = dict(format='pt', config=config, sha256=checksum(state))
     weights = file_bytes(state, metadata)
+    if guide := guide_of(model): save(guide, folder/'guide')
     write_together({folder/'model.safetensors': weights, folder/'config.json': config})
 
 # %% ../nbs/weights.ipynb #n027
@@ -710,6 +738,7 @@ def _read_config(folder):
 def _class_and_settings(folder, config):
     "The class that a folder names, and the settings that build a network of it"
     settings = dict(config)
+    settings.pop('guide', None) # Of the folder, not of the network
     version = settings.pop('format_version', 1)
     if type(version) is not int or not 1 <= version <= format_version:
         _refuse(folder, f"its format version is {version!r:.80}, and this release "
@@ -840,6 +869,7 @@ def load(
 
     model = model.eval().to(device or default_device())
     model.precision = choose_precision(precision, model.device)
+    if 'guide' in config: load_guide(model, folder, config['guide'], precision)
     return model
 
 def _find_folder(name):
@@ -849,13 +879,47 @@ def _find_folder(name):
         raise ValueError(f"{name} is a file: name the folder that holds it.")
     return path if path.is_dir() else shipped(str(name))
 
-# %% ../nbs/weights.ipynb #z000
+# %% ../nbs/weights.ipynb #x001
 def folder_of(
     name, # As for `load`
 )->Path: # It need not exist
     "The folder of weights that are named"
     path = as_path(name)
     return path if path.is_dir() else weights_folder/str(name)
+
+# %% ../nbs/weights.ipynb #z000
+def set_guidance(
+    model:Denoiser, # Changed in place
+    guidance_scale:float, # What `sample` uses unless it is given another
+    interval:tuple=None, # Guide only at log-SNRs between these two
+    guide:Denoiser=None, # A weaker network to guide away from, for example an early one
+)->Denoiser: # `model`
+    "Store how a network is guided best. `ValueError` for a guide that does not fit."
+    label = torch.zeros(1, dtype=torch.long) if model.classes else None
+    Condition(label, guidance_scale, interval, guide).check(model, 1)
+    if guide_of(guide): raise ValueError("A guide has no guide of its own.")
+    model.guidance_scale = float(guidance_scale)
+    model.interval = None if interval is None else tuple(interval)
+    model._hub_mixin_config.update(guidance_scale=model.guidance_scale,
+                                   interval=model.interval)
+    # Not as a part of the network, whose weights would then be saved twice
+    object.__setattr__(model, 'guide', guide)
+    return model
+
+def load_guide(model, folder, its_hash, precision):
+    "Give a network the guide that it was saved with"
+    if 'guide' in _read_config(folder/'guide'):
+        _refuse(folder, "its guide has a guide of its own")
+    guide = load(folder/'guide', model.device, precision, Denoiser)
+    if weights_hash(guide) != its_hash:
+        _refuse(folder, "its guide is not the one that it was saved with")
+    set_guidance(model, model.guidance_scale, model.interval, guide)
+
+@patch
+def _apply(self:Denoiser, *args, **kwargs):
+    "`to`, `half` and the like; the guide comes along"
+    if self.guide is not None: self.guide._apply(*args, **kwargs)
+    return super(Denoiser, self)._apply(*args, **kwargs)
 
 # %% ../nbs/weights.ipynb #hubload
 @patch(cls_method=True)

@@ -10,8 +10,6 @@ import math
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from copy import deepcopy
-from fastai.callback.core import Callback
 from fastai.learner import Learner, OptimWrapper
 from fastai.torch_core import num_distrib
 from fastcore.basics import patch, store_attr
@@ -21,7 +19,7 @@ from typing import Callable, NamedTuple
 from cell_diffusion.core import (
     check_limits, check_number, check_numbers, default_device, generator, old_keywords)
 from cell_diffusion.denoiser import Network, class_numbers
-from cell_diffusion.training import NoiseCallback, StopAtNaN, check_loss
+from cell_diffusion.training import EMA, NoiseCallback, StopAtNaN, check_loss
 from cell_diffusion.transforms import diff_augment, random_dihedral
 from cell_diffusion.denoiser import choose_precision
 
@@ -421,34 +419,22 @@ def after_step(self:GANCallback):
     discriminator.requires_grad_(True)
 
 # %% ../nbs/11_gan.ipynb #n039
-class GeneratorEMA(Callback):
+class GeneratorEMA(EMA):
     "Keeps `learn.ema.averaged`: the generator with a running mean of its weights"
     name = 'ema'
-    order = 5
+    use_buffers = True # The running statistics of the norms
 
     def __init__(self,
         decay:float=.999, # Largest share of the old mean that a step keeps
     ):
-        store_attr()
-        self.steps = 0
-        self.averaged = None
+        super().__init__(decay)
 
-    def before_fit(self):
-        if self.averaged is not None: return
-        self.averaged = deepcopy(self.learn.model.generator)
-        self.averaged.eval().requires_grad_(False)
+    @property
+    def network(self): return self.learn.model.generator
 
-    @torch.no_grad()
-    def after_step(self):
-        self.steps += 1
-        decay = min(self.decay, (1 + self.steps)/(10 + self.steps))
-        averaged = float_tensors(self.averaged)
-        torch._foreach_lerp_(averaged, float_tensors(self.learn.model.generator),
-                             1 - decay)
-
-def float_tensors(network):
-    "Weights and running statistics, without the counters of the norms"
-    return [t for t in network.state_dict().values() if t.is_floating_point()]
+    def mix(self, averaged, weights, n_averaged):
+        "Of weights and statistics, but not of the counters of the norms"
+        if averaged[0].is_floating_point(): super().mix(averaged, weights, n_averaged)
 
 # %% ../nbs/11_gan.ipynb #c057
 @old_keywords(game='loss', critic='disc_dim', bfloat16=(

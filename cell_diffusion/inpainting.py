@@ -261,8 +261,12 @@ class InpaintingCallback(NoiseCallback):
         "One mask for each image, as numbers: 1 is hidden"
         device = self.rng.device
         seed = int(torch.randint(2**62, (), generator=self.rng, device=device))
-        masks = random_masks(len(x0), x0.shape[-1], self.shares, seed)
-        return masks.to(x0.device).float()
+        masks = random_masks(self.rows(x0), x0.shape[-1], self.shares, seed)
+        if getattr(self.learn.dls.train, 'scales', None) and self.training:
+            # The first cells of a batch are those that are cropped as usual
+            whole = masks.flatten(1).all(1)
+            masks = masks[whole.sort(descending=True, stable=True).indices]
+        return self.own(masks).to(x0.device).float()
 
 # %% ../nbs/10_inpainting.ipynb #n006
 def hole_mse(
@@ -286,7 +290,8 @@ def inpainting_learner(
     channels = dls.one_batch()[0].shape[1]
     return diffusion_learner(
         dls, config, classes,
-        kind=partial(Inpainter, cell_sizes=typical_sizes(dls, classes)),
+        kind=partial(Inpainter, cell_sizes=typical_sizes(dls, classes),
+                     cell_scales=range_of_scales(dls)),
         unet=dict(channels=2*channels + 1, out_channels=channels),
         noise=partial(InpaintingCallback, outside=outside, shares=shares),
         loss_func=hole_mse, **kwargs)
@@ -312,6 +317,13 @@ def typical_sizes(
     if not all(map(are_plausible, sizes)): return None
     if not classes: sizes = [np.concatenate(sizes)]
     return tuple(round(float(np.median(s)), 3) for s in sizes)
+
+def range_of_scales(dls):
+    "How small and how large cells are in training, in units of their usual size"
+    scales = getattr(dls.train, 'scales', None)
+    if not scales: return None
+    smallest, largest = (dls.cells.kept/share for share in reversed(scales))
+    return min(1., round(smallest, 3)), max(1., round(largest, 3))
 
 def stained_sizes(images): # uint8 `(n, channel, size, size)`
     "Diameters of stained cells, 0 where none is found; None for other channels"
@@ -504,6 +516,8 @@ def check_scale(model, x, mask, label, side):
     typical = [float(np.median(model.cell_sizes))]
     if label is not None and len(model.cell_sizes) > 1:
         typical.append(model.cell_sizes[class_numbers(model, label)[0]])
+    low, high = model.cell_scales or (1, 1)
+    typical = low*min(typical), high*max(typical)
     smallest, largest = cell_in_view(x, mask)
     too_small = largest < .75*min(typical)
     too_large = smallest > max(typical)/.75
@@ -594,7 +608,7 @@ def inpaint(
     n:int=1, # How many fills
     seed:int=0, # The same seed gives the same fills
     steps:int=None, # Steps of the sampler; by default as in `methods`
-    guidance_scale:float=1., # Guidance towards the class
+    guidance_scale:float=None, # 1: no guidance; by default as stored with the network
     window:int=None, # Side of the square that the network sees, see `find_window`
     white:float=None, # Such as 4095; by default that of training, else measured
     as_colour:bool=False, # Fill a grey picture with a network of cells in colour?

@@ -212,6 +212,9 @@ def _kind_of_network(folder):
         if 'unet' in config: return 'denoiser'
         if 'latent' in config: return 'gan'
         if 'classes' in config: return 'classifier'
+    # A run may have kept means of its weights before its first checkpoint
+    if any(folder.glob('means/*-*/model.safetensors')): return 'denoiser'
+    if (folder/'early'/'model.safetensors').exists(): return 'denoiser'
     return _kind_of_checkpoint(folder/'checkpoint.pt')
 
 def _kind_of_checkpoint(file):

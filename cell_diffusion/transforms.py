@@ -70,6 +70,70 @@ def affine_jitter(
     shift = light*shift.view(-1, 1, 1, 1)
     return (x*(1 + gain) + shift).clamp(-1, 1)
 
+# %% ../nbs/02b_splits.ipynb #z004
+def cubic(x): # Distances, in pixels
+    "Weights of the bicubic filter"
+    x = x.abs()
+    near = (1.5*x - 2.5)*x**2 + 1
+    far = ((-.5*x + 2.5)*x - 4)*x + 2
+    return torch.where(x < 1, near, far)*(x < 2)
+
+def resize_matrix(
+    start:torch.Tensor, # Where a stretch of a line begins, in pixels `(n,)`
+    side:torch.Tensor,  # Its length, in pixels `(n,)`
+    pixels:int,         # Of the line
+    out:int,            # Pixels that the stretch is to have
+)->torch.Tensor: # `(n, out, pixels)`; each row adds up to 1
+    "The matrices that cut stretches out of lines of pixels and resize them"
+    step = (side/out).view(-1, 1, 1)
+    new = torch.arange(out, device=side.device).view(-1, 1) + .5
+    old = torch.arange(pixels, device=side.device) + .5
+    distance = old - start.view(-1, 1, 1) - new*step
+    weights = cubic(distance/step.clamp(min=1))
+    return weights/weights.sum(-1, keepdim=True)
+
+# %% ../nbs/02b_splits.ipynb #z005
+def crop_resize(
+    x:torch.Tensor,     # uint8 `(n, channel, height, width)`, square
+    boxes:torch.Tensor, # Left, top and side of each crop, in sides of `x`, `(3, n)`
+    size:int,           # Pixels wanted
+)->torch.Tensor: # uint8 `(n, channel, size, size)`
+    "Cut a square out of each image, and resize it as Pillow does"
+    pixels = x.shape[-1]
+    left, top, side = boxes.to(x.device)*pixels
+    rows = resize_matrix(top, side, pixels, size)
+    columns = resize_matrix(left, side, pixels, size)
+    # Pillow rounds after both steps
+    narrow = (x.float()@columns[:, None].mT).round().clamp(0, 255)
+    return (rows[:, None]@narrow).round().clamp(0, 255).byte()
+
+def draw_crops(
+    n:int,             # How many
+    scales:tuple,      # Smallest and largest side, as shares of the image's
+    g:torch.Generator, # On the CPU
+    margin:float=.25,  # Least distance of the image's middle from the edge of a crop
+)->torch.Tensor: # Left, top and side `(3, n)`, in sides of the image
+    """Squares around the middle of an image, but not centred on it.
+
+    Sides are uniform in their logarithm; all places within the image are equally likely
+    that leave its middle `margin` sides of the square away from the edge."""
+    share, *place = torch.rand(3, n, generator=g)
+    low, high = scales
+    side = low*(high/low)**share
+    first = (.5 - (1 - margin)*side).clamp(min=0)
+    last = torch.minimum(.5 - margin*side, 1 - side)
+    left, top = (first + p*(last - first) for p in place)
+    return torch.stack([left, top, side])
+
+def random_crop(
+    x:torch.Tensor,    # uint8 `(n, channel, height, width)`, square
+    size:int,          # Pixels wanted
+    scales:tuple,      # As in `draw_crops`
+    g:torch.Generator, # On the CPU
+)->torch.Tensor: # uint8 `(n, channel, size, size)`
+    "Each cell at a random scale and place"
+    return crop_resize(x, draw_crops(len(x), scales, g), size)
+
 # %% ../nbs/07_evaluation.ipynb #n017
 import torch
 

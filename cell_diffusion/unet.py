@@ -12,7 +12,6 @@ import math
 from functools import partial
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from huggingface_hub import PyTorchModelHubMixin
 from fastcore.basics import patch
 from .core import check_number, check_numbers
 
@@ -284,8 +283,7 @@ def check_parts(
     if out_channels is not None: check_counts(out_channels=out_channels)
 
 # %% ../nbs/05_unet.ipynb #c046a
-class UNet(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion',
-           tags=['diffusion', 'cells']):
+class UNet(nn.Module):
     """
     U-Net for diffusion (Ronneberger et al. 2015; Ho et al. 2020).
 

@@ -3,10 +3,12 @@ import hashlib, io, os
 import numpy as np, pytest, tifffile, torch
 from PIL import Image
 from cell_diffusion import data, sources
+from cell_diffusion.classifier import judge_loaders
 from cell_diffusion.core import decode
 from cell_diffusion.data import (
     CellLoader, cell_dls, choose_cells, few_of_each, load_cells, subsample_class)
 from cell_diffusion.simulation import blood_classes, jurkat_phases
+from cell_diffusion.splits import fingerprint
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
@@ -623,25 +625,23 @@ def test_subsample_class(folder):
         subsample_class(dls, 'z', keep=3)
 
 @pytest.mark.parametrize('world', [2, 3, 4])
-def test_processes_share_an_epoch(folder, monkeypatch, world):
-    whole = epoch(cell_dls(folder, size=16, bs=1, augment=False))
+def test_processes_share_a_batch(folder, monkeypatch, world):
+    whole = epoch(cell_dls(folder, size=16, bs=12))
     monkeypatch.setenv('WORLD_SIZE', str(world))
     monkeypatch.setattr(data, 'keep_loaders', lambda: None)
-    dls, parts = cell_dls(folder, size=16, bs=4, augment=False), []
+    dls, parts = cell_dls(folder, size=16, bs=12), []
     for rank in range(world):
         monkeypatch.setenv('RANK', str(rank))
         dls.set_epoch(0)
-        part = epoch(dls)
-        assert len(part) == 63//world//4*4 == len(dls.train)*4
-        assert torch.equal(part, whole[rank::world][:len(part)])
+        parts.append(torch.stack([x for x, _ in dls.train]))
+        assert len(dls.train) == 5 and parts[-1].shape[1] == 12//world
         assert sum(len(y) for _, y in dls.test) == 18, 'the test is whole'
         predicted = dls.train.new(shuffle=False, drop_last=False)
         assert sum(len(y) for _, y in predicted) == 63, 'and so are predictions'
-        parts.append(part)
-    assert len({x.numpy().tobytes() for x in torch.cat(parts)}) == sum(map(len, parts))
-    said = f'bs=40 does not fit the {63//world} training cells'
+    assert torch.equal(torch.cat(parts, 1).flatten(0, 1), whole)
+    said = f'bs=13 cannot be shared out equally among {world} processes'
     with pytest.raises(ValueError, match=said):
-        cell_dls(folder, size=16, bs=40)
+        cell_dls(folder, size=16, bs=13)
 
 def test_learner(folder):
     from torch import nn
@@ -839,3 +839,58 @@ def test_a_folder_of_pictures_alone_is_not_called_empty(tmp_path):
     few_cells(tmp_path)
     with pytest.raises(ValueError, match='a holds no folders'):
         load_cells(tmp_path/'a', size=16)
+
+# ---- random crops
+
+def scaled(tmp_path, **kwargs):
+    "Loaders of published-looking cells, with random crops and without"
+    folder = tmp_path/'d'
+    if not folder.exists(): class_folders(folder, blood_classes, 20, size=(48, 50))
+    asked = dict(size=16, bs=16, device='cpu', crop='center', **kwargs)
+    return cell_dls('pbc', folder, **asked), cell_dls(
+        'pbc', folder, **asked, scales=(.386, 1))
+
+@pytest.mark.parametrize('options', [{}, dict(set_aside=.25), dict(n=100)])
+def test_random_crops_change_nothing_but_the_training_batches(tmp_path, options):
+    plain, dls = scaled(tmp_path, **options)
+    assert fingerprint(plain) == fingerprint(dls)
+    assert dls.cells.kept == pytest.approx(200/360) and dls.cells.crop == 'center'
+    for side, idxs in plain.idxs.items():
+        assert (idxs == dls.idxs[side]).all()
+    for a, b in zip([*plain.valid, *plain.test], [*dls.valid, *dls.test]):
+        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+    assert (plain.train.arrays[0] == dls.train.arrays[0]).all()
+    judge = judge_loaders(dls).one_batch()[0]
+    assert torch.equal(judge, judge_loaders(plain).one_batch()[0])
+    seen_for_predictions = dls.train.new(shuffle=False).one_batch()[0]
+    assert torch.equal(seen_for_predictions, plain.train.new(shuffle=False).one_batch()[0])
+
+def test_a_quarter_of_a_batch_is_cropped_as_usual(tmp_path):
+    plain, dls = scaled(tmp_path, augment=False)
+    for (a, y), (b, z) in zip(plain.train, dls.train):
+        assert torch.equal(y, z) and torch.equal(a[:4], b[:4])
+        assert not (a[4:] == b[4:]).flatten(1).all(1).any()
+
+def test_random_crops_begin_again_to_the_bit(tmp_path):
+    _, dls = scaled(tmp_path)
+    first, second = [[x for x, _ in dls.train] for _ in range(2)]
+    dls.train.set_epoch(1)
+    assert all(map(torch.equal, second, [x for x, _ in dls.train]))
+    assert not torch.equal(first[0], second[0])
+
+def test_simulated_cells_are_drawn_larger_for_crops():
+    dls = cell_dls('simulated', size=32, n=60, bs=16, scales=(.5, 1), device='cpu')
+    whole = dls.train.fields.float()
+    small = torch.nn.functional.avg_pool2d(whole, 2) - dls.train.images
+    assert dls.train.fields.shape[-1] == 64 and small.abs().mean() < 12
+
+@pytest.mark.parametrize('scales', [
+    .5, (.5,), (.5, .4), (0, 1), (.5, 1.1), ('a', 1), (float('nan'), 1), (.3, .5, 1)])
+def test_scales_that_are_none(scales):
+    with pytest.raises(ValueError, match='smallest and the largest side'):
+        cell_dls('simulated', size=16, n=60, scales=scales)
+
+def test_bloodmnist_has_no_whole_pictures(tmp_path):
+    bloodmnist_file(tmp_path/'b')
+    with pytest.raises(ValueError, match='whole field'):
+        cell_dls('bloodmnist', tmp_path/'b', size=28, bs=4, scales=(.4, 1))

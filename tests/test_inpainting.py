@@ -1284,6 +1284,7 @@ def test_folders_from_before_the_white_was_kept(tmp_path):
     file = tmp_path/'a'/'config.json'
     config = json.loads(file.read_text())
     assert (config.pop('white'), config.pop('bits')) == (255, 8)
+    assert config.pop('cell_scales') is None
     before = {k: v for k, v in config.items() if k not in ('class', 'format_version')}
     hashed = hashlib.sha256(json.dumps(before, sort_keys=True).encode())
     for name, tensor in model.state_dict().items():
@@ -1402,6 +1403,55 @@ def test_sizes_that_are_none(sizes):
         return
     with pytest.raises(ValueError, match='cell_sizes'):
         Denoiser(unet, classes=classes, cell_sizes=sizes)
+
+def test_a_network_of_several_scales_knows_their_range(tmp_path):
+    "Crops of a whole simulated picture and of 2/5 of it: cells up to 2.5 times as large"
+    dls = cell_dls('simulated', size=32, n=100, bs=16, scales=(.4, .8), device='cpu')
+    learn = inpainting_learner(dls, dim=8)
+    assert learn.model.cell_scales == (1., 2.5)
+    dls.cells.kept = .5
+    model = inpainting_learner(dls, dim=8).model.cpu()
+    assert model.cell_scales == (.625, 1.25)
+    assert model.cell_sizes == typical_sizes(dls)
+    save(model, tmp_path/'a')
+    assert load(tmp_path/'a').cell_scales == (.625, 1.25)
+    assert inpainting_learner(cell_dls('simulated', size=32, n=100, bs=16), dim=8
+                              ).model.cell_scales is None
+
+def test_nothing_is_said_of_a_scale_of_training():
+    "As of half the size, and of twice"
+    model = load('blood64-inpaint', 'cpu', 'float32')
+    cell, mask = drawn_cell()
+    field, hole = smaller(cell, mask)
+    large, spot_of_it = drawn_cell('monocyte', 128)[0], spot(128, 128, .45, .45, .1)
+    close = dict(label='neutrophil', window=60, model=model)
+    assert said_of_scale(field, hole, model=model) and said_of_scale(
+        large, spot_of_it, **close)
+    model.cell_scales = (.5, 2.)
+    assert said_of_scale(field, hole, model=model) == []
+    assert said_of_scale(large, spot_of_it, **close) == []
+    model.cell_scales = (.8, 2.)
+    said, = said_of_scale(field, hole, model=model)
+    assert 60 < int(re.search(r'window=(\d+)', said)[1]) < 105
+
+@pytest.mark.parametrize('scales', [(.5,), (2., .5), (0., 1.), (.5, 1., 2.)])
+def test_ranges_that_are_none(scales):
+    with pytest.raises(ValueError, match='cell_scales'):
+        Denoiser(dict(channels=3, dim=8, mults=[1, 2]), cell_scales=scales)
+
+def test_wholly_hidden_cells_are_cropped_as_usual():
+    "So with everything hidden the network generates cells of the usual size"
+    dls = cell_dls('simulated', size=32, n=100, bs=32, scales=(.4, 1), device='cpu')
+    learn = inpainting_learner(dls, dim=4, shares=dict(everything=1, half=6))
+    seen = []
+    class Watch(Callback):
+        order = 0
+        def before_batch(self):
+            if self.training: seen.append(self.xb[4].flatten(1).all(1))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(4, cbs=Watch())
+    whole = torch.stack(seen).float()
+    assert whole[:, :8].mean() > .3 and not whole[:, 8:].any()
 
 def test_the_old_name_of_guidance():
     settings = dict(label='a', seed=1)

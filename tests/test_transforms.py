@@ -1,9 +1,11 @@
 "The eight positions of a square picture, in one definition, and changes built on them"
 import hashlib
-import pytest, torch
+import numpy as np, pytest, torch
+from PIL import Image
 from cell_diffusion.core import generator
 from cell_diffusion.transforms import (
-    affine_jitter, dihedral, dihedral_views, eight_moves, random_dihedral)
+    affine_jitter, crop_resize, dihedral, dihedral_views, draw_crops, eight_moves,
+    random_crop, random_dihedral)
 
 def short(x): return hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()[:16]
 
@@ -58,3 +60,43 @@ def test_jitter():
     assert torch.equal(out, affine_jitter(x, generator(3)))
     flat = affine_jitter(torch.zeros(8, 1, 12, 12), generator(0))
     assert flat.abs().max() <= .02, 'a turn leaves a plain picture plain'
+
+# ---- random crops
+
+def pillow_crops(x, boxes, size):
+    "The same crops, one after the other"
+    crops = []
+    for image, box in zip(x, (boxes*x.shape[-1]).T.tolist()):
+        left, top, side = box
+        im = Image.fromarray(image.permute(1, 2, 0).numpy())
+        im = im.resize((size, size), Image.BICUBIC, (left, top, left + side, top + side))
+        crops.append(torch.from_numpy(np.array(im)).permute(2, 0, 1))
+    return torch.stack(crops)
+
+@pytest.mark.parametrize('scales', [(.386, 1.), (.386, .386), (1., 1.), (.1, .2)])
+@pytest.mark.parametrize('size', [8, 12, 20])
+def test_crops_are_those_of_pillow(scales, size):
+    x = cells()
+    boxes = draw_crops(len(x), scales, generator(1))
+    off = (crop_resize(x, boxes, size).int() - pillow_crops(x, boxes, size)).abs()
+    assert off.max() <= 2 and off.float().mean() < .01
+
+def test_crops_lie_within_the_picture_and_around_its_middle():
+    low, high = .386, 1.
+    left, top, side = draw_crops(4000, (low, high), generator(0))
+    assert low <= side.min() < .39 and .99 < side.max() <= high
+    share_of_small = (side < (low*high)**.5).float().mean()
+    assert .47 < share_of_small < .53, 'sides are uniform in their logarithm'
+    for start in (left, top):
+        assert start.min() >= 0 and (start + side).max() <= 1 + 1e-6
+        middle = (.5 - start)/side
+        assert .25 - 1e-5 <= middle.min() and middle.max() <= .75 + 1e-5
+        small = middle[side < .45]
+        assert small.min() < .27 and small.max() > .73, 'off the centre'
+    places = draw_crops(4000, (.5, .5), generator(0))[:2]
+    assert abs(torch.corrcoef(places)[0, 1]) < .1
+
+def test_the_crop_of_everything_is_the_picture():
+    x = cells()
+    assert torch.equal(random_crop(x, 12, (1., 1.), generator(0)), x)
+    assert len(random_crop(x[:0], 12, (.4, 1.), generator(0))) == 0

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from cell_diffusion.classifier import (
     CellClassifier, features_and_predictions, reference_classifier,
 )
-from cell_diffusion.core import encode
+from cell_diffusion.core import decode, encode
 from cell_diffusion.denoiser import Denoiser, load
 from cell_diffusion.inpainting import (
-    Inpainter, biharmonic_fill, fill_holes, hole_error, inpainting_learner, mean_fill,
-    random_masks, seam_energy, stained_masks,
+    Inpainter, biharmonic_fill, close_up, crop_window, fill_holes, find_window,
+    hole_error, inpainting_learner, mean_fill, put_back, random_masks, seam_energy,
+    stained_masks,
 )
 from cell_diffusion.metrics import diversity
 from cell_diffusion.denoiser import network_settings
@@ -27,6 +28,7 @@ from cell_diffusion.records import Records, results_folder
 from cell_diffusion.sampling import nfe
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import fit_for
+from cell_diffusion.transforms import crop_resize
 
 # %% ../../nbs/10b_inpainting_study.ipynb #n018
 def fill_spread(
@@ -164,6 +166,7 @@ def study_table(
     rows = []
     for key, group in study.groupby(list(by), sort=False):
         for measure in study_measures:
+            if measure not in group: continue
             values = group.groupby('cell')[measure].mean().dropna().to_numpy()
             if not len(values): continue
             drawn = values[rng.integers(0, len(values), (draws, len(values)))]
@@ -282,6 +285,115 @@ def shipped_study(
     "The table of a study that comes with the package"
     table = pd.read_csv(results_folder/f'{name}.csv').rename(columns=shipped_columns)
     return table.assign(arm=table.arm.replace(shipped_arms))
+
+# %% ../../nbs/10b_inpainting_study.ipynb #z001
+def middle_of(
+    pictures:torch.Tensor, # uint8 `(n, channel, height, width)`, square
+    share:float, # Side of the crop, as a share of the picture's
+    size:int, # Pixels wanted
+)->torch.Tensor: # uint8 `(n, channel, size, size)`
+    "The middle of each picture"
+    box = torch.tensor([[(1 - share)/2], [(1 - share)/2], [share]])
+    return crop_resize(pictures, box.expand(3, len(pictures)), size)
+
+def holes_in_middle(
+    pictures:torch.Tensor, # uint8 `(n, 3, height, width)`, square
+    side:int, # Of the square in the middle in which they lie, in pixels
+    size:int, # At which they are drawn
+    seed:int=0, # Of the shapes
+)->dict: # From a name to masks, bool `(n, 1, height, width)`
+    "`study_holes` of close-ups, as holes in the whole pictures"
+    full = pictures.shape[-1]
+    start = (full - side)//2
+    holes = {}
+    drawn = study_holes(encode(middle_of(pictures, side/full, size)), seed)
+    for name, masks in drawn.items():
+        small = torch.nn.functional.interpolate(masks.float(), side) > 0
+        rest = full - side - start
+        holes[name] = torch.nn.functional.pad(small, (start, rest, start, rest))
+    return holes
+
+# %% ../../nbs/10b_inpainting_study.ipynb #z002
+def fill_pictures(
+    arm, # A `Baseline` or a `NetworkArm`; None puts the real pixels back
+    pictures:torch.Tensor, # uint8 `(n, 3, height, width)`
+    holes:torch.Tensor, # bool `(n, 1, height, width)`, none of them empty
+    labels:torch.Tensor, # The classes of the cells `(n,)`
+    side:int, # Of the window, in pixels
+    size:int, # Of what the network sees
+    seed:int=0, # Of the noise
+)->torch.Tensor: # uint8, of the shape of `pictures`
+    "What `inpaint` does with this window, for many pictures at a time"
+    pixels = pictures.permute(0, 2, 3, 1).numpy()
+    holes = holes[:, 0].numpy()
+    windows = [find_window(hole, side) for hole in holes]
+    views = []
+    for picture, hole, window in zip(pixels, holes, windows):
+        seen = crop_window(picture, window)/127.5 - 1
+        hidden = crop_window(hole, window)
+        views.append(close_up(seen, hidden if arm else ~hidden & hidden, size))
+    x, masks = map(torch.cat, zip(*views))
+    fills = arm.fill(x, masks, labels, seed) if arm else x
+    filled = [put_back(*each, 255) for each in zip(pixels, holes, windows, fills)]
+    return torch.from_numpy(np.stack(filled)).permute(0, 3, 1, 2)
+
+def scores_in_picture(real, filled, holes, labels, share, classifier):
+    "A row for each picture; `share` of it is what the classifier knows"
+    def right(pictures):
+        usual = encode(middle_of(pictures, share, classifier.size))
+        return features_and_predictions(classifier, usual)[1] == labels
+
+    a = encode(real)
+    b = encode(filled)
+    return as_table(
+        label=labels,
+        error=hole_error(a, b, holes),
+        seam=seam_energy(b, holes)/seam_energy(a, holes),
+        class_accuracy=right(filled),
+        reference_accuracy=right(real))
+
+# %% ../../nbs/10b_inpainting_study.ipynb #z003
+def scale_study(
+    folder, # Holds the records; a study that was stopped goes on
+    dls, # From `cell_dls` with `scales`, at the size of the network
+    model='blood64-inpaint', # Name or folder of an `Inpainter`
+    windows:tuple=(.386, .482, .551, .744, 1.), # Shares of the side of a picture
+    holes:tuple=('brush', 'nucleus'), # Names in `study_holes`
+    n:int=8, # Test cells of each class
+    steps:int=20, # Network calls
+    seed:int=0, # Which cells, which holes, which noise
+    classifier:CellClassifier=None, # By default `reference_classifier(dls)`
+    progress:bool=True, # Show a progress bar
+)->pd.DataFrame: # A row for each window, hole, arm and cell, for `study_table`
+    "Fill the same holes of test cells through windows of several sizes, and measure"
+    model = load(model, kind=Inpainter)
+    classifier = classifier or reference_classifier(dls)
+    test = dls.idxs['test']
+    pick = test[draw_of_each(dls.cells.labels[test], n, len(dls.vocab), seed)]
+    pictures = dls.train.fields[pick].cpu()
+    labels = torch.as_tensor(dls.cells.labels[pick])
+    sides = {share: round(share*pictures.shape[-1]) for share in windows}
+    masks = holes_in_middle(pictures, min(sides.values()), model.size, seed)
+    arms = dict(network=NetworkArm(model, steps, give_class=bool(model.classes)),
+                real=None)
+
+    def fill_and_score(window, hole, arm):
+        rows = masks[hole].flatten(1).any(1).nonzero().flatten()
+        what = pictures[rows], masks[hole][rows], labels[rows]
+        started = time.perf_counter()
+        filled = fill_pictures(arms[arm], *what, sides[window], model.size, seed)
+        seconds = (time.perf_counter() - started)/len(rows)
+        scores = scores_in_picture(what[0], filled, *what[1:], dls.cells.kept, classifier)
+        return scores.round(4).assign(
+            cell=pick[rows], window=window, hole=hole, arm=arm, seconds=seconds,
+            nfe=arms[arm].nfe if arms[arm] else 0)
+
+    settings = dict(
+        networks=[network_settings(net) for net in (model, classifier)],
+        fingerprint=fingerprint(dls), classes=list(dls.vocab), cells_per_class=n,
+        steps=steps, seed=seed)
+    grid = dict(window=list(windows), hole=list(holes), arm=list(arms))
+    return Records(folder, settings).run(fill_and_score, grid, progress)
 
 # %% ../../nbs/10b_inpainting_study.ipynb #c066
 ablation_arms = {
