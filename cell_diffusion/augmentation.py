@@ -28,7 +28,7 @@ from cell_diffusion.imageio import image_bytes, open_picture
 from cell_diffusion.metrics import class_check, disobeyed, unclear
 from cell_diffusion.records import (
     Records, check_out, kind_of_folder, locked, read_json, remove_parts, write_json,
-    write_whole,
+    write_together, write_whole,
 )
 from cell_diffusion.sampling import check_room_for, sample
 from cell_diffusion.sources import named_source, resolve_source
@@ -168,8 +168,8 @@ def check_network(model:Denoiser, cells:CellImages, missing, weights):
     warn_of_other_crop(weights, cells.crop)
 
 # %% ../nbs/12_augmentation.ipynb #c140
-def write_synthetic(
-    out:Path,          # Gets `<class>/synthetic-….png` (or `.tif`)
+def synthetic_files(
+    out:Path,          # Folder for `<class>/synthetic-….png` (or `.tif`)
     images:np.ndarray, # uint8 `(n, channel, size, size)`
     names,             # Class name of each image
     notes:dict,        # `generator`, `seed` and more, written into every file
@@ -177,17 +177,28 @@ def write_synthetic(
     bits:int=8,        # Depth of the files, 8 or 16, as that of the real cells
     white:float=255,   # What 255 becomes in the files, as `CellImages.white`
     suffix:str='png',  # Or `tif`, which other than 1 or 3 channels always get
-)->list: # A dict for each file: its row in the manifest
-    "Write generated cells, each marked as synthetic"
+)->tuple: # Rows of the manifest, one a file, and `{path: bytes}`
+    "Generated cells as files, each marked as synthetic"
     notes = dict(notes, bits=bits, white=white)
     if images.shape[1] not in (1, 3): suffix = 'tif'
     rows = []
+    contents = {}
     for i, (image, name) in enumerate(zip(images, names), first):
         file = Path(name)/f'synthetic-{notes["seed"]}-{i:05d}.{suffix}'
         marked = dict(synthetic='True', software='cell_diffusion', **notes)
-        write_whole(out/file, image_bytes(image, suffix, marked, bits, white))
+        contents[out/file] = image_bytes(image, suffix, marked, bits, white)
         row = {'file': file.as_posix(), 'class': str(name), 'synthetic': True}
         rows.append({**row, **notes, 'number': i})
+    return rows, contents
+
+def write_synthetic(
+    out:Path,   # Gets the files, all of them or none
+    *args,      # As of `synthetic_files`
+    **kwargs,
+)->list: # Rows of the manifest, one a file
+    "Write generated cells, each marked as synthetic"
+    rows, contents = synthetic_files(out, *args, **kwargs)
+    write_together(contents)
     return rows
 
 # %% ../nbs/12_augmentation.ipynb #x001
@@ -226,7 +237,7 @@ def write_groups(
     names:np.ndarray,   # Class name of each cell
     check:pd.DataFrame, # From `checked_classes`
     notes:dict,         # For every file
-    form:dict,          # `bits`, `white` and `suffix` of `write_synthetic`
+    form:dict,          # `bits`, `white` and `suffix` of `synthetic_files`
     progress:bool,      # Show a progress bar
 )->pd.DataFrame: # The manifest
     "Generate and write what is left, group by group"
