@@ -1075,7 +1075,7 @@ good = dict(image=pixels(40, 50, 3), mask=spot(40, 50))
     (dict(steps=0, method='repaint', model=plain), 'steps'),
     (dict(label='z'), "Unknown class 'z'"),
     (dict(label='a', model=network(classes=())), 'without classes'),
-    (dict(model=plain), 'an `Inpainter`'), (dict(model='blood31'), 'blood31'),
+    (dict(model=plain), 'not trained to fill holes'), (dict(model='blood31'), 'blood31'),
     (dict(model=network(channels=1)), 'in colour.*generates grey'),
     (dict(model=network(channels=2)), '2 channels'),
     (dict(image=pixels(40, 50), as_colour=False), 'is grey.*as_colour'),
