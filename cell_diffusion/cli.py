@@ -209,6 +209,7 @@ def say_at_the_end(text):
     if sys.stderr.isatty(): typer.echo('\r\x1b[K', nl=False, err=True)
     typer.echo(f'cell-diffusion: {text}', err=True)
 
+# %% ../nbs/cli.ipynb #n014b
 @contextmanager
 def in_sentences(kept):
     "Errors, warnings and Ctrl-C as sentences"

@@ -556,7 +556,11 @@ def first_then_others(f, *args):
     "What `f` gives in each process; it is called in the first, and then in the others"
     kept = []
     in_first(lambda: kept.append(f(*args)))
-    return kept[0] if kept else f(*args)
+    result = kept[0] if kept else f(*args)
+    if num_distrib() > 1:
+        with others_needed():
+            torch.distributed.barrier(group=meeting_place())
+    return result
 
 # %% ../nbs/06b_long_runs.ipynb #pr04
 @contextmanager

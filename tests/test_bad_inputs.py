@@ -477,7 +477,7 @@ environments = [
     ('CELL_DIFFUSION_DATA', 'nowhere', 'classifier --data pbc', "'nowhere'"),
     ('WORLD_SIZE', '2', 'train --data @cells', 'not where they meet'),
     ('WORLD_SIZE', 'abc', 'train --data @cells', 'not where they meet'),
-    ('WORLD_SIZE', '2', 'sample --model @net', '`cell-diffusion sample` is one process'),
+    ('WORLD_SIZE', '2', 'sample --model @net', 'sample` is one process'),
     ('HOME', '/proc/nowhere', 'train --data @cells --out=~/a', '/proc/nowhere/a'),
 ]
 
