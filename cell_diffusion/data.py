@@ -900,7 +900,7 @@ def cell_dls(
     device=None,         # Where batches come out; by default `default_device()`
     labels:bool=True,    # Batches `(x, y)`, else `(x,)`
     balanced:bool=False, # Draw the training classes equally often, with replacement
-    set_aside:float=0.,  # Share of the training cells kept for a judge, as `idxs['judge']`
+    set_aside:float=0.,  # Share of the training cells for a judge, `idxs['judge']`
     scales:tuple=None,   # Train on random crops, from and to these shares of the side
     **kwargs,            # `strict`, `cache` and `white` of `load_cells`
 )->CellLoaders: # Batches of float32 `(bs, channel, size, size)` and int64 `(bs,)`
