@@ -16,18 +16,19 @@ import torch
 import torch.nn.functional as F
 from cell_diffusion.classifier import reference_classifier
 from cell_diffusion.core import (
-    check_limits, decode, default_device, encode, mix_seed,
+    as_path, check_limits, check_number, check_numbers, decode, default_device, encode,
+    limits, mix_seed,
 )
 from cell_diffusion.data import (
     CellImages, CellLoader, CellLoaders, cell_dls, crop_box, default_crop,
     find_folder, list_folder, load_cells,
 )
-from cell_diffusion.denoiser import Denoiser, load, weights_folder, weights_hash
+from cell_diffusion.denoiser import Denoiser, folder_of, load, weights_hash
 from cell_diffusion.imageio import image_bytes, open_picture
 from cell_diffusion.metrics import class_check, disobeyed, unclear
 from cell_diffusion.records import (
     Records, check_out, kind_of_folder, locked, read_json, remove_parts, write_json,
-    write_whole,
+    write_together, write_whole,
 )
 from cell_diffusion.sampling import check_room_for, sample
 from cell_diffusion.sources import named_source, resolve_source
@@ -40,7 +41,9 @@ def deficit(
     goal:int=None, # Wanted size of every class; by default the median of the sizes
 )->np.ndarray: # int `(classes,)`; 0 for the classes that have enough
     "How many cells each class needs to reach `goal`"
-    counts = np.asarray(counts)
+    counts = np.asarray(check_numbers('counts', counts, low=0, whole=True))
+    if not len(counts): raise ValueError("counts is empty: a class has no size.")
+    goal, = check_limits(goal=goal)
     goal = int(np.median(counts)) if goal is None else goal
     return np.maximum(goal - counts, 0)
 
@@ -165,25 +168,37 @@ def check_network(model:Denoiser, cells:CellImages, missing, weights):
     warn_of_other_crop(weights, cells.crop)
 
 # %% ../nbs/12_augmentation.ipynb #c140
-def write_synthetic(
-    out:Path,          # Gets `<class>/synthetic-….png` (or `.tif`)
+def synthetic_files(
+    out:Path,          # Folder for `<class>/synthetic-….png` (or `.tif`)
     images:np.ndarray, # uint8 `(n, channel, size, size)`
     names,             # Class name of each image
     notes:dict,        # `generator`, `seed` and more, written into every file
     first:int=0,       # Number of the first image
     bits:int=8,        # Depth of the files, 8 or 16, as that of the real cells
     white:float=255,   # What 255 becomes in the files, as `CellImages.white`
-)->list: # A dict for each file: its row in the manifest
-    "Write generated cells, each marked as synthetic"
+    suffix:str='png',  # Or `tif`, which other than 1 or 3 channels always get
+)->tuple: # Rows of the manifest, one a file, and `{path: bytes}`
+    "Generated cells as files, each marked as synthetic"
     notes = dict(notes, bits=bits, white=white)
-    suffix = 'png' if images.shape[1] in (1, 3) else 'tif'
+    if images.shape[1] not in (1, 3): suffix = 'tif'
     rows = []
+    contents = {}
     for i, (image, name) in enumerate(zip(images, names), first):
         file = Path(name)/f'synthetic-{notes["seed"]}-{i:05d}.{suffix}'
         marked = dict(synthetic='True', software='cell_diffusion', **notes)
-        write_whole(out/file, image_bytes(image, suffix, marked, bits, white))
+        contents[out/file] = image_bytes(image, suffix, marked, bits, white)
         row = {'file': file.as_posix(), 'class': str(name), 'synthetic': True}
         rows.append({**row, **notes, 'number': i})
+    return rows, contents
+
+def write_synthetic(
+    out:Path,   # Gets the files, all of them or none
+    *args,      # As of `synthetic_files`
+    **kwargs,
+)->list: # Rows of the manifest, one a file
+    "Write generated cells, each marked as synthetic"
+    rows, contents = synthetic_files(out, *args, **kwargs)
+    write_together(contents)
     return rows
 
 # %% ../nbs/12_augmentation.ipynb #x001
@@ -222,7 +237,7 @@ def write_groups(
     names:np.ndarray,   # Class name of each cell
     check:pd.DataFrame, # From `checked_classes`
     notes:dict,         # For every file
-    form:dict,          # `bits` and `white` of `write_synthetic`
+    form:dict,          # `bits`, `white` and `suffix` of `synthetic_files`
     progress:bool,      # Show a progress bar
 )->pd.DataFrame: # The manifest
     "Generate and write what is left, group by group"
@@ -341,14 +356,27 @@ def cells_to_balance(folder, source, size, model, test, white, kwargs)->tuple:
 # %% ../nbs/12_augmentation.ipynb #s001
 def depth_of(dls): return dict(bits=dls.cells.bits, white=dls.cells.white)
 
+def suffix_for(cells:CellImages)->str: # `tif` or `png`
+    "The form of generated files: that of the real ones where nothing is lost in it"
+    suffixes = [Path(file).suffix.lower() for file in cells.files]
+    if suffixes and all(suffix in ('.tif', '.tiff') for suffix in suffixes):
+        return 'tif'
+    lossy = sorted({suffix for suffix in suffixes if suffix != '.png'})
+    if lossy and cells.images.shape[1] in (1, 3):
+        warnings.warn(
+            f"Your files end in {', '.join(lossy)}, and the generated ones are "
+            "written as .png, which loses nothing: do not let a classifier tell real "
+            "cells from generated ones by their format.")
+    return 'png'
+
 def warn_of_other_crop(
     weights, # Name or folder of a network
     crop:str, # How the cells of a user are cropped
 ):
     "Warn where a network was trained on cells that were cropped in another way"
-    folder = Path(weights) if Path(weights).is_dir() else weights_folder/str(weights)
     try:
-        trained = read_json(folder/'record.json', 'train it again.').get('crop')
+        record = read_json(folder_of(weights)/'record.json', 'train it again.')
+        trained = record.get('crop')
     except (FileNotFoundError, ValueError):
         return
     if None in (trained, crop) or trained == crop: return
@@ -383,9 +411,9 @@ def balance(
     the depth and the range of those in `folder`. Test cells are read by the same white.
     Never test on cells of `folder` afterwards: the generator has seen them.
     """
-    goal, minutes, seed, steps = check_limits(
-        goal=goal, minutes=minutes, seed=seed, steps=steps)
-    out = Path(out)
+    goal, seed, steps = check_limits(goal=goal, seed=seed, steps=steps)
+    minutes = check_number('minutes', minutes, **limits['minutes'])
+    out = as_path(out)
     check_output_folder(folder, out)
     model = load(weights, kind=Denoiser) if weights else None
     dls, size, made = cells_to_balance(folder, source, size, model, test, white, kwargs)
@@ -421,8 +449,8 @@ def fill_folder(out, model, dls, settings, notes, minutes, force, progress, keep
         for name in dls.vocab:
             remove_parts(out/name)
         table = checked_classes(out, settings, check)
-        return write_groups(out, settings, network, names, table, notes,
-                            depth_of(dls), progress)
+        form = dict(depth_of(dls), suffix=suffix_for(dls.cells))
+        return write_groups(out, settings, network, names, table, notes, form, progress)
 
 # %% ../nbs/moved.ipynb #n096
 from cell_diffusion.core import old_names

@@ -12,7 +12,6 @@ import math
 import shutil
 import torch
 import torch.nn as nn
-import torchvision
 import warnings
 from contextlib import contextmanager
 from fastai.callback.core import CancelFitException
@@ -21,7 +20,6 @@ from fastai.learner import Callback, CancelValidException, Learner
 from fastai.metrics import accuracy
 from fastcore.basics import store_attr
 from pathlib import Path
-from torchvision.models.resnet import BasicBlock
 from cell_diffusion.core import check_limits, check_number, encode, limits
 from cell_diffusion.data import CellLoader, CellLoaders
 from cell_diffusion.denoiser import Network, load, save, weights_folder
@@ -34,6 +32,8 @@ from cell_diffusion.denoiser import choose_precision
 # %% ../nbs/07_evaluation.ipynb #c012
 def residual_block(d_in, d_out, stride):
     "torchvision's block, with a 1 × 1 shortcut where the shape changes"
+    # Here, because its import takes a second, which a mistake need not wait for
+    from torchvision.models.resnet import BasicBlock
     if stride == 1 and d_in == d_out: return BasicBlock(d_in, d_out)
     shortcut = nn.Sequential(
         nn.Conv2d(d_in, d_out, 1, stride, bias=False),
@@ -54,8 +54,10 @@ class CellClassifier(Network, tags=['image-classification', 'cells']):
         super().__init__()
         # Convolutions of fewer channels crash some processors
         check_number('dim', dim, **limits['classifier_dim'])
-        check_number('the number of classes', len(classes), 1)
-        self.classes = tuple(classes)
+        check_number('channels', channels, 1, whole=True)
+        check_number('size', size, 1, whole=True)
+        self.classes = tuple(classes or ())
+        check_number('the number of classes', len(self.classes), 1)
         self.channels = channels
         self.size = size
         self.n_features = 4*dim
@@ -90,6 +92,7 @@ def build_resnet(
 )->nn.Module: # From images `(batch, channel, size, size)` to `(batch, classes)`
     "A ResNet for small images: a 3 × 3 first convolution, stride 2, no pooling"
     if name == 'cell': return CellClassifier(list(classes), channels, size, stride=2)
+    import torchvision
     if name not in torchvision.models.list_models(torchvision.models, '*resne*t*'):
         raise ValueError(f"{name} is not a ResNet: use 'cell', or one of torchvision "
                          "such as resnet18.")
@@ -156,7 +159,8 @@ def train_classifier(
     Raises `ValueError`, and `FloatingPointError` at a loss that is not finite."""
     epochs, lr, seed = check_limits(epochs=epochs, lr=lr, seed=seed)
     dim = check_number('dim', dim, **limits['classifier_dim'])
-    steps = epochs*len(dls.train) if steps is None else steps
+    if steps is None:
+        steps = check_number('epochs', epochs, **limits['epochs'])*len(dls.train)
     steps, = check_limits(steps=steps)
     x = dls.one_batch()[0]
     torch.manual_seed(seed)
@@ -220,6 +224,7 @@ def features_and_predictions(
 
     Raises `ValueError` for images unlike those of its training: of another shape, not
     in -1..1, or with pixels that are not numbers."""
+    bs, = check_limits(bs=bs)
     check_images(classifier, x)
     classifier.eval()
     batches = [classifier.features(b.to(classifier.device)) for b in x.split(bs)]

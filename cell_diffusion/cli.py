@@ -8,16 +8,20 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/cli.html.md"""
 __all__ = ['app']
 
 # %% ../nbs/cli.ipynb #c004
+import ast
 import inspect
 import os
 import re
+import signal
 import sys
 import warnings
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
+from importlib.resources import files
 from pathlib import Path
 from shlex import quote
+from threading import Thread
 from typing import Annotated, Optional
 import typer
 from fastcore.docments import docments
@@ -31,6 +35,7 @@ def command(
     leave_out=(), # Its parameters that are no options
     options=(), # Required parameters that are options and not arguments
     kept='Nothing was written.', # What is left of a command that was interrupted
+    several=False, # May accelerate or torchrun start it in several processes?
 ):
     """Make a command of a function.
 
@@ -40,7 +45,7 @@ def command(
     def register(f):
         name = f.__name__.rstrip('_').replace('_', '-')
         commands[name] = dict(run=f, calls=calls, leave_out=leave_out, options=options,
-                              kept=kept)
+                              kept=kept, several=several)
         return f
     return register
 
@@ -69,7 +74,8 @@ def not_empty(value):
 
 def a_path(text):
     "A path from the text of the shell"
-    return Path(not_empty(text)).expanduser()
+    from cell_diffusion.core import as_path
+    return as_path(not_empty(text))
 
 def shell_parameter(parameter, help, is_option):
     "A parameter as Typer wants it"
@@ -87,13 +93,13 @@ def shell_parameter(parameter, help, is_option):
 
 # %% ../nbs/cli.ipynb #n003
 @cache
-def described(f, leave_out=()):
-    "Parameters with the comment behind each: `{name: (parameter, help)}`"
+def described(f):
+    "Parameters of a command with the comment behind each: `{name: (parameter, help)}`"
     help = docments(f)
     found = {}
     for name, p in inspect.signature(f).parameters.items():
         several = p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        if not several and name not in leave_out: found[name] = p, help.get(name) or ''
+        if not several: found[name] = p, help.get(name) or ''
     return found
 
 def find_function(path):
@@ -101,21 +107,58 @@ def find_function(path):
     module, name = path.rsplit('.', 1)
     return getattr(import_module(f'cell_diffusion.{module}'), name)
 
+# %% ../nbs/cli.ipynb #n021
+shell_types = dict(str=str, int=int, float=float, bool=bool)
+
+@cache
+def in_file(path):
+    "As `described`, for `module.name` of this package, without an import"
+    module, name = path.rsplit('.', 1)
+    folder = Path(str(files('cell_diffusion')))
+    source = (folder/f"{module.replace('.', '/')}.py").read_text(encoding='utf-8')
+    node, = [n for n in ast.parse(source).body if getattr(n, 'name', None) == name]
+    comments = [line.partition('# ')[2] for line in source.splitlines()]
+    return {name: (read_parameter(name, kind, default), comments[line - 1])
+            for name, kind, default, line in fields_of(node)}
+
+def fields_of(node):
+    "Name, type, default and line of the parameters of a function or a data class"
+    if isinstance(node, ast.ClassDef):
+        fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
+        return [(n.target.id, n.annotation, n.value, n.lineno) for n in fields]
+    args = node.args.args
+    defaults = [None]*(len(args) - len(node.args.defaults)) + node.args.defaults
+    return [(a.arg, a.annotation, d, a.lineno) for a, d in zip(args, defaults)]
+
+def read_parameter(name, kind, default):
+    "A parameter from its text; what is no option may have another type or default"
+    empty = inspect.Parameter.empty
+    annotation = empty if kind is None else shell_types.get(ast.unparse(kind), object)
+    try:
+        default = empty if default is None else ast.literal_eval(default)
+    except ValueError:
+        default = None
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default,
+                             annotation=annotation)
+
 # %% ../nbs/cli.ipynb #n004
 expected = (ValueError, OSError, ImportError, FloatingPointError, TypeError,
             RuntimeError, OverflowError, MemoryError)
 
 def build(name):
-    "The command of that name; what it needs is imported here and not before"
-    run, calls, leave_out, options, kept = commands[name].values()
-    work = find_function(calls)
+    "The command of that name; what it needs is imported when it is called"
+    run, calls, leave_out, options, kept, several = commands[name].values()
     own = dict(list(described(run).items())[1:])
-    parameters = {**described(work, ('progress', *leave_out)), **own}
-    has_bar = 'progress' in inspect.signature(work).parameters
+    parameters = {**in_file(calls), **own}
+    has_bar = parameters.pop('progress', None)
+    for left in leave_out:
+        parameters.pop(left, None)
 
     def answer(**given):
         if has_bar: given['progress'] = sys.stderr.isatty()
         with in_sentences(kept.format(**given)):
+            if not several: refuse_launcher(name)
+            work = begin(name, calls)
             announce(given)
             run(work, **given)
 
@@ -138,10 +181,20 @@ def sentence(error):
         about = f'{error.filename}: ' if error.filename else ''
         return f'{about}{error.strerror}'
     lines = str(error).strip().splitlines()
+    # Ours are one line, unless a name in them has several
+    if is_ours(error): return ' '.join(lines)
     return lines[0] if lines else type(error).__name__
+
+def is_ours(error):
+    "Whether a message was written in this package"
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return bool(trace) and trace.tb_frame.f_globals['__name__'].startswith(__package__)
 
 def say(text):
     "A line for the person at the terminal, above a progress bar if there is one"
+    if not is_first(): return
     from tqdm import tqdm
     tqdm.write(f'cell-diffusion: {text}', file=sys.stderr)
 
@@ -156,7 +209,10 @@ def say_at_the_end(text):
 @contextmanager
 def in_sentences(kept):
     "Errors, warnings and Ctrl-C as sentences"
-    def show(warning, *where): say(f'warning: {sentence(warning)}')
+    def show(warning, category, filename, *where):
+        is_ours = Path(__file__).parent in Path(filename).parents
+        said = ' '.join(str(warning).split('\n')) if is_ours else sentence(warning)
+        say(f'warning: {said}')
 
     with warnings.catch_warnings():
         warnings.showwarning = show
@@ -165,13 +221,72 @@ def in_sentences(kept):
         except BrokenPipeError:
             raise
         except expected as e:
-            say_at_the_end(sentence(e))
+            if is_news(e): say_at_the_end(sentence(e))
             raise typer.Exit(1) from e
         except KeyboardInterrupt as e:
-            say_at_the_end(f'stopped. {kept}')
+            if is_first(): say_at_the_end(f'stopped. {kept}')
             raise typer.Exit(130) from e
 
+# %% ../nbs/cli.ipynb #lch1
+def is_first():
+    "Is this the only process, or the first that a launcher started?"
+    return os.environ.get('RANK', '0') in ('', '0')
+
+def is_news(error):
+    "Has no other process told of an error?"
+    told = getattr(error, 'told', False) or isinstance(error, FloatingPointError)
+    return is_first() or not told
+
+def silent(main, *args, **options):
+    "End this process after `main`, without words on an option that does not exist"
+    try:
+        sys.exit(main(*args, **dict(options, standalone_mode=False)))
+    except Exception as e:
+        if not hasattr(e, 'exit_code'): raise
+        sys.exit(e.exit_code)
+
+def refuse_launcher(name):
+    "Raise `ValueError` if several processes were started for the work of one"
+    if not is_one_of_several(): return
+    error = ValueError(f"`cell-diffusion {name}` is one process: start it without "
+                       "accelerate launch or torchrun.")
+    error.told = True
+    raise error
+
+# %% ../nbs/cli.ipynb #lch3
+def is_one_of_several(): return os.environ.get('WORLD_SIZE', '') not in ('', '0', '1')
+
+def say_when_ended(kept):
+    "End with a sentence when a launcher or Ctrl-C ends this process, one of several"
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in ended_by:
+        signal.signal(number, lambda *args: None)
+
+    def watch():
+        number = 0
+        while number not in ended_by:
+            number, = os.read(reader, 1)
+        said, ranks = ended_by[number]
+        if os.environ.get('RANK', '0') in ranks: say_at_the_end(f'{said} {kept}')
+        os._exit(128 + number)
+    Thread(target=watch, daemon=True).start()
+
+# What is said of a signal, and by which processes; after Ctrl-C by the first alone
+ended_by = {
+    signal.SIGINT: ('stopped.', ['0']),
+    signal.SIGTERM: ('ended, because another process of this training has ended or the '
+                     'launcher was stopped.', ['0', '1']),
+}
+
 # %% ../nbs/cli.ipynb #n016
+def begin(name, calls):
+    "Say that something happens, and import the function that does the work"
+    if is_first() and sys.stderr.isatty():
+        typer.echo(f'cell-diffusion {name}: starting …', err=True)
+    return find_function(calls)
+
 def announce(given):
     "Say that cells are being read, which may take a while"
     source = given.get('data') or given.get('folder')
@@ -197,14 +312,12 @@ class Commands(TyperGroup):
 
     def get_command(self, ctx, name):
         if name not in commands: return None
-        if sys.stderr.isatty() and '--help' not in sys.argv:
-            typer.echo(f'cell-diffusion {name}: starting …', err=True)
-        with in_sentences('Nothing was written.'):
-            return build(name)
+        return build(name)
 
     def main(self, *args, **options):
         prepare_streams()
         try:
+            if not is_first(): silent(super().main, *args, **options)
             return super().main(*args, **options)
         finally:
             close_stdout()
@@ -249,7 +362,8 @@ def sample_(
     typer.echo(f"{n} cells of {network.size} × {network.size} pixels: {out}")
     if each:
         notes = dict(generator=model, seed=options['seed'])
-        save_each(x, each, label or 'cell', notes, **form_of(model))
+        save_each(x, each, label or 'cell', notes, bits=network.bits,
+                  white=network.white)
         typer.echo(f"one by one: {each}")
 
 # %% ../nbs/cli.ipynb #n008
@@ -296,14 +410,15 @@ def save_sheet(x, path, zoom):
     write_picture(path, pixels.numpy())
 
 def write_picture(path, pixels):
-    "Write a picture whole or not at all, in the format of its name"
+    "Write generated cells whole or not at all, in the format of the name"
     import io
     from PIL import Image
     from cell_diffusion.imageio import save_pixels
     from cell_diffusion.records import write_whole
     content = io.BytesIO()
     form = Image.registered_extensions()[path.suffix.lower()]
-    save_pixels(content, pixels, form)
+    marked = dict(synthetic='True', software='cell_diffusion')
+    save_pixels(content, pixels, form, marked)
     write_whole(path, content.getvalue())
 
 def file_text(name):
@@ -318,28 +433,24 @@ def check_each(folder):
     if (folder/'.work').is_dir():
         raise ValueError(f"--each {folder} holds cells of `balance`: name another.")
 
-def form_of(model):
-    "Depth and white of the files that a network learned from, for `write_synthetic`"
-    from cell_diffusion.denoiser import weights_folder
-    from cell_diffusion.records import _read
-    folder = Path(model) if Path(model).is_dir() else weights_folder/model
-    record = _read(folder/'record.json') or {}
-    return dict(bits=record.get('bits', 8), white=record.get('white', 255))
-
 def save_each(x, folder, name, notes, **form):
-    "A file for each cell, marked as generated, and a manifest"
+    "A file for each cell, marked as generated, and a manifest: all or nothing"
     import pandas as pd
-    from cell_diffusion.augmentation import write_synthetic
+    from cell_diffusion.augmentation import synthetic_files
     from cell_diffusion.core import decode
-    from cell_diffusion.records import write_whole
-    manifest = folder/'manifest.csv'
-    # At first, so that a folder with some files is known as one of cells
-    if not manifest.exists(): write_whole(manifest, 'file,class,synthetic\n')
+    from cell_diffusion.records import (
+        locked, read_table, remove_parts, write_together)
     name = file_text(name) or 'cell'
-    rows = write_synthetic(folder, decode(x).numpy(), [name]*len(x), notes, **form)
-    table = pd.concat([pd.read_csv(manifest), pd.DataFrame(rows)])
-    table = table.drop_duplicates('file', keep='last')
-    write_whole(manifest, table.to_csv(index=False))
+    pixels = decode(x).numpy()
+    rows, contents = synthetic_files(folder, pixels, [name]*len(x), notes, **form)
+    manifest = folder/'manifest.csv'
+    with locked(folder, 'writing cells', wait=True):
+        remove_parts(folder/name) # What a killed call left half written
+        earlier = read_table(manifest) if manifest.exists() else []
+        table = pd.DataFrame([*earlier, *rows])
+        listed = table.drop_duplicates('file', keep='last').to_csv(index=False)
+        # The manifest first: a folder with some files is known as one of cells
+        write_together({manifest: listed, **contents})
 
 # %% ../nbs/cli.ipynb #n011
 def write_pictures(paths, pictures):
@@ -362,6 +473,7 @@ def inpaint_(
 ):
     "Fill what a mask hides in a picture."
     from cell_diffusion.core import check_limits
+    from cell_diffusion.records import is_same_file
     check_limits(n=n)
     out = out or Path(f'{image.stem}_filled.png')
     paths = [out]
@@ -369,7 +481,7 @@ def inpaint_(
     for path in paths:
         check_picture(path, '.png', '.tif', '.tiff')
     for name, taken in dict(picture=image, mask=mask).items():
-        if taken.resolve() in [p.resolve() for p in paths]:
+        if any(is_same_file(taken, path) for path in paths):
             raise ValueError(f"--out {out} would replace the {name} itself: "
                              "name another file.")
     fills = inpaint(image, mask, model=model, n=n, **options)
@@ -388,7 +500,8 @@ def channel_list(text):
     if not names: raise ValueError(f"--channels {text!r} names no channel.")
     return names
 
-@command('recipes.train_model', leave_out=['steps', 'judged'], kept=goes_on)
+@command('recipes.train_model', leave_out=['steps', 'judged'], kept=goes_on,
+         several=True)
 def train_(
     train_model, # The function that does the work
     out:Path=Path('runs/cells'), # Folder for the results; a killed run goes on there
@@ -398,13 +511,13 @@ def train_(
     **options, # More arguments of `train_model`
 ):
     "Train a diffusion model on a folder of cells."
-    if os.environ.get('WORLD_SIZE', '1') not in ('', '0', '1'):
-        raise ValueError("`cell-diffusion train` is one process; to train on several "
-                         "GPUs call `fit_for` within `learn.distrib_ctx()` from a "
-                         "script of your own.")
+    from cell_diffusion.training import check_processes, leave_processes
+    check_processes()
+    if is_one_of_several(): say_when_ended(goes_on.format(out=out))
     if normalize: options['normalize'] = True
     train_model(out=out, channels=channel_list(channels), scales=scales, **options)
-    show_card(out)
+    if is_first(): show_card(out)
+    leave_processes()
 
 def show_card(folder):
     "Print the card of a run, and where its files lie"
@@ -433,22 +546,76 @@ def score_(
     **options, # More arguments of `score_weights`
 ):
     "Score a trained network beside real cells, on the test cells of its data."
-    from cell_diffusion.recipes import score_of
+    from cell_diffusion.recipes import class_table, score_of
     score = score_weights(model, out=out, channels=channel_list(channels), **options)
     typer.echo(score_of(score).strip())
+    if 'class_accuracy' not in score: return
+    typer.echo("\nShare of each class that is recognised, with 95% intervals: of "
+               "generated cells, and of real ones")
+    typer.echo(class_table(score).round(3).to_string(index=False))
+
+# %% ../nbs/cli.ipynb #z000
+@command('recipes.choose_guidance', options=['data'],
+         kept='What was tried is kept; the same command goes on from there.')
+def guidance_(
+    choose_guidance, # The function that does the work
+    model:Path, # Folder of a run
+    guide:Path=None, # Folder of a weaker network, such as RUN/early
+    scales:str='1,1.25,1.5,2,2.5,3', # Guidance scales to try
+    **options, # More arguments of `choose_guidance`
+):
+    "Find a network's best guidance on validation cells, and store it with its weights."
+    table = choose_guidance(model, guide=guide, scales=numbers(scales, float, '--scales'),
+                            **options)
+    typer.echo(table.round(3).to_string(index=False))
+
+# %% ../nbs/cli.ipynb #n012
+@command('studies.fid.published_distances', leave_out=['networks'])
+def fid_(
+    published_distances, # The function that does the work
+    model:str, # Folder of a run, or the name of shipped weights
+    out:Path=None, # JSON file to write as well
+    **options, # More arguments of `published_distances`
+):
+    "Compare as papers do: FID, KID and DINOv2 distance, on BloodMNIST by default."
+    from cell_diffusion.records import check_file, write_json
+    if out: check_file(out, ('sha256', 'rows'))
+    table, record = published_distances(model, **options)
+    typer.echo(table.round(4).to_string(index=False))
+    if out: write_json(out, dict(record, rows=table.to_dict('records')))
 
 # %% ../nbs/cli.ipynb #c019
-@command('studies.race.race', leave_out=['names', 'size', 'dim'], kept=goes_on)
+@command('studies.race.race', leave_out=[
+    'names', 'optimizers', 'rates', 'batches', 'size', 'dim'], kept=goes_on)
 def race_(
     race, # The function that does the work
     out:Path=Path('runs/race'), # Folder for the records; a killed race goes on there
+    configs:str=None, # Such as edm,edm-mid; by default all
+    optimizers:str='adamw', # Such as adamw,muon
+    rates:str=None, # Learning rates such as 1e-3,4e-3; by default that of the optimizer
+    batches:str='64', # Cells in a batch, such as 16,32
     **options, # More arguments of `race`
 ):
     "Train every config for the same time and compare the scores."
     from cell_diffusion.records import write_whole
-    table = race(out=out, **options)
+    if configs: options['names'] = named(configs)
+    if rates: options['rates'] = numbers(rates, float, '--rates')
+    table = race(out=out, optimizers=named(optimizers),
+                 batches=numbers(batches, int, '--batches'), **options)
     write_whole(out/'race.csv', table.to_csv(index=False))
     typer.echo(table.to_string(index=False))
+
+def named(text):
+    "The names in a list with commas"
+    return tuple(name.strip() for name in text.split(',') if name.strip())
+
+def numbers(text, kind, option):
+    "The numbers in a list with commas"
+    try:
+        return tuple(kind(name) for name in named(text))
+    except ValueError:
+        raise ValueError(f"{option} {text}: give numbers with commas between "
+                         "them.") from None
 
 # %% ../nbs/cli.ipynb #c020
 @command('studies.bench.bench', leave_out=['calls'])

@@ -14,6 +14,7 @@ import unicodedata
 import warnings
 from numbers import Integral, Real
 from dataclasses import dataclass, replace
+from pathlib import Path
 from functools import wraps
 import matplotlib.pyplot as plt
 import numpy as np
@@ -98,6 +99,17 @@ def check_number(
                          f"{range_in_words(low, high, whole, above)}.")
     return int(number) if whole else number
 
+def check_numbers(
+    name:str, # Of the argument, for the message
+    values,   # What the caller gave
+    **limits, # As for `check_number`
+)->tuple: # The numbers as Python's int or float
+    "Several numbers within their range. Raises `ValueError` for anything else."
+    if isinstance(values, (str, bytes)) or not np.iterable(values):
+        raise ValueError(f"{name}={values!r:.80} should be several numbers.")
+    return tuple(check_number(f'{name}[{i}]', value, **limits)
+                 for i, value in enumerate(values))
+
 # %% ../nbs/00_core.ipynb #n002
 def whole(low, high): return dict(low=low, high=high, whole=True)
 
@@ -108,11 +120,13 @@ limits = dict(
     classifier_dim=whole(8, 1024),
     dim=whole(4, 1024),
     draws=whole(1, 1_000_000),
+    early_at=dict(low=0, high=1),
     epochs=whole(1, 100_000),
     folds=whole(1, 62),
     goal=whole(1, 10_000_000),
     guidance_scale=dict(low=-1000, high=1000),
     lr=dict(above=0, high=10),
+    means=whole(0, 1000),
     minutes=dict(above=0, high=1_000_000),
     n=whole(1, 10_000_000),
     patch=whole(1, 64),
@@ -127,8 +141,10 @@ limits = dict(
     zoom=whole(1, 100),
 )
 
+
+# %% ../nbs/00_core.ipynb #x006
 # None means "by default" or "all" for these
-may_be_none = 'epochs', 'goal', 'minutes', 'n', 'patch'
+may_be_none = 'epochs', 'goal', 'guidance_scale', 'minutes', 'n', 'patch'
 
 def check_limits(
     **values, # Numbers by the name of the argument, each in `limits`
@@ -157,6 +173,20 @@ def check_memory(
     if size <= memory(): return
     raise ValueError(f"{what} would need {size/1e9:,.0f} GB of memory, and this "
                      f"machine has {memory()/1e9:,.0f} GB: ask for less.")
+
+# %% ../nbs/00_core.ipynb #z000
+def as_path(
+    name, # Text or a path; `~` at its beginning is the home folder
+)->Path:
+    "The path that a caller names. Raises `ValueError` for what is none, or is empty."
+    if not isinstance(name, (str, os.PathLike)) or not str(name).strip():
+        raise ValueError(f"{name!r:.80} names no file or folder: give a path.")
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as e:
+        raise ValueError(f"{name} names no home folder that is known: give the whole "
+                         "path.") from e
+
 
 # %% ../nbs/00_core.ipynb #c025
 def encode(
@@ -235,6 +265,8 @@ def show_cells(
 )->plt.Figure: # End a notebook cell's last line with `;`, or it is drawn twice
     """Draw images in a grid: three channels as colour, others as the first channel in
     grey. Raises `ValueError` for a batch of any other shape."""
+    ncols = check_number('ncols', ncols, 1, whole=True)
+    zoom = check_number('zoom', zoom, above=0, high=100)
     pixels = pixel_batch(x).numpy()
     colour = pixels.shape[1] == 3
     images = pixels.transpose(0, 2, 3, 1) if colour else pixels[:, 0]
@@ -249,13 +281,22 @@ def show_cells(
     if title: fig.suptitle(as_text(title, 200), fontsize=11, y=1, va='top')
     return fig
 
+# %% ../nbs/00_core.ipynb #dev0
+def device_of_process()->torch.device:
+    "The GPU that a launcher gave to this process; without one any GPU, or the CPU"
+    only_cpu = os.environ.get('ACCELERATE_USE_CPU', '').lower() in ('1', 'true', 'yes')
+    if only_cpu or not torch.cuda.is_available(): return torch.device('cpu')
+    number = os.environ.get('LOCAL_RANK')
+    return torch.device(f'cuda:{number}' if number else 'cuda')
+
+
 # %% ../nbs/00_core.ipynb #c044
 def default_device()->torch.device: # `cuda` where there is a GPU, else `cpu`
     """The device on which models run unless the caller says otherwise. The environment
     variable `CELL_DIFFUSION_DEVICE` overrides it. Raises `ValueError` where that names
     no device of this machine."""
     name = os.environ.get('CELL_DIFFUSION_DEVICE')
-    if not name: return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    if not name: return device_of_process()
     try:
         torch.empty(1, device=name).cpu()
         return torch.device(name)
@@ -283,7 +324,7 @@ def generator(
     device='cpu', # Numbers drawn on the CPU are the same on every machine
 )->torch.Generator: # A freshly seeded generator
     "A random number generator from a seed"
-    seed = int(seed) % 2**64
+    seed = check_number('seed', seed, whole=True) % 2**64
     # On the CPU, torch reads no more than the last 32 bits
     if seed >= 2**32: seed = mix_seed(seed)
     return torch.Generator(device).manual_seed(seed)

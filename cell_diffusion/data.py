@@ -8,10 +8,12 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/data.html.md"""
 __all__ = ['CellImages', 'load_cells', 'few_of_each', 'CellLoader', 'cell_dls', 'subsample_class']
 
 # %% ../nbs/02_data.ipynb #c004
-import copy, csv, hashlib, inspect, json, os, warnings
+import copy, hashlib, inspect, json, os, warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, torch
 from PIL import Image
@@ -19,12 +21,12 @@ from fastcore.basics import patch, store_attr
 from fastai.data.core import DataLoaders
 from fastai.torch_core import num_distrib, rank_distrib, to_detach as _to_detach
 from . import simulation
-from cell_diffusion.core import (
-    check_limits, check_number, default_device, encode, generator, plain_number,
-    show_cells)
+from .core import (
+    as_path, check_limits, check_number, default_device, encode, generator,
+    plain_number, show_cells)
 from .imageio import (
     channels_and_bits, open_picture, read_planes, reader_version, to_8_bits, why)
-from .records import locked, write_whole
+from .records import locked, read_table, write_whole
 from .simulation import blood_classes, simulate_blood, simulate_jurkat
 from cell_diffusion.sources import (
     cache_folder, channel_names, check_folder, class_folders, class_names, download,
@@ -89,6 +91,7 @@ class Cell:
     pixels:np.ndarray # uint8 `(channel, size, size)`
     hash:str          # Of its pixels as they are stored, and how they were changed
     side:float        # Of the square that was kept, in pixels of the file
+    clipped:float     # Share of its pixels that are brighter than white
     kept:float        # That is this share of the file's shorter side
 
 def cell_hash(stored, white, side, crop):
@@ -120,7 +123,8 @@ def read_cell(
     pixels = small[0].transpose(2, 0, 1) if in_colour else np.stack(small)
     stored = np.stack(planes)
     kept = side/min(width, height)
-    return Cell(pixels, cell_hash(stored, white, side, crop), side, kept)
+    clipped = (stored > white).mean()
+    return Cell(pixels, cell_hash(stored, white, side, crop), side, clipped, kept)
 
 # %% ../nbs/02_data.ipynb #c033
 @dataclass(eq=False)
@@ -141,6 +145,7 @@ class CellImages:
     bits:int = 8           # Bits of the files: 8, or 16 for more than 8
     generated:tuple = ()   # Those of `files` that are marked as generated
     left_out:tuple = ()    # One sentence for each entry of the folder that is no cell
+    clipped:float = 0      # Share of the files' pixels that are brighter than white
 
     def __post_init__(self):
         # One layout, from files and from the cache: sums are the same to the bit
@@ -262,7 +267,8 @@ def decode_cells(
         enlarged=sum(cell.side < how['size']*.99 for cell in cells),
         kept=float(np.median([cell.kept for cell in cells])),
         white=how['white'],
-        bits=how['bits'])
+        bits=how['bits'],
+        clipped=float(np.mean([cell.clipped for cell in cells])))
 
 # %% ../nbs/02_data.ipynb #c046
 def file_mark(
@@ -310,7 +316,7 @@ def save_cache(file:Path, cells:CellImages):
         images=cells.images, labels=cells.labels, names=np.array(cells.names),
         files=np.array(cells.files, dtype=str), hashes=cells.hashes,
         skipped=np.array(cells.skipped, dtype=str), enlarged=cells.enlarged,
-        kept=cells.kept, white=cells.white, bits=cells.bits)
+        kept=cells.kept, white=cells.white, bits=cells.bits, clipped=cells.clipped)
     try:
         # The lock also removes what killed processes left
         with locked(file.parent, 'caching cells', wait=True):
@@ -331,7 +337,7 @@ def load_cache(file:Path)->CellImages: # Or None where there is none, or it is d
         return CellImages(
             d['images'], d['labels'], names, files, skipped, d['hashes'],
             int(d['enlarged']), d['kept'].item(), white=d['white'].item(),
-            bits=int(d['bits']))
+            bits=int(d['bits']), clipped=float(d['clipped']))
     except Exception:
         # A flipped bit may raise anything
         return None
@@ -354,13 +360,18 @@ def cached(
 def folder_form(
     items, # `(label, files)` of each cell
 )->tuple: # 1 or 3, or the pages of a stack; and 8 or 16 bits
-    "What the first readable file of a folder has; 3 channels of 8 bits without any"
-    for _, (file, *_) in items:
-        try:
-            return channels_and_bits(file)
-        except Exception:
-            continue
-    return 3, 8
+    "What most of 25 files have, or the first readable one; 3 and 8 without any"
+    some = items[::1 + (len(items) - 1)//25]
+    forms = [*filter(None, map(form_of_file, some))] or [
+        *islice(filter(None, map(form_of_file, items)), 1)]
+    return Counter(forms).most_common(1)[0][0] if forms else (3, 8)
+
+def form_of_file(
+    item, # `(label, files)` of a cell
+)->tuple: # As from `channels_and_bits`; None for a file that cannot be read
+    "What the first file of a cell has"
+    with suppress(Exception):
+        return channels_and_bits(item[1][0])
 
 def folder_classes(
     folder:Path,
@@ -513,7 +524,11 @@ def problems(
             f"{n} cells are smaller than size={size} and were enlarged, which adds "
             "no detail: choose a smaller size, or crop='field'.")
     ranges = grey_levels(cells.images)
-    if any(high < 20 or high - low < 8 for low, high in ranges):
+    if cells.clipped > .2:
+        said.append(
+            f"{cells.clipped:.0%} of the pixels are brighter than "
+            f"white={cells.white:g} and came in as white (255): pass a larger white=.")
+    elif any(high < 20 or high - low < 8 for low, high in ranges):
         levels = ' and '.join(f'{low} to {high}' for low, high in ranges)
         said.append(
             f"The cells are nearly black or flat, with the grey levels {levels} of 255 "
@@ -552,31 +567,23 @@ def generated_files(
     files,       # Files of cells, relative to the folder
 )->tuple: # Those that are marked as generated
     "Find generated cells by their names, their notes, and a manifest"
-    listed = set()
-    manifest = folder/'manifest.csv'
-    if manifest.is_file():
-        # Excel adds a mark at the beginning, and writes TRUE
-        with open(manifest, encoding='utf-8-sig', errors='replace', newline='') as f:
-            rows = list(read_rows(f))
-        listed = {row.get('file') for row in rows
-                  if str(row.get('synthetic')).lower() == 'true'}
+    listed = {row.get('file') for row in read_table(folder/'manifest.csv')
+              if str(row.get('synthetic')).lower() in ('true', 'wahr', 'vrai', '1')}
     return tuple(f for f in files if f in listed or is_generated(folder/f))
-
-def read_rows(f):
-    "The rows of a table, as far as it is one"
-    with suppress(csv.Error):
-        yield from csv.DictReader(f)
 
 def is_generated(file:Path)->bool:
     "Does the name of a file, or a note inside it, say that it is a generated cell?"
     if file.name.startswith('synthetic-'): return True
-    if file.suffix.lower() not in ('.png', '.tif', '.tiff'): return False
-    if file.suffix.lower() == '.png':
-        # Text comes before the pixels
-        with open(file, 'rb') as f:
-            return b'synthetic\0True' in f.read(1024)
-    with open_picture(file) as im:
-        return '"synthetic": "True"' in str(getattr(im, 'tag_v2', {}).get(270, ''))
+    if file.suffix.lower() in ('.tif', '.tiff'):
+        with open_picture(file) as im:
+            return '"synthetic": "True"' in str(getattr(im, 'tag_v2', {}).get(270, ''))
+
+    # Notes come before the pixels, in a WebP after them
+    with open(file, 'rb') as f:
+        ends = f.read(1024)
+        f.seek(max(0, file.stat().st_size - 1024))
+        ends += f.read()
+    return b'synthetic\0True' in ends or b'"synthetic": "True"' in ends
 
 def check_real(cells:CellImages):
     "Raise `ValueError` where some of the cells are generated ones"
@@ -598,7 +605,7 @@ def find_folder(source:str, path)->Path:
     "The folder of the class folders of a source, downloaded if need be"
     if source != 'folder':
         return find_data(source, path) or find_data(source, download(source))
-    folder = Path(path).expanduser()
+    folder = as_path(path)
     check_folder(folder)
     return folder
 
@@ -649,6 +656,8 @@ def few_of_each(
     seed:int=0, # Decides which
 )->np.ndarray: # Indices, class by class; a class with fewer than `k` cells repeats some
     "Pick `k` cells of every class, for a picture"
+    k = check_number('k', k, 1, whole=True)
+    seed, = check_limits(seed=seed)
     labels = np.asarray(labels)
     rng = np.random.default_rng(seed)
     picked = []
@@ -686,11 +695,12 @@ class CellLoader:
         self.device = torch.device('cpu')
         self.epoch = 0
 
-        n = len(self.idxs[self.share])
+        n = len(self.idxs)
         if bs < 1 or train and bs > n:
             raise ValueError(
                 f"bs={bs} does not fit the {n} training cells: "
                 f"choose it between 1 and {n}.")
+        if train: check_shares(bs, num_distrib())
 
 # %% ../nbs/02_data.ipynb #d014
 @patch
@@ -706,14 +716,22 @@ def order(self:CellLoader, g:torch.Generator)->torch.Tensor: # Indices `(n,)`
     return self.idxs[torch.multinomial(weights, n, replacement=True, generator=g)]
 
 @patch(as_prop=True)
-def share(self:CellLoader)->slice: # Of an epoch's order
-    """What this process deals out.
-
-    Every cell; or, where n processes train together, each n-th, equally many for all.
-    """
+def share(self:CellLoader)->slice: # Of a batch
+    "What this process deals out: all, or its part where several train together"
     n = num_distrib() if self.train else 1  # 0 without other processes
     if n <= 1: return slice(None)
-    return slice(rank_distrib(), len(self.idxs)//n*n, n)
+    rows = self.bs//n
+    return slice(rank_distrib()*rows, (rank_distrib() + 1)*rows)
+
+# %% ../nbs/02_data.ipynb #shr0
+def check_shares(
+    bs:int, # Cells in a batch
+    n:int,  # Processes
+):
+    "Raise `ValueError` for a batch that the processes cannot share out equally"
+    if n > 1 and bs % n:
+        raise ValueError(f"bs={bs} cannot be shared out equally among {n} processes: "
+                         f"choose a multiple of {n}.")
 
 # %% ../nbs/02_data.ipynb #z000
 @patch
@@ -732,19 +750,20 @@ def pictures(self:CellLoader, idx, g:torch.Generator)->torch.Tensor: # uint8
 @patch
 def __iter__(self:CellLoader):
     g = generator(self.seed*1_000_003 + self.epoch)
-    order = self.order(g)[self.share].to(self.images.device)
+    order = self.order(g).to(self.images.device)
+    share = self.share
     for i in range(len(self)):
         idx = order[i*self.bs:(i + 1)*self.bs]
         x = self.pictures(idx, g)
         if self.augment: x = random_dihedral(x, g)
-        x = encode(x.to(self.device))
-        y = self.labels[idx].to(self.device)
+        x = encode(x[share].to(self.device))
+        y = self.labels[idx[share]].to(self.device)
         yield (x, y) if self.with_labels else (x,)
     if self.train: self.epoch += 1
 
 @patch
 def __len__(self:CellLoader):
-    n = len(self.idxs[self.share])
+    n = len(self.idxs)
     return n//self.bs if self.drop_last else -(-n//self.bs)
 
 # %% ../nbs/02_data.ipynb #c097
@@ -830,10 +849,12 @@ def check_split(cells:CellImages, idxs:dict, split):
         if counts[small] == 0 and (side != 'valid' or not counts.any()):
             name = cells.names[small]
             n = cells.counts[name]
+            different = len(set(cells.hashes[cells.labels == small]))
+            of_these = f" ({different} different)" if different < n else ''
             raise ValueError(
-                f"Class {name!r} has {n} cell{'s'*(n != 1)}, too few to split: none is "
-                f"left for {side}. Add pictures (ten or more), take the class away, "
-                "or read more cells if n= left some out.")
+                f"Class {name!r} has {n} cell{'s'*(n != 1)}{of_these}, too few to "
+                f"split: none is left for {side}. Add pictures (ten or more), take the "
+                "class away, or read more cells if n= left some out.")
 
 def split_of(cells:CellImages, split, seed:int)->dict: # Indices of each side
     "The split that a source came with, or a new one"
@@ -900,7 +921,7 @@ def cell_dls(
     device=None,         # Where batches come out; by default `default_device()`
     labels:bool=True,    # Batches `(x, y)`, else `(x,)`
     balanced:bool=False, # Draw the training classes equally often, with replacement
-    set_aside:float=0.,  # Share of the training cells for a judge, `idxs['judge']`
+    set_aside:float=0.,  # Share of the training cells kept for a judge
     scales:tuple=None,   # Train on random crops, from and to these shares of the side
     **kwargs,            # `strict`, `cache` and `white` of `load_cells`
 )->CellLoaders: # Batches of float32 `(bs, channel, size, size)` and int64 `(bs,)`
@@ -942,6 +963,7 @@ def subsample_class(
     keep:int, # Training cells of it that stay
 ): # The same `dls`
     "Leave few training cells of a class. Raises `ValueError` for an unknown class."
+    keep = check_number('keep', keep, 0, whole=True)
     if name not in dls.vocab:
         raise ValueError(
             f"Unknown class {name!r}: use one of {', '.join(dls.vocab)}.")
@@ -966,11 +988,13 @@ def to_detach(self:CellLoader,
 
 # %% ../nbs/02_data.ipynb #d025
 def keep_loaders():
-    "Make fastai's distributed trainer take a `CellLoader` as it is"
+    "Make fastai's distributed trainer wrap its own loaders only, and no `CellLoader`"
+    from fastai.data.load import DataLoader
     from fastai.distributed import DistributedDL, DistributedTrainer
     @patch
     def _wrap_dl(self:DistributedTrainer, dl):
-        if isinstance(dl, (CellLoader, DistributedDL)): return dl
+        is_other = isinstance(dl, (DataLoader, torch.utils.data.DataLoader))
+        if isinstance(dl, DistributedDL) or not is_other: return dl
         return DistributedDL(dl, device=self.learn.model.device)
 
 

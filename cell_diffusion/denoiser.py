@@ -18,7 +18,8 @@ from huggingface_hub import PyTorchModelHubMixin
 from cell_diffusion.process import Schedule, prediction_target, predictions, to_x0
 from cell_diffusion.schedules import get_schedule
 from cell_diffusion.unet import UNet
-from cell_diffusion.core import check_limits, fast_bfloat16
+from cell_diffusion.core import (
+    as_path, check_limits, check_number, check_numbers, fast_bfloat16)
 
 # %% ../nbs/06_ddpm.ipynb #c017
 class Network(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion'):
@@ -96,6 +97,7 @@ def check_sizes(model):
 class Denoiser(Network, tags=['diffusion', 'cells']):
     "A U-Net and what its output means: schedule, prediction, scale of the data"
     sees_known = False # Is the U-Net shown the known pixels around a hole?
+    guide = None # A weaker network that `sample` guides away from, see `set_guidance`
 
     def __init__(self,
         unet:dict=None, # Arguments of `UNet`
@@ -109,22 +111,29 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         cell_sizes:tuple=None, # How wide the cells of each class are, or one for all
         white:float=255., # Grey level of the files of its training that became 255
         bits:int=8, # Depth of those files, 8 or 16
+        guidance_scale:float=1., # What `sample` uses, see `Condition`
+        interval:tuple=None, # Likewise
         cell_scales:tuple=None, # Smallest and largest factor on `cell_sizes` in training
     ):
         super().__init__()
         if prediction not in predictions:
             raise ValueError(f"Unknown prediction {prediction!r}: use one of "
                              f"{', '.join(predictions)}.")
-        if not 1e-3 <= data_std <= 10:
+        check_number('size', size, 1, whole=True)
+        if not 1e-3 <= check_number('data_std', data_std) <= 10:
             raise ValueError(f"data_std is a spread in -1..1 units, not {data_std}.")
         self.size = size
         self.classes = tuple(classes or ())
         self.prediction = prediction
         self.data_std = data_std
-        self.data_mean = tuple(data_mean)
-        self.cell_sizes = None if cell_sizes is None else tuple(cell_sizes)
-        self.white = white
+        self.data_mean = check_numbers('data_mean', data_mean)
+        self.cell_sizes = None
+        if cell_sizes is not None:
+            self.cell_sizes = check_numbers('cell_sizes', cell_sizes)
+        self.white = check_number('white', white)
         self.bits = bits
+        self.guidance_scale = guidance_scale
+        self.interval = None if interval is None else tuple(interval)
         self.cell_scales = None if cell_scales is None else tuple(cell_scales)
         unet = {**(unet or {}), 'n_classes': len(self.classes)}
         self.unet = UNet(**unet).to(memory_format=torch.channels_last)
@@ -133,6 +142,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         mean = torch.tensor(self.data_mean).view(1, -1, 1, 1)
         self.register_buffer('pixel_mean', mean, persistent=False)
         check_sizes(self)
+        if interval is not None: check_interval(interval)
 
 # %% ../nbs/06_ddpm.ipynb #n020
 @patch(as_prop=True)
@@ -493,7 +503,6 @@ import hashlib
 import inspect
 import json
 import math
-import os
 from fastcore.basics import patch
 from importlib import import_module
 from importlib.resources import files
@@ -501,7 +510,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensor_bytes
-from cell_diffusion.core import default_device, fast_bfloat16
+from cell_diffusion.core import as_path, default_device, fast_bfloat16
 from cell_diffusion.records import _read, write_together
 from cell_diffusion.unet import UNet
 
@@ -531,6 +540,16 @@ networks = dict(
 )
 
 # %% ../nbs/weights.ipynb #n008
+kinds_of_network = dict(
+    Denoiser='a network that generates cells',
+    Inpainter='a network that fills holes',
+    CellClassifier='a classifier',
+    Generator='a GAN')
+
+def _in_words(name):
+    "What a class of networks does, and its name"
+    return f"{kinds_of_network[name]} ({name})" if name in kinds_of_network else name
+
 def _refuse(folder, reason):
     raise ValueError(f"{folder} cannot be loaded: {reason}.")
 
@@ -626,15 +645,22 @@ def checksum(state):
     return digest.hexdigest()
 
 # %% ../nbs/weights.ipynb #n045
+later_settings = dict(white=255, bits=8, guidance_scale=1, interval=None,
+                      cell_scales=None)
+
+def guide_of(model):
+    "The network that a network is guided away from, or None"
+    return getattr(model, 'guide', None)
+
 def weights_hash(
     model:Network, # A network of the course
 )->str: # 16 hexadecimal digits
     "A text that two networks share only if they would be saved as the same files"
     settings = model.settings
-    if (settings.get('white'), settings.get('bits')) == (255, 8):
+    for name, usual in later_settings.items():
         # As in folders from before these were settings
-        del settings['white'], settings['bits']
-    if settings.get('cell_scales') is None: settings.pop('cell_scales', None)
+        if settings.get(name, usual) == usual: settings.pop(name, None)
+    if guide := guide_of(model): settings['guide'] = weights_hash(guide)
     h = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in model.state_dict().items():
         h.update(name.encode())
@@ -665,7 +691,9 @@ def _config_to_save(model, folder):
                              f"network and {value!r} in its settings. Build it with "
                              "plain numbers and lists.")
     _check_settings(folder, type(model).__init__, settings)
-    return {'class': name, 'format_version': format_version, **settings}
+    config = {'class': name, 'format_version': format_version, **settings}
+    if guide := guide_of(model): config['guide'] = weights_hash(guide)
+    return config
 
 # %% ../nbs/weights.ipynb #n007
 def save(
@@ -674,15 +702,18 @@ def save(
 ):
     """Save weights in half precision, with class, settings and a checksum
 
+    The guide of a network, see `set_guidance`, goes into the folder `guide` within.
+
     Raises `ValueError` for what `load` would refuse, and `OSError` where nothing can be
     written. Then the old files stay as they were."""
-    folder = Path(folder)
+    folder = as_path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder for the weights.")
     state = _tensors_to_save(model, folder)
     config = json.dumps(_config_to_save(model, folder), indent=2) + '\n'
     metadata = dict(format='pt', config=config, sha256=checksum(state))
     weights = file_bytes(state, metadata)
+    if guide := guide_of(model): save(guide, folder/'guide')
     write_together({folder/'model.safetensors': weights, folder/'config.json': config})
 
 # %% ../nbs/weights.ipynb #n027
@@ -695,7 +726,7 @@ def _read_config(folder):
         raise FileNotFoundError(f"{folder} holds no config.json: name a folder that "
                                 "`cell-diffusion train` wrote.")
     try:
-        text = file.read_text(encoding='utf-8')
+        text = file.read_text(encoding='utf-8-sig')
         config = json.loads(text, parse_constant=_not_json)
     except (ValueError, RecursionError) as e:
         _refuse(folder, f"its config.json is not JSON ({e})")
@@ -707,6 +738,7 @@ def _read_config(folder):
 def _class_and_settings(folder, config):
     "The class that a folder names, and the settings that build a network of it"
     settings = dict(config)
+    settings.pop('guide', None) # Of the folder, not of the network
     version = settings.pop('format_version', 1)
     if type(version) is not int or not 1 <= version <= format_version:
         _refuse(folder, f"its format version is {version!r:.80}, and this release "
@@ -829,21 +861,65 @@ def load(
     class_name, settings = _class_and_settings(folder, config)
     cls = getattr(import_module(f'cell_diffusion.{networks[class_name]}'), class_name)
     if kind is not None and not issubclass(cls, kind):
-        _refuse(folder, f"it holds a {class_name}, and a {kind.__name__} is needed")
+        _refuse(folder, f"it holds {_in_words(class_name)}, and "
+                        f"{_in_words(kind.__name__)} is needed")
     _check_settings(folder, cls.__init__, settings)
     model = _build(folder, cls, settings)
     model.load_state_dict(_read_tensors(folder, model.state_dict(), config))
 
     model = model.eval().to(device or default_device())
     model.precision = choose_precision(precision, model.device)
+    if 'guide' in config: load_guide(model, folder, config['guide'], precision)
     return model
 
 def _find_folder(name):
     "A folder of this name, or else the shipped weights of this name"
-    if str(name) and os.path.isdir(name): return Path(name)
-    if os.path.isfile(name):
+    path = as_path(name)
+    if path.is_file():
         raise ValueError(f"{name} is a file: name the folder that holds it.")
-    return shipped(str(name))
+    return path if path.is_dir() else shipped(str(name))
+
+# %% ../nbs/weights.ipynb #x001
+def folder_of(
+    name, # As for `load`
+)->Path: # It need not exist
+    "The folder of weights that are named"
+    path = as_path(name)
+    return path if path.is_dir() else weights_folder/str(name)
+
+# %% ../nbs/weights.ipynb #z000
+def set_guidance(
+    model:Denoiser, # Changed in place
+    guidance_scale:float, # What `sample` uses unless it is given another
+    interval:tuple=None, # Guide only at log-SNRs between these two
+    guide:Denoiser=None, # A weaker network to guide away from, for example an early one
+)->Denoiser: # `model`
+    "Store how a network is guided best. `ValueError` for a guide that does not fit."
+    label = torch.zeros(1, dtype=torch.long) if model.classes else None
+    Condition(label, guidance_scale, interval, guide).check(model, 1)
+    if guide_of(guide): raise ValueError("A guide has no guide of its own.")
+    model.guidance_scale = float(guidance_scale)
+    model.interval = None if interval is None else tuple(interval)
+    model._hub_mixin_config.update(guidance_scale=model.guidance_scale,
+                                   interval=model.interval)
+    # Not as a part of the network, whose weights would then be saved twice
+    object.__setattr__(model, 'guide', guide)
+    return model
+
+def load_guide(model, folder, its_hash, precision):
+    "Give a network the guide that it was saved with"
+    if 'guide' in _read_config(folder/'guide'):
+        _refuse(folder, "its guide has a guide of its own")
+    guide = load(folder/'guide', model.device, precision, Denoiser)
+    if weights_hash(guide) != its_hash:
+        _refuse(folder, "its guide is not the one that it was saved with")
+    set_guidance(model, model.guidance_scale, model.interval, guide)
+
+@patch
+def _apply(self:Denoiser, *args, **kwargs):
+    "`to`, `half` and the like; the guide comes along"
+    if self.guide is not None: self.guide._apply(*args, **kwargs)
+    return super(Denoiser, self)._apply(*args, **kwargs)
 
 # %% ../nbs/weights.ipynb #hubload
 @patch(cls_method=True)

@@ -10,17 +10,16 @@ import math
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from copy import deepcopy
-from fastai.callback.core import Callback
 from fastai.learner import Learner, OptimWrapper
 from fastai.torch_core import num_distrib
 from fastcore.basics import patch, store_attr
 from functools import partial
 from torch.nn.utils.parametrizations import spectral_norm
 from typing import Callable, NamedTuple
-from cell_diffusion.core import default_device, generator, old_keywords
+from cell_diffusion.core import (
+    check_limits, check_number, check_numbers, default_device, generator, old_keywords)
 from cell_diffusion.denoiser import Network, class_numbers
-from cell_diffusion.training import NoiseCallback, StopAtNaN, check_loss
+from cell_diffusion.training import EMA, NoiseCallback, StopAtNaN, check_loss
 from cell_diffusion.transforms import diff_augment, random_dihedral
 from cell_diffusion.denoiser import choose_precision
 
@@ -80,6 +79,7 @@ def halvings(
     size:int, # Height and width in pixels
 )->tuple: # Smallest side and number of halvings: (5, 3) for 40
     "How often an image can be halved. `ValueError` for a size that a GAN cannot have"
+    size = check_number('size', size, whole=True)
     if size % 4 or size < 16:
         raise ValueError("The size of a GAN's images must be a multiple of 4 and at "
                          f"least 16 pixels, got {size}: choose another size.")
@@ -138,6 +138,8 @@ class Generator(Network, tags=['gan', 'cells']):
         turns:bool=True, # Does `gan_sample` turn and flip the cells at random?
     ):
         super().__init__()
+        for name in ('channels', 'dim', 'latent'):
+            check_number(name, locals()[name], 1, whole=True)
         store_attr('channels, size, latent, turns')
         self.classes = tuple(classes or ())
         self.base, n = halvings(size)
@@ -232,6 +234,8 @@ class Discriminator(Network):
         n_classes:int=0, # Number of classes
     ):
         super().__init__()
+        check_number('channels', channels, 1, whole=True)
+        check_number('dim', dim, 1, whole=True)
         self.shape = (channels, size, size)
         self.n_classes = n_classes
         dims = [dim*min(4, 2**i) for i in range(halvings(size)[1])]
@@ -415,34 +419,22 @@ def after_step(self:GANCallback):
     discriminator.requires_grad_(True)
 
 # %% ../nbs/11_gan.ipynb #n039
-class GeneratorEMA(Callback):
+class GeneratorEMA(EMA):
     "Keeps `learn.ema.averaged`: the generator with a running mean of its weights"
     name = 'ema'
-    order = 5
+    use_buffers = True # The running statistics of the norms
 
     def __init__(self,
         decay:float=.999, # Largest share of the old mean that a step keeps
     ):
-        store_attr()
-        self.steps = 0
-        self.averaged = None
+        super().__init__(decay)
 
-    def before_fit(self):
-        if self.averaged is not None: return
-        self.averaged = deepcopy(self.learn.model.generator)
-        self.averaged.eval().requires_grad_(False)
+    @property
+    def network(self): return self.learn.model.generator
 
-    @torch.no_grad()
-    def after_step(self):
-        self.steps += 1
-        decay = min(self.decay, (1 + self.steps)/(10 + self.steps))
-        averaged = float_tensors(self.averaged)
-        torch._foreach_lerp_(averaged, float_tensors(self.learn.model.generator),
-                             1 - decay)
-
-def float_tensors(network):
-    "Weights and running statistics, without the counters of the norms"
-    return [t for t in network.state_dict().values() if t.is_floating_point()]
+    def mix(self, averaged, weights, n_averaged):
+        "Of weights and statistics, but not of the counters of the norms"
+        if averaged[0].is_floating_point(): super().mix(averaged, weights, n_averaged)
 
 # %% ../nbs/11_gan.ipynb #c057
 @old_keywords(game='loss', critic='disc_dim', bfloat16=(
@@ -466,6 +458,10 @@ def gan_learner(
     if num_distrib() > 1:
         raise ValueError("A GAN is trained by one process: start it without the "
                          "launcher.")
+    seed, = check_limits(seed=seed)
+    check_number('r1', r1, 0)
+    check_number('ema', ema, 0, 1)
+    betas = check_numbers('betas', betas, low=0, high=1)
     turns = getattr(dls.train, 'augment', True)
     if augment is not False: augment = dict(dihedral=turns, **(augment or {}))
     gan = build_gan(dls, classes, dim, disc_dim, latent, turns, precision, seed)

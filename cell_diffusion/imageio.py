@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from .core import as_path
 
 # %% ../nbs/imageio.ipynb #i009
 @dataclass(frozen=True)
@@ -256,6 +257,9 @@ def picture_pixels(
     if kind.bits > 8 and kind.mode in ('RGB', 'RGBA'): return deep_colours(im)
     tags = getattr(im, 'tag_v2', {})
     check_extra_samples(kind, tags.get(338, ()))
+    if kind.bits <= 8 and 2 in tags.get(339, ()):
+        raise ValueError("has numbers with a sign in 8 bits, and what lies below 0 "
+                         "would come in as bright: add 128, and save 0 to 255")
     im = upright(im)
     if im.mode == 'P': im = im.convert('RGBA' if 'transparency' in im.info else 'RGB')
     if im.mode == '1': im = im.convert('L')
@@ -290,6 +294,10 @@ def read_planes(
         for page in range(kind.pages):
             im.seek(page)
             kind_of_page = picture_kind(im)
+            if kind.pages > 1 and kind_of_page.channels != 1:
+                raise ValueError(
+                    f"has {kind.pages} pages in colour: save each as a picture of its "
+                    "own, or a grey page for each channel")
             check_for_training(kind_of_page, page_channels, bits)
             pixels = picture_pixels(im, kind_of_page)
             planes.append(without_alpha(pixels))
@@ -405,7 +413,8 @@ def read_image(
         check_array(pixels)
         return pixels
 
-    if is_file and not Path(image).exists():
+    if is_file: image = as_path(image)
+    if is_file and not image.exists():
         raise FileNotFoundError(f"{image} does not exist.")
     try:
         return decoded_picture(image)
@@ -443,10 +452,13 @@ def mask_plane(
 
 def white_of(a:np.ndarray)->int: # 1, or what 8, 10, 12, 14 or 16 bits can hold
     "The value of white in a mask"
-    if a.min() < 0 or not a.max() <= 65535:
+    # Arithmetic with floats may go beyond by a few units of the last digit
+    low = a.min() + 1e-5
+    high = a.max()/(1 + 1e-5)
+    if low < 0 or not high <= 65535:
         raise ValueError(
             f"has values from {a.min()} to {a.max()}: use 0 and 1, or 0 and 255")
-    return next(w for w in (1, 255, 1023, 4095, 16383, 65535) if a.max() <= w)
+    return next(w for w in (1, 255, 1023, 4095, 16383, 65535) if high <= w)
 
 # %% ../nbs/imageio.ipynb #n009
 def hole_of(
@@ -499,13 +511,15 @@ def read_mask(
                 f"{shape[1]} × {shape[0]}: they must be the same")
         return hole_of(a)
     except ValueError as e:
-        raise ValueError(f"{name} {e}.") from e
+        end = '' if str(e).endswith('?') else '.'
+        raise ValueError(f"{name} {e}{end}") from e
 
 # %% ../nbs/imageio.ipynb #i044
 def deep_colours_file(
     pixels:np.ndarray, # uint16 `(height, width, 2 to 4)`
     form:str='PNG',    # Or `TIFF`
     chunks=(),         # More parts of a PNG: `(name, bytes)` of each
+    **description,     # More arguments of `tifffile.imwrite`
 )->bytes:
     "A file with colours of 16 bits; raises `ValueError` for another format"
     file = io.BytesIO()
@@ -515,7 +529,7 @@ def deep_colours_file(
         alpha = dict(extrasamples=['unassalpha']) if c in (2, 4) else {}
         colours = 'rgb' if c > 2 else 'minisblack'
         imwrite(file, pixels, photometric=colours, planarconfig='contig', metadata=None,
-                **alpha)
+                **alpha, **description)
         return file.getvalue()
     if form != 'PNG':
         raise ValueError(f"Colours of 16 bits are written as PNG or TIFF, not {form}.")
@@ -536,18 +550,34 @@ def save_pixels(
     file,              # File name, or a file that is open for writing
     pixels:np.ndarray, # As from `read_image`
     form:str=None,     # Pillow's name of the format; by default that of the file name
-    info=None,         # Notes for a PNG, as Pillow's `PngInfo`
+    notes=None,        # Text by name, for PNG, TIFF, JPEG and WebP
 ):
     "Write what `read_image` reads, unchanged: grey or colour, of 8 or 16 bits"
-    form = form or Image.registered_extensions()[Path(file).suffix.lower()]
+    form = form or Image.registered_extensions()[as_path(file).suffix.lower()]
     if pixels.ndim == 3 and pixels.shape[2] == 1: pixels = pixels[..., 0]
     if pixels.dtype == np.uint16 and pixels.ndim == 3:
-        chunks = [chunk[:2] for chunk in info.chunks] if info else []
-        content = deep_colours_file(pixels, form, chunks)
-        Path(file).write_bytes(content) if is_name(file) else file.write(content)
+        chunks = [chunk[:2] for chunk in text_chunks(notes).chunks] if notes else []
+        told = dict(description=json.dumps(notes)) if notes else {}
+        content = deep_colours_file(pixels, form, chunks, **told)
+        as_path(file).write_bytes(content) if is_name(file) else file.write(content)
     else:
-        notes = dict(pnginfo=info) if info else {}
-        Image.fromarray(pixels).save(file, form, **notes)
+        Image.fromarray(pixels).save(file, form, **options_of(notes, form))
+
+def options_of(notes, form)->dict:
+    "The arguments with which Pillow writes notes into a format, or nothing"
+    if not notes: return {}
+    if form == 'PNG': return dict(pnginfo=text_chunks(notes))
+    if form == 'TIFF': return dict(description=json.dumps(notes))
+    exif = Image.Exif()
+    exif[270] = json.dumps(notes)
+    return dict(exif=exif)
+
+def text_chunks(notes)->PngImagePlugin.PngInfo:
+    "Notes as a PNG holds them"
+    info = PngImagePlugin.PngInfo()
+    for name, text in notes.items():
+        info.add_text(name, str(text))
+    return info
 
 def is_name(file)->bool: return isinstance(file, (str, Path))
 
@@ -563,7 +593,7 @@ def picture_bytes(
 # %% ../nbs/imageio.ipynb #n010
 def image_bytes(
     pixels:np.ndarray, # uint8 `(channel, height, width)`
-    suffix:str,        # `png` for one or three channels, else `tif`
+    suffix:str,        # `png` or `tif`; of other than 1 or 3 channels `tif`
     notes:dict,        # Text by name, written into the file
     bits:int=8,        # Depth of the file, 8 or 16
     white:float=255,   # What 255 becomes in the file
@@ -572,16 +602,12 @@ def image_bytes(
     pixels = from_8_bits(pixels, white, bits)
     form = Image.registered_extensions()[f'.{suffix}']
     file = io.BytesIO()
-    if len(pixels) not in (1, 3):
+    if len(pixels) in (1, 3):
+        save_pixels(file, pixels.transpose(1, 2, 0), form, notes)
+    else:
         pages = [Image.fromarray(plane) for plane in pixels]
-        described = dict(append_images=pages[1:], description=json.dumps(notes))
+        described = dict(append_images=pages[1:], **options_of(notes, form))
         pages[0].save(file, form, save_all=True, **described)
-        return file.getvalue()
-
-    info = PngImagePlugin.PngInfo()
-    for name, text in notes.items():
-        info.add_text(name, str(text))
-    save_pixels(file, pixels.transpose(1, 2, 0), form, info)
     return file.getvalue()
 
 def save_image(
@@ -592,6 +618,6 @@ def save_image(
     white:float=255,   # What 255 becomes in the file
 ):
     "Write a picture that carries notes"
-    path = Path(path)
+    path = as_path(path)
     suffix = path.suffix.lower().lstrip('.')
     path.write_bytes(image_bytes(pixels, suffix, notes, bits, white))

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 from functools import partial
 from pathlib import Path
 from scipy import ndimage
-from cell_diffusion.core import check_limits, check_number, encode, old_keywords
+from cell_diffusion.core import (
+    check_limits, check_number, encode, limits, old_keywords)
 from cell_diffusion.denoiser import (
     Denoiser, check_masks, check_types, class_numbers, load)
 from cell_diffusion.imageio import read_image, read_mask
@@ -92,6 +93,8 @@ def random_masks(
 
     Raises `ValueError` for an unknown shape.
     """
+    n = check_number('n', n, 0, whole=True)
+    size, seed = check_limits(size=size, seed=seed)
     shares = shares or training_shares
     if unknown := set(shares) - set(shapes):
         raise ValueError(f"Unknown shape {unknown.pop()!r}: use some of "
@@ -115,6 +118,7 @@ def stained_masks(
     if what not in ('nucleus', 'cell'):
         raise ValueError("What is to be masked? 'nucleus' or 'cell', "
                          f"not {what!r}.")
+    check_number('grow', grow, 0, 1)
     density = optical_density(x).numpy()
     found = find_cells(density)
     if what == 'nucleus': found = find_nuclei(density, found)
@@ -257,12 +261,12 @@ class InpaintingCallback(NoiseCallback):
         "One mask for each image, as numbers: 1 is hidden"
         device = self.rng.device
         seed = int(torch.randint(2**62, (), generator=self.rng, device=device))
-        masks = random_masks(len(x0), x0.shape[-1], self.shares, seed)
+        masks = random_masks(self.rows(x0), x0.shape[-1], self.shares, seed)
         if getattr(self.learn.dls.train, 'scales', None) and self.training:
             # The first cells of a batch are those that are cropped as usual
             whole = masks.flatten(1).all(1)
             masks = masks[whole.sort(descending=True, stable=True).indices]
-        return masks.to(x0.device).float()
+        return self.own(masks).to(x0.device).float()
 
 # %% ../nbs/10_inpainting.ipynb #n006
 def hole_mse(
@@ -473,7 +477,8 @@ def check_channels(model, grey, as_colour):
     "Raise a `ValueError` where a picture has other channels than the network"
     if model.channels not in (1, 3):
         raise ValueError(f"This network generates cells of {model.channels} channels, "
-                         "which no picture has: use `fill_holes`.")
+                         "which no picture has: use a network of cells in grey or in "
+                         "colour, or `fill_holes` from Python.")
     if grey and model.channels == 3 and not as_colour:
         raise ValueError("The picture is grey and the network generates cells in "
                          "colour: choose a network of grey cells, or pass as_colour to "
@@ -572,15 +577,25 @@ def settings_of(method, steps, more):
 def find_network(
     model, # A network, the name of shipped weights, or a folder
     method:str, # One of `methods`
+    label=None, # Class of the cell
+    guidance_scale:float=1., # Guidance towards it
 )->Denoiser:
     "The network of a method. Raises `ValueError` for one that cannot do it."
+    name = model if isinstance(model, (str, Path)) else 'This network'
     if isinstance(model, (str, Path)): model = load(model, kind=Denoiser)
     if not isinstance(model, Denoiser):
         raise TypeError("A network is expected, or its name or folder, got a "
                         f"{type(model).__name__}.")
     if method == 'trained' and not model.sees_known:
-        raise ValueError("Method 'trained' needs an `Inpainter`: this network was not "
-                         "trained to fill holes. Choose 'clamp' or 'repaint'.")
+        raise ValueError(
+            f"{name} generates whole cells and was not trained to fill holes: use "
+            f"{methods['trained']['model']} or a network from `cell-diffusion train "
+            "--inpaint`, or fill with this one by method clamp or repaint.")
+    if not model.classes and (label is not None or guidance_scale != 1):
+        raise ValueError(
+            f"{name} was trained without classes and takes no label or guidance_scale: "
+            f"leave them out, or use {methods['trained']['model']} or a network from "
+            "`cell-diffusion train --inpaint --classes`.")
     return model
 
 # %% ../nbs/10_inpainting.ipynb #n022
@@ -593,7 +608,7 @@ def inpaint(
     n:int=1, # How many fills
     seed:int=0, # The same seed gives the same fills
     steps:int=None, # Steps of the sampler; by default as in `methods`
-    guidance_scale:float=1., # Guidance towards the class
+    guidance_scale:float=None, # 1: no guidance; by default as stored with the network
     window:int=None, # Side of the square that the network sees, see `find_window`
     white:float=None, # Such as 4095; by default that of training, else measured
     as_colour:bool=False, # Fill a grey picture with a network of cells in colour?
@@ -610,11 +625,12 @@ def inpaint(
     """
     settings = settings_of(method, steps, kwargs)
     default_model = settings.pop('model')
-    n, seed, _ = check_limits(n=n, seed=seed, guidance_scale=guidance_scale)
+    n = check_number('n', n, **limits['n'])
+    seed, _ = check_limits(seed=seed, guidance_scale=guidance_scale)
 
     pixels = read_image(image)
     hole = read_mask(mask, pixels.shape[:2])
-    model = find_network(model or default_model, method)
+    model = find_network(model or default_model, method, label, guidance_scale)
     grey = is_grey(pixels, hole)
     check_channels(model, grey, as_colour)
     window = find_window(hole, window)

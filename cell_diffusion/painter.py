@@ -16,10 +16,10 @@ import anywidget, ipywidgets as widgets, numpy as np, torch
 from PIL import Image
 from traitlets import Bool, Int, Unicode, link
 from fastcore.basics import patch, store_attr
-from .core import encode
+from .core import as_path, encode
 from .viewer import FrameSlider, grid_frame
 from .imageio import picture_bytes, read_image, read_mask
-from .records import write_whole
+from .records import is_same_file, write_whole
 from .denoiser import load
 from .sampling import nfe
 from .inpainting import find_window, inpaint, masked_view, methods
@@ -257,6 +257,7 @@ class MaskPainter:
         **kwargs, # More arguments of `inpaint`, such as `window`, `white` and `method`
     ):
         store_attr('label,n,steps,seed,model,kwargs')
+        self.file = image if isinstance(image, (str, Path)) else None
         self.pixels = read_image(image)
         self.top = self.find_white(kwargs.get('white'))
         self.picture = screen_picture(self.pixels, self.top)
@@ -530,13 +531,15 @@ def save(self:MaskPainter,
     file, # Name that ends in `.png`
 )->Path: # The file
     "Write the chosen fill. Raises `ValueError` if there is none or the name is wrong."
-    file = Path(file)
+    file = as_path(file)
     if self.fills is None:
         raise ValueError("There is no fill to save: press Fill or call `fill` first.")
     if file.suffix.lower() != '.png':
         raise ValueError(
             "Fills are saved as PNG, which loses nothing: "
             f"{file.name} should end in .png.")
+    if self.file and is_same_file(self.file, file):
+        raise ValueError(f"{file} is the picture itself: name another file.")
     write_whole(file, png_bytes(self.fills[self.chosen]))
     return file
 

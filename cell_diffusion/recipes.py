@@ -18,8 +18,8 @@ import pandas as pd
 import re
 import torch
 import warnings
-from contextlib import nullcontext
-from pathlib import Path
+from contextlib import ExitStack, nullcontext
+from fastai.torch_core import num_distrib, rank_distrib
 from string import Template
 from types import SimpleNamespace
 from cell_diffusion.augmentation import warn_of_other_crop, white_for
@@ -28,10 +28,11 @@ from cell_diffusion.classifier import (
     train_classifier,
 )
 from cell_diffusion.core import (
-    check_limits, check_number, encode, limits, show_cells)
-from cell_diffusion.data import cell_dls, check_scales
+    as_path, check_limits, check_number, encode, limits, show_cells)
+from cell_diffusion.data import cell_dls, check_scales, check_shares
 from cell_diffusion.denoiser import (
-    Denoiser, load, save, weights_folder, weights_hash,
+    Denoiser, folder_of, load, network_settings, save, set_guidance, weights_folder,
+    weights_hash,
 )
 from cell_diffusion.inpainting import inpainting_learner
 from cell_diffusion.metrics import (
@@ -40,15 +41,15 @@ from cell_diffusion.metrics import (
 )
 from cell_diffusion.optimizers import learning_rates
 from cell_diffusion.records import (
-    check_file, check_out, locked, machine, read_json, write_json,
+    Records, check_file, check_out, is_same_file, locked, machine, read_json, write_json,
     write_whole,
 )
 from cell_diffusion.sampling import sample
 from cell_diffusion.sources import channel_names, named_source
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import (
-    diffusion_learner, fit_for, loss_by_timestep, read_checkpoint,
-    training_configs,
+    KeepEarly, RunningMeans, check_processes, diffusion_learner, first_then_others,
+    fit_for, in_first, loss_by_timestep, read_checkpoint, together, training_configs,
 )
 from cell_diffusion.unet import gflops, n_params
 
@@ -111,11 +112,12 @@ def train_and_save_classifier(
 )->CellClassifier: # Trained
     """Train a classifier on the training cells and save it with the record of its run
 
-    Killed and called again it goes on where it was."""
+    Killed and called again it goes on where it was; a finished one is returned."""
+    folder = as_path(folder)
     check_out(folder, 'classifier')
+    check_goes_on(folder)
     with locked(folder, 'training'):
-        return classifier_run(dls, Path(folder), epochs, progress, channels, seed,
-                              **kwargs)
+        return classifier_run(dls, folder, epochs, progress, channels, seed, **kwargs)
 
 # %% ../nbs/recipes.ipynb #n019
 def classifier_run(dls, folder, epochs, progress, channels, seed, set_aside=0.,
@@ -131,12 +133,15 @@ def classifier_run(dls, folder, epochs, progress, channels, seed, set_aside=0.,
         kind='classifier', **describe_data(dls, channels), seconds=seconds,
         epochs=epochs, seed=seed, balanced=dls.train.balanced, set_aside=set_aside,
         parameters=n_params(model), **accuracy_on_test(model, dls),
-        machine=machine())
+        machine=machine(), weights=weights_hash(model))
+    earlier = earlier_record(folder)
+    if is_same(earlier, record):
+        record['machine'] = earlier['machine']
+        warnings.warn(f"{folder}: nothing was left to train, this classifier was "
+                      "finished. For other settings name another folder.")
     save(model, folder)
     write_json(folder/'record.json', record)
     write_card(folder, classifier_card(record, folder.name))
-    # The training has ended: the same call later begins a new one
-    checkpoint.unlink()
     return model
 
 # %% ../nbs/recipes.ipynb #n030
@@ -148,6 +153,13 @@ def accuracy_on_test(model, dls):
     value, low, high = balanced_accuracy(table)
     return dict(accuracy=table.to_dict('records'),
                 balanced_accuracy=dict(value=value, low=low, high=high))
+
+def check_goes_on(folder):
+    "Raise `FileExistsError` where a new training would replace finished weights"
+    folder = as_path(folder)
+    if (folder/'model.safetensors').exists() and not (folder/'checkpoint.pt').exists():
+        raise FileExistsError(f"{folder} holds trained weights, but no checkpoint.pt to "
+                              "go on from: name another folder, or delete the weights.")
 
 def write_card(folder, text):
     write_whole(folder/'README.md', text)
@@ -172,16 +184,18 @@ def train_reference_classifier(
     progress:bool=True, # Show fastai's progress
 )->CellClassifier: # Trained
     "Load cells, and train and save a classifier of them"
+    out = as_path(out)
     check_out(out, 'classifier', data)
-    check_limits(size=size, epochs=epochs, bs=bs, lr=lr, n=n, seed=seed,
-                 set_aside=set_aside)
+    check_goes_on(out)
+    check_limits(size=size, bs=bs, lr=lr, n=n, seed=seed, set_aside=set_aside)
+    check_number('epochs', epochs, **limits['epochs'])
     check_number('dim', dim, **limits['classifier_dim'])
     with locked(out, 'training'):
         where = named_source(data, source)
         dls = cell_dls(*where, size=size, bs=bs, crop=crop, channels=channels, n=n,
                        balanced=balanced, white=white, set_aside=set_aside)
         if set_aside: dls = judge_loaders(dls, balanced)
-        return classifier_run(dls, Path(out), epochs, progress, channels, seed,
+        return classifier_run(dls, out, epochs, progress, channels, seed,
                               set_aside, dim=dim, lr=lr)
 
 # %% ../nbs/recipes.ipynb #c016
@@ -189,8 +203,8 @@ def train_model(
     data:str='simulated', # A source (pbc, jurkat, ...) or a folder of class folders
     size:int=32, # Height and width, in pixels
     classes:bool=False, # Train with class labels?
-    minutes:float=10., # Time to train
-    epochs:int=None, # Passes over the training cells, in place of minutes
+    minutes:float=10., # Minutes of the whole run; a larger number goes on
+    epochs:int=None, # Passes over the training cells in all, in place of minutes
     out='runs/cells', # Folder for the results; a killed run goes on there
     config:str='edm-mid', # ddpm, cosine, v, min-snr, edm, edm-mid or eps-mid
     bs:int=64, # Cells in a batch
@@ -205,6 +219,8 @@ def train_model(
     judged:str='test', # Compare with test cells, or with valid ones to choose a config
     balanced:bool=False, # Draw the training classes equally often
     set_aside:float=0., # Share of the training cells kept for the judge of the score
+    means:int=0, # Times to save two running means, for `posthoc_mean`
+    early_at:float=0., # Share of the run after which its mean goes into OUT/early
     inpaint:bool=False, # Train a network that fills holes
     scales:tuple=None, # With inpaint: crops from and to these shares of the side
     start:str=None, # Shipped weights or a folder to start from
@@ -212,25 +228,39 @@ def train_model(
     patch:int=None, # Fold patch × patch pixels into channels; by default size//32
     source:str=None, # How to read data; folder for class folders of your own
     white:float=None, # Grey level of 16-bit files that is white; by default measured
+    processor:bool=False, # Count seconds of the processor, for a race on a busy machine
     progress:bool=True, # Show progress bars
     **kwargs, # More arguments of `diffusion_learner` or `inpainting_learner`
 )->dict: # The record, as it is written to `record.json`
     """Train on a folder of cells; leaves weights, record, picture, score and model card
 
     Warns if the training was too short, or if the network does not obey the class.
+    Started by accelerate or `torchrun`, all processes train; the first one writes.
     """
     run = SimpleNamespace(**locals())
-    check_run(run)
-    with locked(out, 'training'):
+    run.out = as_path(out)
+    run.scales = check_scales(scales)
+    check_processes()
+    run.processes = max(1, num_distrib())
+    run.progress = progress and not rank_distrib()
+    with ExitStack() as held:
+        run.lr = in_first(begin, run, held)
         record = train_and_save(run)
-    for said in record['advice']:
+    for said in [] if rank_distrib() else record['advice']:
         warnings.warn(said)
     return record
 
 # %% ../nbs/recipes.ipynb #z000
+def begin(run, held)->float: # The learning rate
+    "Check a run, and hold its folder until `held` is closed"
+    check_run(run)
+    held.enter_context(locked(run.out, 'training'))
+    return run.lr
+
 def check_run(run):
     "Raise `ValueError` for what can be known to be wrong before any cell is read"
     check_out(run.out, 'denoiser', run.data)
+    check_goes_on(run.out)
     if run.config not in training_configs:
         raise ValueError(f"Unknown training config {run.config!r}: use one of "
                          f"{', '.join(training_configs)}.")
@@ -239,44 +269,57 @@ def check_run(run):
                          f"{', '.join(learning_rates)}.")
     if run.lr is None: run.lr = learning_rates[run.optimizer]
     check_scoring(run.judged, run.scored)
+    if run.epochs is None: check_number('minutes', run.minutes, **limits['minutes'])
     check_start(run.start, run.out)
-    run.scales = check_scales(run.scales)
     if run.scales and not run.inpaint:
         raise ValueError("scales are for networks that fill holes: add inpaint=True "
                          "(--inpaint in a shell), or leave scales out.")
-    names = 'size minutes epochs bs lr dim n seed steps scored patch set_aside'
-    names = names.split()
+    names = ('size minutes epochs bs lr dim n seed steps scored patch set_aside means '
+             'early_at').split()
     check_limits(**{name: getattr(run, name) for name in names})
+    check_shares(run.bs, run.processes)
 
-def cells_for(run):
-    "The cells of a run, split"
+def cells_for(run, start):
+    "The cells of a run, split; read by the white of the network that it starts from"
     where = named_source(run.data, run.source)
+    white = run.white
+    if start: white = white_for(where, white, start.white, start.bits, run.channels)
     dls = cell_dls(*where, size=run.size, bs=run.bs, crop=run.crop, n=run.n,
-                   channels=run.channels, balanced=run.balanced, white=run.white,
+                   channels=run.channels, balanced=run.balanced, white=white,
                    set_aside=run.set_aside, scales=run.scales)
     check_compared(dls, run.judged if run.scored else None)
     return dls
 
 def train_and_save(run)->dict: # The record
     "What `train_model` does with its arguments, which are the attributes of `run`"
+    learn, settings = first_then_others(prepare, run)
+    budget = fit_run(learn, settings, run)
+    return in_first(keep_run, learn, budget, settings, run)
+
+def prepare(run)->tuple: # The learner, and the settings that a record keeps
+    "Read the cells of a run and build its network"
     if run.patch: run.kwargs = dict(run.kwargs, patch=run.patch)
     trained = start_network(run.start, run.size)
     settings = dict(config=run.config, optimizer=run.optimizer, lr=run.lr,
                     seed=run.seed, balanced=run.balanced, inpaint=run.inpaint,
-                    scales=run.scales and list(run.scales),
-                    start=trained and Path(run.start).name,
+                    scales=run.scales and list(run.scales), means=run.means,
+                    early_at=run.early_at,
+                    start=trained and as_path(run.start).name,
                     **to_record(run.kwargs))
-    dls = cells_for(run)
+    dls = cells_for(run, trained)
     if trained: warn_of_other_crop(run.start, dls.cells.crop)
     learn = learner_for(dls, trained, run)
     check_number('steps', run.steps, 1, learn.model.schedule.T, whole=True)
-    budget = fit_run(learn, settings, run)
-    record = run_record(learn, budget, run.channels)
+    return learn, settings
+
+def keep_run(learn, budget, settings, run)->dict: # The record
+    "Write what a run leaves"
+    record = run_record(learn, budget, run)
     record.update(settings, conditional=run.classes, loaded=run.n,
                   set_aside=run.set_aside)
     model = learn.ema.averaged
     save_run(model, record, run)
-    if run.scored: add_score(model, dls, record, run)
+    if run.scored: add_score(model, learn.dls, record, run)
     return record
 
 # %% ../nbs/recipes.ipynb #n033
@@ -284,13 +327,14 @@ def check_scoring(judged, scored):
     "Raise `ValueError` for a score that cannot be made"
     if judged not in ('test', 'valid'):
         raise ValueError(f"judged={judged!r} should be 'test' or 'valid'.")
+    check_limits(scored=scored)
     if 0 < scored < 4:
         raise ValueError(f"scored={scored} cells are too few to compare: generate at "
                          "least 4, or 0 for no score.")
 
 def check_start(start, out):
     "Raise `ValueError` where a run would replace the weights that it starts from"
-    if start and Path(start).is_dir() and Path(start).resolve() == Path(out).resolve():
+    if start and is_same_file(start, out):
         raise ValueError(f"{out} holds the weights to start from, which this run would "
                          "replace: give it a folder of its own.")
 
@@ -324,11 +368,15 @@ def fit_run(learn, settings, run):
     known = dict(settings, fingerprint=fingerprint(learn.dls), size=run.size,
                  classes=run.classes, dim=run.dim, bs=run.bs)
     minutes = None if run.epochs else run.minutes
-    checkpoint = Path(run.out)/'checkpoint.pt'
-    return fit_for(learn, minutes, run.epochs, run.lr, checkpoint, known, run.progress)
+    if run.means: learn.add_cb(RunningMeans(run.out/'means', run.means))
+    if run.early_at: learn.add_cb(KeepEarly(run.out/'early', run.early_at))
+    checkpoint = run.out/'checkpoint.pt'
+    with together(learn):
+        return fit_for(learn, minutes, run.epochs, run.lr, checkpoint, known,
+                       run.progress, run.processor)
 
 # %% ../nbs/recipes.ipynb #c018
-def run_record(learn, budget, channels):
+def run_record(learn, budget, run):
     "What a run was, as numbers and text"
     dls = learn.dls
     model = learn.ema.averaged
@@ -336,7 +384,7 @@ def run_record(learn, budget, channels):
     loss = [part.mean().item() for part in np.array_split(losses, 50) if len(part)]
     return dict(
         kind='denoiser',
-        **describe_data(dls, channels),
+        **describe_data(dls, run.channels),
         parameters=n_params(learn.model),
         gflops=gflops(model.unet, model.size, model.unet.channels),
         seconds=budget.seconds,
@@ -344,7 +392,7 @@ def run_record(learn, budget, channels):
         cells_seen=budget.steps*dls.train.bs,
         loss=loss,
         loss_by_timestep=loss_by_timestep(learn),
-        machine=machine(),
+        machine=dict(machine(), processes=run.processes),
     )
 
 # %% ../nbs/recipes.ipynb #n044
@@ -357,18 +405,19 @@ def with_new_keys(record):
 def read_record(folder):
     "The record of the run in a folder"
     advice = 'start the run again, which writes it anew.'
-    return with_new_keys(read_json(Path(folder)/'record.json', advice))
+    return with_new_keys(read_json(folder/'record.json', advice))
 
 # %% ../nbs/recipes.ipynb #n038
 def save_run(model, record, run):
     "Write weights, record, card and picture; what is known of the same weights stays"
-    out = Path(run.out)
+    out = run.out
     record['weights'] = weights_hash(model)
     earlier = earlier_record(out)
     same = is_same(earlier, record)
     if same:
-        kept = {k: earlier[k] for k in ('score', 'went_on_after') if k in earlier}
-        record.update(kept)
+        kept = 'score', 'went_on_after', 'machine'
+        record.update({k: earlier[k] for k in kept if k in earlier})
+        warnings.warn(nothing_left(out, record['seconds']))
     elif earlier.get('fingerprint') == record['fingerprint']:
         ended = earlier.get('went_on_after', [])
         record['went_on_after'] = [*ended, earlier['seconds']]
@@ -380,6 +429,13 @@ def save_run(model, record, run):
     write_run(out, record)
     if same and (out/'samples.png').exists(): return
     save_grid(model, out/'samples.png', steps=run.steps, progress=run.progress)
+
+def nothing_left(out, seconds):
+    "What a run is answered with that was over before"
+    done = seconds/60
+    return (f"{out}: nothing was left to train, this run had {done:.1f} minutes. "
+            "minutes and epochs count the whole run, so a larger number goes on: "
+            f"minutes={round(done + 10, 1):g} for ten minutes more.")
 
 def earlier_record(out):
     "What an earlier call of this run wrote, or nothing"
@@ -404,10 +460,11 @@ def add_score(model, dls, record, run):
     "Score the network, unless it has this score, and write record and card again"
     n = min(run.scored, len(dls.idxs[run.judged]))
     asked = dict(judged=run.judged, steps=run.steps, n=n)
+    if model.classes: asked['labels'] = 'equal'
     there = {'judged': 'test', **record.get('score', {})}
     if all(there.get(key) == value for key, value in asked.items()): return
     record['score'] = score_of_network(model, dls, run)
-    write_run(Path(run.out), record)
+    write_run(run.out, record)
 
 def score_of_network(model, dls, run):
     "The score of a network; with classes also their mean accuracy, beside real cells"
@@ -415,6 +472,7 @@ def score_of_network(model, dls, run):
     score = score_model(model, classifier, *held_out(dls, run.judged), run.scored,
                         run.steps, progress=run.progress)
     score['judged'] = run.judged
+    if 'judge' in dls.idxs: score['judge_cells'] = len(dls.idxs['judge'])
     if 'class_accuracy' in score:
         score['balanced'] = class_table(score).iloc[-1].to_dict()
     return score
@@ -471,8 +529,8 @@ def score_weights(
     check_number('scored', scored, 4, limits['scored']['high'], whole=True)
     check_scoring(judged, scored)
     if out is not None: check_file(out, ('generated', 'reference'))
-    folder = Path(model) if Path(model).is_dir() else weights_folder/str(model)
-    own = Path(model).is_dir() and folder.resolve().parent != weights_folder.resolve()
+    folder = folder_of(model)
+    own = folder.is_dir() and folder.resolve().parent != weights_folder.resolve()
     with locked(folder, 'training') if own else nullcontext():
         network = load(model, kind=Denoiser)
         check_number('steps', steps, 1, network.schedule.T, whole=True)
@@ -535,6 +593,91 @@ def keep_score(score, record, folder, out):
     except OSError as e:
         warnings.warn(f"The score could not be kept: {e}")
 
+# %% ../nbs/recipes.ipynb #z009
+guidance_scales = 1., 1.25, 1.5, 2., 2.5, 3.
+
+def choose_guidance(
+    model, # Folder of a run, whose weights get the setting
+    data:str, # The cells of its training: a source or a folder of class folders
+    guide=None, # Folder of a weaker network to guide away from, such as `RUN/early`
+    scales:tuple=guidance_scales, # Which guidance scales; 1 must be among them
+    scored:int=800, # Cells to generate for each
+    steps:int=20, # Steps of the sampler
+    source:str=None, # How to read data; folder for class folders of your own
+    progress:bool=True, # Show progress bars
+)->pd.DataFrame: # A row for each scale, see `guidance_row`
+    """Try guidance scales on validation cells, and store the best one with the weights
+
+    The rule is that of `best_scale`. Guidance goes away from `guide`, or without one
+    from the same network without a class. Stopped and called again it goes on."""
+    run = SimpleNamespace(model=model, data=data, source=source, judged='valid',
+                          crop=None, channels=None, n=None, white=None,
+                          progress=progress)
+    check_scoring('valid', scored)
+    folder = folder_of(model)
+    with locked(folder, 'training'):
+        network = load(folder, kind=Denoiser)
+        weak = load(guide, kind=Denoiser) if guide else None
+        dls = cells_to_score(network, read_record(folder), run)
+        table = try_scales(network, weak, dls, scales, scored, steps, folder, progress)
+        best = best_scale(table)
+        set_guidance(network, best, guide=weak)
+        keep_guidance(network, folder, dict(
+            best=best, rule=guidance_rule, scored=scored, steps=steps, judged='valid',
+            guide=guide and as_path(guide).name, rows=table.to_dict('records')))
+    return table
+
+# The smaller the share of recall that must be kept, the more guidance is allowed
+kept_recall = .95
+guidance_rule = (f"the smallest Fréchet distance among the scales that keep at least "
+                 f"{kept_recall:.0%} of the recall without guidance")
+
+def best_scale(
+    table, # With `guidance_scale`, `fd` and `recall`; one scale is 1
+)->float:
+    "The scale that `guidance_rule` names"
+    unguided = table[table.guidance_scale == 1].recall.item()
+    allowed = table[table.recall >= kept_recall*unguided]
+    return float(allowed.guidance_scale[allowed.fd.idxmin()])
+
+# %% ../nbs/recipes.ipynb #z010
+def try_scales(network, guide, dls, scales, scored, steps, folder, progress):
+    "Score the network with each guidance scale; records in the folder `guidance`"
+    classifier = reference_classifier(dls, keep=True, progress=progress)
+    real = held_out(dls, 'valid')
+
+    def run(guidance_scale):
+        set_guidance(network, guidance_scale, guide=guide)
+        return guidance_row(score_model(network, classifier, *real, scored, steps,
+                                        progress=progress))
+
+    set_guidance(network, 1)
+    networks = [network_settings(net) for net in (network, guide, classifier) if net]
+    settings = dict(networks=networks, scored=scored, steps=steps)
+    grid = dict(guidance_scale=[float(scale) for scale in scales])
+    return Records(folder/'guidance', settings).run(run, grid)
+
+def guidance_row(
+    score:dict, # From `score_model`
+)->dict: # One row of the table
+    "What scales of guidance are compared by"
+    row = {}
+    if 'class_accuracy' in score:
+        row['class_accuracy'] = class_table(score).iloc[-1].share
+    for side, prefix in dict(generated='', reference='real_').items():
+        for measure in ('fd', 'precision', 'recall'):
+            row[prefix + measure] = score[side][measure]['mean']
+    return row
+
+def keep_guidance(network, folder, found):
+    "Save weights with their guidance; a score without it is no longer theirs"
+    save(network, folder)
+    record = read_record(folder)
+    if record.pop('score', None):
+        warnings.warn(f"{folder} now generates with guidance, so its earlier score was "
+                      "taken out of the record: `cell-diffusion score` makes one.")
+    write_run(folder, dict(record, guidance=found, weights=weights_hash(network)))
+
 # %% ../nbs/recipes.ipynb #n012
 def save_grid(
     model:Denoiser, # A trained network
@@ -546,6 +689,8 @@ def save_grid(
     progress:bool=True, # Show a progress bar
 )->torch.Tensor: # The cells of the picture
     "Generate a grid of cells as a PNG; with classes, each row is one class"
+    rows = check_number('rows', rows, 1, whole=True)
+    cols = check_number('cols', cols, 1, whole=True)
     label = None
     titles = None
     if model.classes:
@@ -555,7 +700,8 @@ def save_grid(
         titles[::cols] = model.classes
     x = sample(model, rows*cols, label, seed, steps, progress=progress)
     fig = show_cells(x, titles, ncols=cols, zoom=.8)
-    write_whole(path, lambda f: fig.savefig(f, dpi=110, format='png'))
+    marked = dict(synthetic='True')
+    write_whole(path, lambda f: fig.savefig(f, dpi=110, format='png', metadata=marked))
     plt.close(fig)
     return x
 
@@ -568,10 +714,11 @@ $task$advice
 ## Training
 
 - Data: source `$source`, $crop, $train training cells. $valid cells for validation and
-  $test for the score were kept out.
+  $test for the score were kept out$aside.
 - Network: $parameters M parameters, $gflops GFLOPs an image; weights in half precision.
-- Training config `$config`, optimizer $optimizer, learning rate $lr, batches of $bs, seed $seed$choices.
-- $minutes minutes on $machine: $steps steps, $cells_seen cells seen.$went_on
+- Training config `$config`, optimizer $optimizer, learning rate $lr, batches of $bs,
+  seed $seed$choices.
+- $minutes minutes on $machine: $steps steps, $cells_seen cells seen.$went_on$guided
 
 $score## Licence and limits
 
@@ -584,17 +731,16 @@ use: nothing here was tested for a diagnosis.
 score_text = Template("""\
 ## Score
 
-$n cells, $steps network calls each, compared with real $side cells in the features
-of a reference classifier, which was trained on $judge_cells (its accuracy on
-these real cells is $accuracy). In brackets: the middle 95% over $draws draws of the
-real cells.
+$n cells$asked, $steps network calls each, compared with real $side cells in the
+features of a reference classifier, which was trained on $judge (its accuracy on
+these real cells is $accuracy). In brackets: the 95% interval of a class accuracy, and
+the middle 95% over $draws draws of cells for the rest.
 
 | | generated | real against real |
 |---|---|---|
-| Fréchet distance | $fd | $fd_reference |
-| kernel distance (KID) | $kid | $kid_reference |
+$rows
 
-$class_accuracy""")
+""")
 
 # %% ../nbs/recipes.ipynb #c021
 def model_card(
@@ -610,6 +756,8 @@ def model_card(
         task=task_of(record),
         advice=notes_of(record),
         went_on=history_of(record),
+        guided=guidance_of(record),
+        aside=aside_of(record),
         crop=pixels_of(record),
         optimizer=dict(adamw='AdamW', muon='Muon')[record.get('optimizer', 'adamw')],
         parameters=f"{record['parameters']/1e6:.2f}",
@@ -617,7 +765,7 @@ def model_card(
         choices=choices_of(record),
         minutes=f"{record['seconds']/60:.1f}",
         machine=machine_of(record, f", PyTorch {record['machine']['torch']}"),
-        score=score_of(record) if 'score' in record else '',
+        score=score_of(record['score']) if 'score' in record else '',
         licence=licence_of(record),
     )
 
@@ -650,6 +798,20 @@ def notes_of(record):
         said.append("Whether the network obeys the class was not measured: "
                     "`cell-diffusion score` does that.")
     return ''.join(f'\n\n**Note:** {sentence}' for sentence in said)
+
+def aside_of(record):
+    "How many training cells were left to the judge"
+    if 'judge' not in record['cells']: return ''
+    return f", and so were {record['cells']['judge']} for the judge of the score"
+
+def guidance_of(record):
+    "How the network is guided unless it is told otherwise"
+    found = record.get('guidance')
+    if not found: return ''
+    guide = as_markdown(found['guide']) if found['guide'] else 'itself without a class'
+    return (f"\n- Guidance: scale {found['best']:g}, away from {guide}. That is "
+            f"{found['rule']}, on {found['scored']} generated cells beside validation "
+            "cells.")
 
 def history_of(record):
     "After how many minutes a training that had ended went on"
@@ -691,51 +853,84 @@ def machine_of(record, more=''):
     return f"{m['name']} ({m['device']}, {threads_of(m)}{more})"
 
 # %% ../nbs/recipes.ipynb #s001
-def threads_of(m): return f"{m['threads']} thread{'s'*(m['threads'] > 1)}"
+def threads_of(m):
+    text = f"{m['threads']} thread{'s'*(m['threads'] > 1)}"
+    several = m.get('processes', 1) > 1
+    return f"{m['processes']} processes of {text}" if several else text
 
 # %% ../nbs/recipes.ipynb #n041
-def score_of(record):
+def score_of(score):
     "The score of a record as Markdown"
-    score = record['score']
-    generated = score['generated']
-    reference = score['reference']
+    parts = score_parts(score)
     side = dict(test='test', valid='validation')[score.get('judged', 'test')]
     return score_text.substitute(
         score,
         side=side,
-        judge_cells=judge_cells(record),
+        asked=asked_of(score),
+        judge=judge_cells(score),
         accuracy=f"{score['classifier_accuracy'][-1]['share']:.3f}",
-        draws=generated['draws'],
-        fd=span(generated['fd']),
-        fd_reference=span(reference['fd']),
-        kid=span(generated['kid']),
-        kid_reference=span(reference['kid']),
-        class_accuracy=class_accuracy_of(score),
+        draws=score['generated']['draws'],
+        rows='\n'.join(line for part in parts for line in score_lines(*part)),
     )
 
-def judge_cells(record):
+def asked_of(score):
+    "In which proportions a score asked for the classes"
+    if 'class_accuracy' not in score: return ''
+    if score.get('labels') == 'equal': return ' with each class equally often'
+    return ' with the classes in the proportions of the data'
+
+def judge_cells(score):
     "What the judge of a score was trained on"
-    if not record.get('set_aside'): return 'the training cells'
-    return f"{record['cells']['judge']} cells that the network never saw"
+    if not score.get('judge_cells'): return 'the training cells'
+    return f"{score['judge_cells']} cells that the network never saw"
 
 def span(d, form='.3g'):
     "A number with its interval"
     return f"{d['mean']:{form}} ({d['low']:{form}} to {d['high']:{form}})"
 
-def class_accuracy_of(score):
-    "The class accuracy of the generated cells as a sentence, if they have classes"
-    if 'class_accuracy' not in score: return ''
-    everything = share(score['class_accuracy'][-1])
-    text = f"Class accuracy of the generated cells: {everything}."
-    if mean := score.get('balanced'):
-        text += f" With every class equally often: {share(mean)}; real cells "
-        text += f"{mean['real']:.1%}."
-    return f'{text}\n\n'
-
-def share(row):
+def share(row, what='95% interval '):
     "A share with its interval"
     interval = f"{row['low']:.1%} to {row['high']:.1%}"
-    return f"{row['share']:.1%} (95% interval {interval})"
+    return f"{row['share']:.1%} ({what}{interval})"
+
+# %% ../nbs/recipes.ipynb #z002
+compared_as = dict(fd='Fréchet distance', kid='kernel distance (KID)',
+                   precision='precision', recall='recall')
+
+def score_parts(score): # Each a heading, class accuracies or None, and comparisons
+    "The parts of a score: classes equally often, and in the proportions of the data"
+    if 'class_accuracy' not in score: return [('as generated', None, score)]
+    equal = class_table(score).iloc[-1]
+    if score.get('labels') == 'equal':
+        in_data = score['data_proportions']
+        accuracy = in_data['class_accuracy']
+    else:
+        real = score['classifier_accuracy'][-1]['share']
+        accuracy = dict(score['class_accuracy'][-1], real=real)
+        in_data, score = score, {}
+    return [('each class equally often', equal, score),
+            ('in the proportions of the data', accuracy, in_data)]
+
+def score_lines(heading, accuracy, part): # Of a table in Markdown
+    "A part of a score as rows of a table, below a row that says what it is"
+    lines = []
+    if accuracy is not None:
+        lines = [f"| class accuracy | {share(accuracy, '')} | {accuracy['real']:.1%} |"]
+    if 'generated' in part:
+        heading += f", {part['generated']['n']} cells on each side{classes_of(part)}"
+        lines += [f"| {name} | {span(part['generated'][key])} | "
+                  f"{span(part['reference'][key])} |"
+                  for key, name in compared_as.items() if key in part['generated']]
+    return [f'| *{heading}* | | |', *lines]
+
+def classes_of(part):
+    "How many cells of each class are compared"
+    counts = part.get('compared', {}).values()
+    if not counts: return ''
+    few = min(counts)
+    most = max(counts)
+    return f', {few} of each class' if few == most else f', {few} to {most} of a class'
+
 
 # %% ../nbs/recipes.ipynb #n043
 classifier_text = Template("""\
@@ -768,8 +963,8 @@ def judge_of(record):
     "For whom the cells of a classifier were set aside"
     if not record.get('set_aside'): return ''
     return ("\n  These are the training cells that were set aside for it "
-            f"(`--set-aside {record['set_aside']:g}`): generators trained with the same "
-            "setting do not see them.")
+            f"(`--set-aside {record['set_aside']:g}`): generators trained with the "
+            "same setting do not see them.")
 
 def classifier_card(
     record:dict, # From `train_and_save_classifier`
@@ -830,16 +1025,17 @@ def licence_of(record):
 # %% ../nbs/recipes.ipynb #c032
 def result_lines()->str: # Markdown
     "A table of the scores of the shipped models, beside those of real cells"
-    lines = ['| weights | trained for | cells seen | class accuracy '
-             '| Fréchet distance; real against real | KID; real against real |',
-             '|---|---|---|---|---|---|']
+    lines = ['| weights | trained for | cells seen | class accuracy, each class '
+             'equally often | compared with | Fréchet distance; real against real '
+             '| KID; real against real | precision, recall |',
+             '|---|---|---|---|---|---|---|---|']
     for name, record in scored_records(weights_folder).items():
         size = record['size']
         score = record['score']
         cells = [f"`{name}`: {size} × {size}", training_time(record),
                  f"{record['cells_seen']:,}", accuracy_beside_real(score),
-                 beside_reference(score, 'fd', '.2f'),
-                 beside_reference(score, 'kid', '.3f')]
+                 mixture_of(score), beside_reference(score, 'fd', '.2f'),
+                 beside_reference(score, 'kid', '.3f'), precision_and_recall(score)]
         lines.append(f"| {' | '.join(cells)} |")
     return '\n'.join(lines)
 
@@ -857,9 +1053,21 @@ def beside_reference(score, key, form):
 def accuracy_beside_real(score):
     "Class accuracy, that of real cells, and the worst class"
     if 'class_accuracy' not in score: return 'trained without classes'
-    *classes, everything = score['class_accuracy']
-    worst = min(classes, key=lambda row: row['share'])
-    real = score['classifier_accuracy'][-1]['share']
-    interval = f"{everything['low']:.1%} to {everything['high']:.1%}"
-    return (f"{everything['share']:.1%} ({interval}); real cells {real:.1%}. "
-            f"Lowest: {worst['class']}, {worst['share']:.0%} of {worst['n']}")
+    worst = min(score['class_accuracy'][:-1], key=lambda row: row['share'])
+    (_, equal, _), (_, in_data, _) = score_parts(score)
+    return (f"{share(equal, '')}; real cells {equal['real']:.1%}. "
+            f"Lowest: {worst['class']}, {worst['share']:.0%} of {worst['n']}. "
+            f"In the proportions of the data {in_data['share']:.1%}")
+
+def mixture_of(score):
+    "With which mixture of real cells a score compares"
+    if score.get('labels') == 'equal': return 'classes equally often'
+    return 'classes as in the data'
+
+def precision_and_recall(score):
+    "Both beside those of real cells; scores of earlier versions have none"
+    if 'recall' not in score['generated']: return '–'
+    generated, real = (', '.join(f"{score[side][key]['mean']:.2f}"
+                                 for key in ('precision', 'recall'))
+                       for side in ('generated', 'reference'))
+    return f'{generated}; real {real}'

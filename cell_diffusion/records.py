@@ -8,7 +8,8 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/records.html.md"""
 __all__ = ['Records']
 
 # %% ../nbs/records.ipynb #c005
-import errno, glob, hashlib, itertools, json, os, platform, re, uuid, warnings
+import csv, errno, glob, hashlib, io, itertools, json, os, platform, re, uuid
+import warnings
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path, PurePath
 import pandas as pd
@@ -16,17 +17,22 @@ from fastcore.basics import patch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 from . import __version__
+from .core import as_path
 
 # %% ../nbs/records.ipynb #n002
+part_end = '.cell-diffusion.part'
+
 def part_name(path)->Path: # In the same folder, another one at each call
     "The name under which a file is written until it is whole"
-    path = Path(path)
-    return path.with_name(f'{path.name}.{uuid.uuid4().hex[:8]}.cell-diffusion.part')
+    path = as_path(path)
+    # A file's name holds 255 bytes
+    name = os.fsencode(path.name)[:255 - len(part_end) - 9].decode(errors='ignore')
+    return path.with_name(f'{name}.{uuid.uuid4().hex[:8]}{part_end}')
 
 def remove_parts(folder, name='*'):
     "Remove what killed processes left of the file `name`, which may be a pattern"
     eight_digits = 8*'[0-9a-f]'
-    for part in Path(folder).glob(f'{name}.{eight_digits}.cell-diffusion.part'):
+    for part in as_path(folder).glob(f'{name}.{eight_digits}{part_end}'):
         part.unlink(missing_ok=True)
 
 # %% ../nbs/records.ipynb #n003
@@ -40,11 +46,18 @@ def write_whole(
     """
     write_together({path: content})
 
+def is_same_file(a, b)->bool:
+    "Whether two paths lead to one file or folder, by links or another spelling"
+    try:
+        return os.path.samefile(a, b)
+    except OSError: # One is not there
+        return as_path(a).resolve() == as_path(b).resolve()
+
 def write_together(
     contents:dict, # As of `write_whole`, for each path
 ):
     "As `write_whole`, for files that belong together: all are written, then renamed"
-    parts = {Path(path): part_name(path) for path in contents}
+    parts = {as_path(path): part_name(path) for path in contents}
     try:
         for (path, part), content in zip(parts.items(), contents.values()):
             _write_synced(path, part, content)
@@ -112,7 +125,7 @@ def _normal(obj):
 def _read(file):
     "What a JSON file holds, or None if it is missing or damaged"
     try:
-        return json.loads(Path(file).read_text(encoding='utf-8'))
+        return json.loads(as_path(file).read_text(encoding='utf-8-sig'))
     except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
         return None
 
@@ -128,7 +141,8 @@ def read_json(
     """
     found = _read(file)
     if isinstance(found, kind): return found
-    if not Path(file).exists(): raise FileNotFoundError(f"There is no {file}: {advice}")
+    if not as_path(file).exists():
+        raise FileNotFoundError(f"There is no {file}: {advice}")
     raise ValueError(f"{file} is damaged: {advice}")
 
 # %% ../nbs/records.ipynb #n001
@@ -136,6 +150,39 @@ from importlib.resources import files
 from tempfile import TemporaryFile
 
 results_folder = Path(str(files('cell_diffusion')))/'results'
+
+# %% ../nbs/records.ipynb #z000
+def table_text(file)->str:
+    "The text of a table in any code page of Excel; a line `sep=` is left out"
+    content = file.read_bytes() if file.is_file() else b''
+    if content.startswith((b'\xff\xfe', b'\xfe\xff')):
+        text = content.decode('utf-16', 'replace')
+    else:
+        try:
+            text = content.decode('utf-8-sig')
+        except ValueError:
+            text = content.decode('cp1252', 'replace')
+    return re.sub(r'\A"?sep=.*\s*', '', text)
+
+def read_table(
+    file:Path, # With columns between commas, semicolons or tabs
+)->list: # A dict a row; none where there is no file, or no table
+    "The rows of a CSV file, saved by Excel or not"
+    text = table_text(file)
+    header = text.partition('\n')[0]
+    rows = csv.DictReader(io.StringIO(text, newline=''),
+                          delimiter=max(',;\t', key=header.count))
+    found = []
+    with suppress(csv.Error):
+        for row in rows:
+            found.append(row)
+    return found
+
+def table_columns(file:Path)->list:
+    "The names of the columns"
+    header = table_text(file).partition('\n')[0].replace('"', '').strip()
+    return re.split('[,;\t]', header)
+
 
 # %% ../nbs/records.ipynb #x003
 kinds = dict(denoiser='a trained generator', classifier='a classifier', gan='a GAN',
@@ -145,7 +192,7 @@ def kind_of_folder(
     folder, # Any folder
 )->str: # One of `kinds`, or None
     "What an earlier call has left in a folder"
-    folder = Path(folder)
+    folder = as_path(folder)
     if (folder/'settings.json').exists(): return 'study'
     if (folder/'.work').is_dir() or _lists_cells(folder/'manifest.csv'): return 'cells'
     record = _read(folder/'record.json')
@@ -155,9 +202,7 @@ def kind_of_folder(
 
 def _lists_cells(file):
     "Whether a table is a manifest of generated cells"
-    if not file.is_file(): return False
-    with open(file, encoding='utf-8', errors='replace') as f:
-        return f.readline().startswith('file,class,synthetic')
+    return table_columns(file)[:3] == ['file', 'class', 'synthetic']
 
 def _kind_of_network(folder):
     "Whose weights or checkpoint a folder holds; the first release named no class"
@@ -167,6 +212,9 @@ def _kind_of_network(folder):
         if 'unet' in config: return 'denoiser'
         if 'latent' in config: return 'gan'
         if 'classes' in config: return 'classifier'
+    # A run may have kept means of its weights before its first checkpoint
+    if any(folder.glob('means/*-*/model.safetensors')): return 'denoiser'
+    if (folder/'early'/'model.safetensors').exists(): return 'denoiser'
     return _kind_of_checkpoint(folder/'checkpoint.pt')
 
 def _kind_of_checkpoint(file):
@@ -192,7 +240,7 @@ def check_out(
     `FileExistsError` for a file or a folder with other things, `ValueError` for one
     among the cells, `OSError` for one that cannot be written.
     """
-    out = Path(out).expanduser()
+    out = as_path(out)
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file: name a folder.")
     _check_outside(out, data)
@@ -224,7 +272,7 @@ def check_file(
     keys, # What an earlier one of the same kind holds
 ):
     "Raise an error unless a file is new, or one of the same kind, and can be written"
-    out = Path(out).expanduser()
+    out = as_path(out)
     if out.is_dir(): raise ValueError(f"{out} is a folder: name a file.")
     _check_writable(out.parent)
     found = _read(out)
@@ -233,10 +281,10 @@ def check_file(
 
 # %% ../nbs/records.ipynb #s001
 def _check_outside(out, data):
-    if data is None or not Path(data).expanduser().is_dir(): return
-    data = Path(data).expanduser()
+    if data is None or not as_path(data).is_dir(): return
+    data = as_path(data)
     here = out.resolve()
-    if data.resolve() in (here, *here.parents):
+    if any(is_same_file(data, folder) for folder in (here, *here.parents)):
         raise ValueError(f"{out} lies inside {data} and would be read as one of its "
                          "classes: name a folder elsewhere.")
 
@@ -267,7 +315,7 @@ def locked(
     Raises `BlockingIOError` if another process or thread holds it, and `OSError` for a
     folder that cannot be written; both say what to do.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     made = [f for f in (folder, *folder.parents) if not f.exists()]
     lock = _take(folder, f'.{name}.lock' if name else '.lock', what, wait)
     outermost = lock.lock_counter == 1
@@ -358,7 +406,7 @@ class Records:
         folder,             # Holds `settings.json` and the records
         settings:dict=None, # What all results depend on; None takes what is there
     ):
-        self.folder = Path(folder)
+        self.folder = as_path(folder)
         file = self.folder/'settings.json'
         if not file.exists(): self._begin(file, settings)
         self.settings = read_json(file, _advice)

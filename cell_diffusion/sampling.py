@@ -232,6 +232,17 @@ def _generate(model, n, condition, sampler, seed, steps, spacing, bs, progress,
     x = keep_known(x, condition).cpu()
     return (x, path) if trajectory else x
 
+# %% ../nbs/06_ddpm.ipynb #z001
+def stored_guidance(model, label, scale, interval, guide):
+    "Scale, interval and guide for `Condition`, from what is given and what is stored"
+    if guide is None: guide = model.guide
+    if scale is not None: return scale, interval, guide
+    scale = model.guidance_scale
+    # Without a class and without another network there is nothing to guide by
+    if label is None and guide is None: scale = 1.
+    if interval is None: interval = model.interval
+    return scale, interval, guide
+
 # %% ../nbs/06_ddpm.ipynb #c049
 @torch.no_grad()
 def sample(
@@ -241,9 +252,9 @@ def sample(
     seed:int=0, # The same seed gives the same cells
     steps:int=20, # Steps of a short sampler; `nfe` says what they cost
     sampler='dpm_solver', # A name in `samplers`, or a function like `ddim`
-    guidance_scale:float=1., # Above 1: guidance towards the class, see `Condition`
+    guidance_scale:float=None, # 1: no guidance; by default as stored with the network
     interval:tuple=None, # Guide only at log-SNRs between these two
-    guide:Denoiser=None, # Guide away from this weaker network
+    guide:Denoiser=None, # Guide away from this network; by default the stored one
     known:torch.Tensor=None, # Images in -1..1, one for each or one for all
     mask:torch.Tensor=None, # bool `(n, 1, size, size)` or one: True is to be filled
     show_known:bool=True, # Show the known pixels to a network that can see them?
@@ -253,7 +264,10 @@ def sample(
     trajectory:bool=False, # Also return what happened on the way
     **options, # More arguments of the sampler, such as `eta` of `ddim`
 ): # Cells `(n, channels, size, size)` in -1..1, with `trajectory` a list `(t, xt, x0)`
-    "Generate cells from noise. `ValueError` for what this network cannot do"
+    """Generate cells from noise. `ValueError` for what this network cannot do
+
+    Guidance, see `Condition`, goes towards the class, or away from a weaker network
+    where one is given or stored. It costs a second network call at every step."""
     sampler = find_sampler(sampler)
     n, seed, bs = check_limits(n=n, seed=seed, bs=bs)
     check_options(sampler, options)
@@ -263,9 +277,10 @@ def sample(
     n = _how_many(n, label, known, mask)
     check_room_for(n, model.channels, model.size)
     device = model.device
+    guidance = stored_guidance(model, label, guidance_scale, interval, guide)
     condition = Condition(
-        _for_all(label, n, device, torch.long), guidance_scale, interval, guide,
-        _for_all(known, n, device), _for_all(mask, n, device, torch.bool), show_known)
+        _for_all(label, n, device, torch.long), *guidance, _for_all(known, n, device),
+        _for_all(mask, n, device, torch.bool), show_known)
     condition.check(model, n)
     if with_hole: check_known(known, mask)
     return _generate(model, n, condition, sampler, seed, steps, spacing, bs, progress,

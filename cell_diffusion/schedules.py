@@ -22,12 +22,15 @@ def linear_schedule(
 
     For a `T` other than 1000, scale `start` and `end` by 1000/T."""
     T = check_number('T', T, 1, whole=True)
+    check_number('start', start)
+    check_number('end', end)
     return Schedule(torch.linspace(start, end, T, dtype=torch.float64))
 
 # %% ../nbs/04_schedules.ipynb #c018
 def _from_curve(curve, T, max_beta):
     "A schedule whose signal variance falls along `curve`, a function of u in 0..1"
     T = check_number('T', T, 1, whole=True)
+    check_number('max_beta', max_beta, above=0)
     ab = curve(torch.linspace(0, 1, T + 1, dtype=torch.float64))
     betas = 1 - ab[1:]/ab[:-1]
     return Schedule(betas.clamp(max=max_beta))
@@ -38,6 +41,7 @@ def cosine_schedule(
     max_beta:float=.999, # Largest beta: without it the last one would be 1
 )->Schedule: # The schedule of improved DDPM, `T` steps
     "Signal variance that falls as a squared cosine (Nichol and Dhariwal 2021, eq. 17)"
+    check_number('s', s)
     def curve(u): return ((u + s)/(1 + s)*math.pi/2).cos()**2
     return _from_curve(curve, T, max_beta)
 
@@ -53,6 +57,8 @@ def sigmoid_schedule(
 
     Jabri et al. 2022; Chen 2023, algorithm 1."""
     check_number('tau', tau, above=0)
+    check_number('start', start)
+    check_number('end', end)
     low = torch.tensor(start/tau, dtype=torch.float64).sigmoid()
     high = torch.tensor(end/tau, dtype=torch.float64).sigmoid()
     def curve(u):

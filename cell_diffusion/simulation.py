@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from tqdm.auto import tqdm
-from .core import check_limits, check_memory
+from .core import check_limits, check_memory, check_number, limits
 
 # %% ../nbs/01_simulation.ipynb #c011
 def absorb(
@@ -576,9 +576,11 @@ def number_labels(n, labels, names):
     return np.array([known[label] for label in labels], np.int64)
 
 # %% ../nbs/01_simulation.ipynb #c049
-def check_request(n, size):
+def check_request(n, size, seed):
     "Raises `ValueError` for no cells, or for a size at which none can be drawn"
-    n, size = check_limits(n=n, size=size)
+    n = check_number('n', n, **limits['n'])
+    size, = check_limits(size=size)
+    check_number('seed', seed, whole=True)
     if not 28 <= size <= 128:
         raise ValueError(f"size must be between 28 and 128 pixels, got {size}: "
             "draw at one of these and resize.")
@@ -617,7 +619,7 @@ def simulate_blood(
     """Blood smears with one white cell each, stained as by May Grünwald-Giemsa, in the
     field of view of BloodMNIST. By default the classes come in the proportions of the
     published set. Raises `ValueError` for wrong labels or sizes."""
-    check_request(n, size)
+    check_request(n, size, seed)
     if labels is None:
         labels = draw_labels(n, blood_counts, seed)
     labels = number_labels(n, labels, blood_classes)
@@ -771,7 +773,7 @@ def simulate_jurkat(
     """Jurkat cells as an imaging flow cytometer sees them, in seven phases of the cell
     cycle. By default the phases come in the proportions of the published set. Raises
     `ValueError` for wrong labels, sizes or channels."""
-    check_request(n, size)
+    check_request(n, size, seed)
     channels = check_channels(channels)
     if labels is None:
         labels = draw_labels(n, jurkat_counts, seed)

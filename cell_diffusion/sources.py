@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np, pooch
 from PIL import Image
 from tqdm.auto import tqdm
+from .core import as_path
 from .records import full_disk, locked
 from .simulation import blood_classes, jurkat_phases
 
@@ -59,7 +60,7 @@ origins = dict(
 def cache_folder()->Path: # `CELL_DIFFUSION_CACHE`, or such as `~/.cache/cell_diffusion`
     "The folder in which downloaded and decoded cells are kept"
     named = os.environ.get('CELL_DIFFUSION_CACHE')
-    return Path(named or pooch.os_cache('cell_diffusion')).expanduser()
+    return as_path(named or pooch.os_cache('cell_diffusion'))
 
 # %% ../nbs/sources.ipynb #o015
 # Where the class folders may lie below the folder that a user names
@@ -163,7 +164,7 @@ def find_data(
         named_by = 'CELL_DIFFUSION_DATA'
         root = os.environ.get('CELL_DIFFUSION_DATA') or None
     if root is not None:
-        root = Path(root).expanduser()
+        root = as_path(root)
         if not root.is_dir():
             raise FileNotFoundError(
                 f"{named_by} names {str(root)!r}, which is not a folder: "
@@ -236,7 +237,7 @@ def resolve_source(
                 "the folder that holds a folder of images for each class.")
         return source, path
 
-    folder = Path(source).expanduser()
+    folder = as_path(source)
     if source == '' or not folder.is_dir():
         if isinstance(source, Path) or os.sep in source: check_folder(folder)
         raise ValueError(
@@ -572,7 +573,7 @@ def find_bloodmnist(
     usual = [named, Path.home()/'.medmnist', cache_folder()/'bloodmnist']
     for root in [path] if path is not None else filter(None, usual):
         for s in fit:
-            if (Path(root)/bloodmnist_file(s)).is_file(): return Path(root), s
+            if (as_path(root)/bloodmnist_file(s)).is_file(): return as_path(root), s
     if path is not None:
         raise FileNotFoundError(
             f"{path} holds no {bloodmnist_file(fit[0])}, which size={size} needs: "
@@ -659,7 +660,7 @@ def download(
         raise ValueError(
             f"Cannot download {source!r}: choose from {', '.join(origins)}.")
     published, known, gigabytes = address_of(source, size)
-    folder = Path(path).expanduser() if path else cache_folder()/source
+    folder = as_path(path) if path else cache_folder()/source
     if is_there(source, folder, size): return folder
     if source != 'bloodmnist': check_empty(folder, source)
     address = url or published

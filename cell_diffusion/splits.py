@@ -11,6 +11,7 @@ __all__ = ['split_cells', 'dihedral_hash', 'assert_disjoint', 'fingerprint', 'kf
 import hashlib, warnings
 import numpy as np, torch
 from sklearn.model_selection import StratifiedKFold
+from .core import check_limits, check_number, check_numbers
 from .transforms import dihedral_views
 
 # %% ../nbs/02b_splits.ipynb #s013
@@ -62,6 +63,8 @@ def split_cells(
     `ValueError` for wrong shares.
     """
     labels = np.asarray(labels)
+    fractions = check_numbers('split', fractions)
+    seed, = check_limits(seed=seed)
     add_up = len(fractions) == 3 and abs(sum(fractions) - 1) <= 1e-6
     if not add_up or min(fractions) < 0:
         raise ValueError(
@@ -176,6 +179,8 @@ def kfold_cells(
     Raises `ValueError` where a class has fewer than `k` pictures, and for no labels.
     """
     labels = np.asarray(labels)
+    k = check_number('k', k, 2, whole=True)
+    seed, = check_limits(seed=seed)
     if not len(labels): raise ValueError("There are no cells to make folds of.")
     groups = group_duplicates(labels, hashes, files)
     y = labels[[g[0] for g in groups]]

@@ -13,10 +13,11 @@ import torch.nn as nn
 from dataclasses import dataclass, replace
 from fastai.callback.training import GradientClip
 from fastai.learner import Callback, Learner
-from fastai.torch_core import rank_distrib
+from fastai.torch_core import num_distrib, rank_distrib
 from fastcore.basics import patch, store_attr
 from torch.optim.swa_utils import AveragedModel
-from cell_diffusion.core import check_limits, default_device, encode, generator
+from cell_diffusion.core import (
+    check_limits, check_number, check_numbers, default_device, encode, generator)
 from cell_diffusion.denoiser import Denoiser, warm_start
 from cell_diffusion.optimizers import optimizers
 from cell_diffusion.process import Schedule, q_sample
@@ -82,14 +83,17 @@ def draw_timesteps(self:NoiseCallback, x0):
     "One timestep for each image, uniform or log-normal"
     schedule = self.network.schedule
     if self.noise_levels is None:
-        return uniform_timesteps(len(x0), schedule, self.rng)
+        return self.own(uniform_timesteps(self.rows(x0), schedule, self.rng))
     mean, std = self.noise_levels
-    return lognormal_timesteps(len(x0), schedule, self.rng, mean, std, x0.shape[-1])
+    size = x0.shape[-1]
+    t = lognormal_timesteps(self.rows(x0), schedule, self.rng, mean, std, size)
+    return self.own(t)
 
 @patch
 def draw_noise(self:NoiseCallback, x0):
     "Standard normal noise of the shape of the images"
-    return torch.randn(x0.shape, generator=self.rng, device=x0.device)
+    shape = self.rows(x0), *x0.shape[1:]
+    return self.own(torch.randn(shape, generator=self.rng, device=x0.device))
 
 @patch
 def weights(self:NoiseCallback, t):
@@ -107,15 +111,33 @@ def labels(self:NoiseCallback):
 @patch
 def drop(self:NoiseCallback, label, rng):
     "Replace a share of the labels by the null class"
-    chance = torch.rand(len(label), generator=rng, device=label.device)
+    chance = torch.rand(self.rows(label), generator=rng, device=label.device)
     null = self.network.unet.n_classes
-    return label.masked_fill(chance < self.label_dropout, null)
+    return label.masked_fill(self.own(chance) < self.label_dropout, null)
+
+# %% ../nbs/06_ddpm.ipynb #own1
+@patch(as_prop=True)
+def processes(self:NoiseCallback):
+    "How many processes share a batch; cells of validation are not shared out"
+    return max(1, num_distrib()) if getattr(self, 'training', False) else 1
+
+@patch
+def rows(self:NoiseCallback, x):
+    "How many images the whole batch has, of which these are the part of this process"
+    return len(x)*self.processes
+
+@patch
+def own(self:NoiseCallback, drawn):
+    "The part of this process, of numbers that were drawn for the whole batch"
+    if self.processes == 1: return drawn
+    return drawn.chunk(self.processes)[rank_distrib()]
+
 
 # %% ../nbs/06_ddpm.ipynb #n012
 @patch
 def before_train(self:NoiseCallback):
     "New noise and a new order of the cells in each epoch"
-    seed = 1_000_003*(self.seed + 1) + 10_007*rank_distrib() + self.epochs_seen
+    seed = 1_000_003*(self.seed + 1) + self.epochs_seen
     self.rng = generator(seed, self.learn.dls.device)
     if hasattr(self.learn.dls.train, 'set_epoch'):
         self.learn.dls.train.set_epoch(self.epochs_seen)
@@ -187,7 +209,13 @@ class StopAtNaN(Callback):
     order = 0 # After `NoiseCallback` has added to the loss
 
     def after_loss(self):
-        if len(self.yb): check_loss(self.learn, self.learn.loss_grad)
+        if not len(self.yb): return
+        if self.training and num_distrib() > 1:
+            # All see one loss, so all of them stop
+            self.learn.loss = mean_of_all(self.learn.loss_grad)
+            check_loss(self.learn, self.learn.loss)
+        else:
+            check_loss(self.learn, self.learn.loss_grad)
 
 # %% ../nbs/06_ddpm.ipynb #c036
 def ddpm_learner(
@@ -209,6 +237,11 @@ def ddpm_learner(
     if optimizer not in optimizers:
         raise ValueError(f"Unknown optimizer {optimizer!r}: use one of "
                          f"{', '.join(optimizers)}.")
+    check_number('label_dropout', label_dropout, 0, 1)
+    check_number('ema', ema, 0, 1)
+    check_number('clip', clip, above=0)
+    check_limits(seed=seed)
+    if gamma is not None: check_number('gamma', gamma, above=0)
     device = dls.device or default_device()
     model = model.to(device)
     model.precision = choose_precision(precision, device)
@@ -346,6 +379,12 @@ def normalized(
 )->TrainingConfig: # With mean, spread and noise levels that fit these cells
     "A config for the pixels of these cells"
     mean, std = pixel_statistics(dls)
+    if std < .001:
+        level = (sum(mean)/len(mean) + 1)*127.5
+        raise ValueError(
+            "The training cells are flat: all their pixels have the grey level "
+            f"{level:.0f} of 255, and there is nothing to learn. "
+            "Look at them, and at white if their files have 16 bits.")
     levels = config.noise_levels
     if levels:
         middle, spread = levels
@@ -384,7 +423,8 @@ def diffusion_learner(
     if normalize: config = normalized(config, dls)
     _, channels, size, _ = dls.one_batch()[0].shape
     patch, = check_limits(patch=max(1, size//32) if patch is None else patch)
-    unet = {**dict(channels=channels, dim=dim, mults=list(mults), patch=patch),
+    unet = {**dict(channels=channels, dim=dim, patch=patch,
+                   mults=list(check_numbers('mults', mults))),
             **(unet or {})}
 
     torch.manual_seed(seed)
@@ -407,20 +447,31 @@ import glob
 import io
 import math
 import numpy as np
+import os
+import pandas as pd
+import pickle
+import re
+import shutil
 import time
 import torch
 import torch.nn as nn
+import warnings
 from contextlib import contextmanager
+from copy import deepcopy
+from datetime import timedelta
 from fastai.callback.core import CancelFitException
 from fastai.learner import Callback, Learner
-from fastai.torch_core import num_distrib, rank_distrib
+from fastai.torch_core import num_distrib, rank_distrib, to_device
 from fastcore.basics import patch, store_attr
 from fastcore.foundation import L
+from functools import cache
+from importlib.util import find_spec
 from itertools import islice
-from pathlib import Path
 from tqdm.auto import tqdm
 from zipfile import ZipFile
-from cell_diffusion.core import check_limits
+from cell_diffusion.core import as_path, check_limits, check_number, default_device
+from cell_diffusion.data import keep_loaders
+from cell_diffusion.denoiser import Denoiser, choose_precision, load, save
 from cell_diffusion.records import remove_parts, write_whole
 
 # %% ../nbs/06b_long_runs.ipynb #c061
@@ -440,6 +491,128 @@ def slowest(
     torch.distributed.all_reduce(t, op=torch.distributed.ReduceOp.MAX)
     return t.item()
 
+def mean_of_all(
+    x:torch.Tensor, # Of this process
+)->torch.Tensor: # The same in every process
+    "The mean over all processes that train together"
+    if num_distrib() < 2: return x
+    total = x.detach().clone()
+    torch.distributed.all_reduce(total)
+    return total/num_distrib()
+
+# %% ../nbs/06b_long_runs.ipynb #pr01
+@cache
+def meeting_place():
+    "The group of all processes that a launcher started, where they tell the news"
+    from accelerate import PartialState
+    PartialState(cpu=default_device().type == 'cpu')
+    # They wait here for a score, too: a process that ended is noticed at once
+    return torch.distributed.new_group(backend='gloo', timeout=timedelta(days=1))
+
+def leave_processes():
+    "The end of training together, if there was any"
+    if not torch.distributed.is_initialized(): return
+    torch.distributed.destroy_process_group()
+    meeting_place.cache_clear()
+
+@contextmanager
+def alone():
+    "Within it fastai and this package see no other processes"
+    names = 'WORLD_SIZE', 'RANK'
+    there = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(there)
+
+# %% ../nbs/06b_long_runs.ipynb #pr02
+def in_first(f, *args):
+    """What `f` gives, called by the first process alone; the others wait for it.
+
+    What it raises is raised in all of them, elsewhere with `told` set."""
+    if num_distrib() < 2: return f(*args)
+    place = meeting_place()
+    news = [None if rank_distrib() else outcome(f, *args)]
+    with others_needed():
+        torch.distributed.broadcast_object_list(news, group=place)
+    result, error = news[0]
+    if error is None: return result
+    if rank_distrib(): error.told = True
+    raise error
+
+def outcome(f, *args):
+    "What `f` gives, and what it raises; one of them is None"
+    try:
+        with alone():
+            return f(*args), None
+    except Exception as e:
+        try:
+            pickle.loads(pickle.dumps(e))
+        except Exception:
+            return None, RuntimeError(str(e))
+        return None, e
+
+def first_then_others(f, *args):
+    "What `f` gives in each process; it is called in the first, and then in the others"
+    kept = []
+    in_first(lambda: kept.append(f(*args)))
+    return kept[0] if kept else f(*args)
+
+# %% ../nbs/06b_long_runs.ipynb #pr04
+@contextmanager
+def others_needed():
+    "Says that another process has ended, where PyTorch speaks of a connection"
+    try:
+        yield
+    except RuntimeError as e:
+        signs = 'gloo', 'nccl', 'connection', 'process group'
+        if not any(sign in str(e).lower() for sign in signs): raise
+        lost = ConnectionError("Another process of this training has ended, so this "
+                               "one ends too. The same command goes on from the last "
+                               "checkpoint.")
+        # Two processes say it, for one of them may be the one that has ended
+        lost.told = rank_distrib() > 1
+        raise lost from e
+
+@contextmanager
+def together(learn):
+    "Let all processes that a launcher started train one network"
+    if num_distrib() < 2:
+        yield
+        return
+    meeting_place()
+    keep_loaders()
+    with others_needed(), learn.distrib_ctx(sync_bn=False):
+        yield
+
+# %% ../nbs/06b_long_runs.ipynb #pr05
+def check_processes():
+    "Raise `ValueError` or `ImportError` for processes that cannot train together"
+    env = os.environ
+    numbers = [env.get(name) or '0' for name in ('WORLD_SIZE', 'RANK', 'LOCAL_RANK')]
+    places = 'MASTER_ADDR' in env and 'MASTER_PORT' in env
+    if numbers[0] in ('0', '1'):
+        warn_of_one(places)
+        return
+    if not all(n.isdecimal() for n in numbers) or not places:
+        raise ValueError(f"WORLD_SIZE={numbers[0]} says that several processes train "
+                         "together, but not where they meet: start them with "
+                         "accelerate launch or torchrun, or unset WORLD_SIZE.")
+    if find_spec('accelerate') is None:
+        raise ImportError("Several processes need accelerate: pip install "
+                          "'cell_diffusion[gpus]'.")
+    gpus = torch.cuda.device_count()
+    if default_device().type == 'cuda' and int(numbers[2]) >= gpus:
+        raise ValueError(f"Each process needs a GPU of its own, and there are {gpus}: "
+                         "start no more processes than that.")
+
+def warn_of_one(places):
+    "accelerate names a meeting place but starts one process, if it is told `--cpu`"
+    if not places or os.environ.get('ACCELERATE_USE_CPU') != 'True': return
+    if 'WORLD_SIZE' in os.environ: return
+    warnings.warn("accelerate launch --cpu starts one process, however many are asked "
+                  "for; torchrun --nproc-per-node 2 starts two.")
+
 # %% ../nbs/06b_long_runs.ipynb #c062
 class Budget(Callback):
     "Trains for minutes or epochs; the learning rate rises, stays, and falls to zero"
@@ -452,11 +625,13 @@ class Budget(Callback):
         warmup:float=.02, # Share of the budget in which the rate rises
         decay:float=.5, # Share, at its end, in which it falls along half a cosine
         progress:bool=True, # Show a progress bar
+        processor:bool=False, # Count seconds of the processor, not of the clock
     ):
         if (minutes is None) == (epochs is None):
             raise ValueError("Give Budget either minutes or epochs.")
         lr, minutes, epochs = check_limits(lr=lr, minutes=minutes, epochs=epochs)
         store_attr()
+        self.clock = time.process_time if processor else time.perf_counter
         self.steps = 0
         self.seconds = 0.
         self.losses = []
@@ -497,13 +672,13 @@ def before_epoch(self:Budget):
 def before_batch(self:Budget):
     if not self.training: return
     self.opt.set_hypers(lr=self.rate(self.used))
-    self.started = time.perf_counter()
+    self.started = self.clock()
 
 # %% ../nbs/06b_long_runs.ipynb #n064
 @patch
 def after_batch(self:Budget):
     if not self.training: return
-    seconds = time.perf_counter() - self.started
+    seconds = self.clock() - self.started
     self.seconds += slowest(seconds, self.learn.dls.device)
     self.steps += 1
     self.losses.append(self.learn.loss.detach())
@@ -528,7 +703,10 @@ def close(self:Budget):
 
 # %% ../nbs/06b_long_runs.ipynb #c064
 class Checkpoint(Callback):
-    "Writes all that a run needs to go on to the bit, and goes on from it"
+    """Writes all that a run needs to go on to the bit, and goes on from it
+
+    Where several processes train together, it goes on from the last whole epoch: what
+    a kill interrupts within an epoch is trained again."""
     order = -100 # Before any callback draws a random number for the batch
 
     def __init__(self,
@@ -536,7 +714,7 @@ class Checkpoint(Callback):
         run:dict=None, # Settings of this run; the checkpoint of another is refused
         every:float=60., # Seconds from one writing to the next, within an epoch
     ):
-        self.path = Path(path)
+        self.path = as_path(path)
         self.settings = dict(run or {})
         self.every = every
         self.found = None
@@ -549,10 +727,17 @@ class Checkpoint(Callback):
         self.begun = self.written = time.monotonic()
         self.changed = False # Since it was written
         self.found = None
+        self.found = in_first(self.read)
+        device = self.learn.dls.device
+        if self.found and device: self.found = to_device(self.found, device)
+
+    def read(self):
+        "What is there of this run, on the CPU, or None"
         remove_parts(self.path.parent, glob.escape(self.path.name))
         if not self.path.exists(): return
-        self.found = read_checkpoint(self.path, self.learn.dls.device)
-        self.refuse_other_run(self.found)
+        state = read_checkpoint(self.path, 'cpu')
+        self.refuse_other_run(state)
+        return state
 
 # %% ../nbs/06b_long_runs.ipynb #n001
 @patch
@@ -562,8 +747,7 @@ def before_batch(self:Checkpoint):
     if self.pending is not None:
         self.learn.noise.rng.set_state(self.pending.cpu())
         self.pending = None
-    due = time.monotonic() - self.written >= self.every
-    if due and num_distrib() < 2: self.save()
+    if time.monotonic() - self.written >= self.every: self.save()
 
 @patch
 def after_batch(self:Checkpoint):
@@ -587,6 +771,7 @@ def after_fit(self:Checkpoint):
 def state(self:Checkpoint):
     "All that changes during training, as tensors and numbers"
     ema = getattr(self.learn, 'ema', None)
+    means = getattr(self.learn, 'running_means', None)
     budget = getattr(self.learn, 'budget', None)
     losses = budget.losses if budget else []
     return plain(dict(
@@ -598,10 +783,11 @@ def state(self:Checkpoint):
         steps=self.learn.train_iter,
         seconds=budget.seconds if budget else time.monotonic() - self.begun,
         losses=torch.stack(losses).cpu() if losses else torch.zeros(0),
-        batches=self.batches if num_distrib() < 2 else 0,
+        batches=self.batches,
         ema_steps=ema.steps if ema else 0,
         random=self.random_states(),
         recorder=recorder_state(self.learn.recorder),
+        means=[mean.state_dict() for mean in means.means] if means else [],
     ))
 
 @patch
@@ -687,6 +873,10 @@ def refuse_other_run(self:Checkpoint, state):
             differs = 'its cells were others, or read in another way'
         raise ValueError(f"{self.path} belongs to another run: {differs}. Give the "
                          "settings of that run, or this run a folder of its own.")
+    if hasattr(self.learn, 'running_means') and not state.get('means'):
+        raise ValueError(f"{self.path} is of a run without running means, and they "
+                         "cannot begin in its midst: go on without them (means=0), or "
+                         "give this run a folder of its own.")
 
 # %% ../nbs/06b_long_runs.ipynb #n068
 @patch
@@ -703,7 +893,8 @@ def before_epoch(self:Checkpoint):
                              "run.") from e
         self.found = None
         budget = getattr(self.learn, 'budget', None)
-        if budget and budget.progress: tqdm.write(self.progress_so_far(budget))
+        if budget and budget.progress and budget.used < 1:
+            tqdm.write(self.progress_so_far(budget))
     self.learn.epoch += self.first_epoch
 
 @patch
@@ -723,6 +914,8 @@ def restore(self:Checkpoint, state):
         budget.steps = state['steps']
         budget.seconds = state['seconds']
         budget.losses = list(state['losses'])
+    if means := getattr(self.learn, 'running_means', None):
+        means.restore(state['means'])
     if noise := getattr(self.learn, 'noise', None):
         noise.epochs_seen = state['epochs']
     if 'random' in state: self.restore_random(state['random'])
@@ -752,10 +945,11 @@ class Rest:
 @patch
 def progress_so_far(self:Checkpoint, budget):
     "How much of the run is done, as a sentence"
-    rest = 'nothing is left to train' if budget.used >= 1 else 'it goes on'
     batches = f", {self.batches} batches" if self.batches else ''
+    where = ''
+    if num_distrib() > 1: where = ' from its last whole epoch, as several processes do'
     return (f"{self.path}: {self.done} epochs{batches} and {budget.seconds/60:.1f} "
-            f"minutes of this run are done, {rest}.")
+            f"minutes of this run are done, it goes on{where}.")
 
 # %% ../nbs/06b_long_runs.ipynb #n007
 @contextmanager
@@ -778,6 +972,7 @@ def fit_for(
     checkpoint=None, # File to write once a minute, and to go on from if it exists
     run:dict=None, # Settings of the run; the checkpoint of another run is refused
     progress:bool=True, # Show a progress bar
+    processor:bool=False, # Count seconds of the processor, for a race on a busy machine
 )->Budget: # With the `losses` of all steps, `steps` and `seconds`
     """
     Train for a budget of minutes or epochs.
@@ -785,7 +980,7 @@ def fit_for(
     bit. Raises `FloatingPointError` when the loss is not finite, and `OSError` when the
     checkpoint cannot be written.
     """
-    budget = Budget(lr, minutes, epochs, progress=progress)
+    budget = Budget(lr, minutes, epochs, progress=progress, processor=processor)
     cbs = [budget]
     if checkpoint: cbs.append(Checkpoint(checkpoint, run))
     try:
@@ -794,6 +989,202 @@ def fit_for(
     finally:
         budget.close()
     return budget
+
+# %% ../nbs/06b_long_runs.ipynb #pm01
+def gamma_of(
+    sigma_rel:float, # Length of a running mean, as a share of the run
+)->float:
+    "The power γ of a mean of this length (Karras et al. 2024, algorithm 2)"
+    sigma_rel = check_number('sigma_rel', sigma_rel, above=0, high=.2886)
+    t = sigma_rel**-2
+    return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
+
+def update_mean(
+    mean:list, # Tensors of the mean of `step - 1` steps, changed in place
+    weights:list, # Tensors after this step
+    step:int, # Number of this step, from 1
+    gamma:float, # Power of the mean
+):
+    "One step of a power-function mean"
+    beta = (1 - 1/step)**(gamma + 1)
+    torch._foreach_lerp_(mean, weights, 1 - beta)
+
+# %% ../nbs/06b_long_runs.ipynb #pm03
+class AtShares(Callback):
+    "Calls `act` in the main process when one of `shares` of the budget is used up"
+    order = 61 # After `Budget`, which counts the steps
+    shares = ()
+
+    def before_fit(self): self.last = 1.
+
+    def before_train(self): self.last = self.learn.budget.used
+
+    def after_batch(self):
+        if self.training: self.look()
+
+    # A budget of minutes ends the run before the others see the end of the batch
+    def after_cancel_fit(self): self.look()
+
+    def look(self):
+        used = self.learn.budget.used
+        passed = any(self.last < share <= used for share in self.shares)
+        self.last = used
+        if passed and not rank_distrib(): self.act()
+
+class KeepEarly(AtShares):
+    "Saves the running mean of `EMA` once, as a weaker network to guide away from"
+
+    def __init__(self,
+        folder, # Gets the network, as from `save`
+        share:float, # Of the budget, 0..1
+    ):
+        store_attr()
+        self.shares = [share]
+
+    def act(self): save(self.learn.ema.averaged, self.folder)
+
+# %% ../nbs/06b_long_runs.ipynb #pm04
+class RunningMeans(AtShares):
+    "Keeps two power-function means, and saves both `n` times during a run"
+
+    def __init__(self,
+        folder, # Gets a folder for each step and length, as from `save`
+        n:int=16, # How often in a run
+        sigma_rel:tuple=(.05, .10), # Lengths of the two
+    ):
+        store_attr()
+        self.folder = as_path(folder)
+        self.shares = [(k + 1)/n for k in range(n)]
+        self.gammas = [gamma_of(s) for s in sigma_rel]
+        self.means = []
+
+    def before_fit(self):
+        super().before_fit()
+        if self.means: return
+        for _ in self.gammas:
+            mean = deepcopy(unwrap(self.learn.model))
+            self.means.append(mean.eval().requires_grad_(False))
+
+    def after_step(self):
+        weights = list(self.learn.model.parameters())
+        step = self.learn.budget.steps + 1
+        for mean, gamma in zip(self.means, self.gammas):
+            update_mean(list(mean.parameters()), weights, step, gamma)
+
+    def act(self):
+        for mean, length in zip(self.means, self.sigma_rel):
+            save(mean, self.folder/f'{self.learn.budget.steps:07d}-{length:g}')
+
+# %% ../nbs/06b_long_runs.ipynb #pm06
+@patch
+def restore(self:RunningMeans, states):
+    "Put the means where they were"
+    for mean, state in zip(self.means, states, strict=True):
+        mean.load_state_dict(state)
+
+@patch
+def before_train(self:RunningMeans):
+    AtShares.before_train(self)
+    if rank_distrib(): return
+    for folder in self.folder.glob('*-*'):
+        is_ours = re.fullmatch(r'(\d{7,})-[\d.]+', folder.name)
+        if is_ours and int(is_ours[1]) > self.learn.budget.steps: shutil.rmtree(folder)
+
+# %% ../nbs/06b_long_runs.ipynb #pm08
+def overlap(t_a, gamma_a, t_b, gamma_b):
+    "∫ of the product of two profiles that end at t_a and t_b (algorithm 3)"
+    power = np.where(t_a < t_b, gamma_b, -gamma_a)
+    top = (gamma_a + 1)*(gamma_b + 1)*(t_a/t_b)**power
+    return top/((gamma_a + gamma_b + 1)*np.maximum(t_a, t_b))
+
+def combination(
+    kept:list, # Pairs of step and length: the means that were saved
+    step:int, # Last step of the mean that is wanted
+    sigma_rel:float, # Its length
+)->tuple: # Factor of each mean, an array with the sum 1; relative error of the profile
+    "The sum of kept means that comes nearest to another one (algorithm 3)"
+    steps, gammas = np.array([(t, gamma_of(s)) for t, s in kept], float).T
+    gamma = gamma_of(sigma_rel)
+    among = overlap(steps[:, None], gammas[:, None], steps, gammas)
+    to_wanted = overlap(steps, gammas, float(step), gamma)
+    size = overlap(float(step), gamma, float(step), gamma)
+
+    factors = np.linalg.lstsq(among, to_wanted, rcond=1e-12)[0]
+    factors /= factors.sum() # Weights that never changed stay exactly as they are
+    error = factors@among@factors - 2*factors@to_wanted + size
+    return factors, math.sqrt(max(0, error)/size)
+
+# %% ../nbs/06b_long_runs.ipynb #pm13
+def kept_means(
+    folder, # Of a run
+)->pd.DataFrame: # `step`, `length` and `folder` of each saved mean
+    "The running means that a run has kept. `FileNotFoundError` if there are none"
+    found = [f.parent for f in sorted(as_path(folder).glob('means/*-*/config.json'))]
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no running means: train with means=16 "
+                                "(--means 16) to keep some.")
+    steps, lengths = zip(*(f.name.split('-') for f in found))
+    return pd.DataFrame(dict(step=map(int, steps), length=map(float, lengths),
+                             folder=found))
+
+def posthoc_mean(
+    folder, # Of a run that kept running means
+    sigma_rel:float, # Length of the mean, as a share of the run up to `step`
+    step:int=None, # One at which means were saved; by default the last
+    device=None, # Where the network is to run; by default `default_device()`
+    precision:str='auto', # `float32`, `bfloat16`, or `auto` for the faster one
+)->Denoiser: # Ready to be used
+    "The network with a running mean of any length, combined from those of a run"
+    kept = kept_means(folder)
+    if step is None: step = kept.step.max()
+    if step not in set(kept.step):
+        steps = ', '.join(map(str, kept.step.unique()))
+        raise ValueError(f"No means were kept at step {step}: choose one of {steps}.")
+    kept = kept[kept.step <= step]
+    pairs = list(zip(kept.step, kept.length))
+    factors, error = combination(pairs, step, sigma_rel)
+    if error > .1:
+        warnings.warn(f"The means in {folder} come to a length of {sigma_rel:g} only "
+                      f"within {error:.0%}: choose a later step, a length nearer to "
+                      "those that were kept, or save more often.")
+    model = add_up(kept.folder, factors).to(device or default_device())
+    model.precision = choose_precision(precision, model.device)
+    return model
+
+# %% ../nbs/06b_long_runs.ipynb #pm14
+def add_up(
+    folders, # Of networks with the same settings
+    factors, # A number for each
+)->Denoiser: # In float32, on the CPU
+    "The network whose weights are a sum of the weights of others"
+    model = None
+    for folder, factor in zip(folders, factors, strict=True):
+        network = load(folder, 'cpu', 'float32', kind=Denoiser)
+        if model is None:
+            model = network
+            total = [torch.zeros_like(p).double() for p in model.parameters()]
+        if network.settings != model.settings:
+            raise ValueError(f"{folder} is of another network: keep the running means "
+                             "of one run in a folder.")
+        for mean, p in zip(total, network.parameters()):
+            mean += factor*p.detach()
+    with torch.no_grad():
+        for mean, p in zip(total, model.parameters()):
+            p.copy_(mean)
+    return model
+
+def compare_lengths(
+    folder, # Of a run that kept running means
+    lengths, # Lengths to compare
+    scorer, # A function of a network; returns numbers by name
+    step:int=None, # As in `posthoc_mean`
+)->pd.DataFrame: # `length`, and a column for each of these names
+    "Score running means of several lengths, to choose one"
+    rows = []
+    for length in lengths:
+        score = scorer(posthoc_mean(folder, length, step))
+        rows.append(dict(length=length, **score))
+    return pd.DataFrame(rows)
 
 # %% ../nbs/recipes.ipynb #c019
 def loss_by_timestep(

@@ -12,9 +12,8 @@ import math
 from functools import partial
 import torch, torch.nn as nn, torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from huggingface_hub import PyTorchModelHubMixin
 from fastcore.basics import patch
-from .core import check_number
+from .core import check_number, check_numbers
 
 # %% ../nbs/05_unet.ipynb #c012
 def timestep_embedding(
@@ -272,17 +271,19 @@ def check_counts(**sizes):
         check_number(name, size, 1, whole=True)
 
 # %% ../nbs/05_unet.ipynb #z000
-def check_parts(channels, out_channels, dim, mults, blocks, patch, n_classes):
+def check_parts(
+    channels, out_channels, dim, mults, blocks, patch, n_classes, dropout,
+):
     "Raise a `ValueError` for sizes that build no network"
     check_counts(channels=channels, dim=dim, blocks=blocks, patch=patch)
-    check_counts(**{f'mults[{i}]': m for i, m in enumerate(mults)})
+    check_numbers('mults', mults, low=1, whole=True)
+    check_number('dropout', dropout, 0, 1)
     check_number('n_classes', n_classes, 0, whole=True)
     check_number('the number of mults', len(mults), 1)
     if out_channels is not None: check_counts(out_channels=out_channels)
 
 # %% ../nbs/05_unet.ipynb #c046a
-class UNet(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion',
-           tags=['diffusion', 'cells']):
+class UNet(nn.Module):
     """
     U-Net for diffusion (Ronneberger et al. 2015; Ho et al. 2020).
 
@@ -303,7 +304,8 @@ class UNet(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion',
         dropout:float=0., # Dropout in the residual blocks
     ):
         super().__init__()
-        check_parts(channels, out_channels, dim, mults, blocks, patch, n_classes)
+        check_parts(
+            channels, out_channels, dim, mults, blocks, patch, n_classes, dropout)
         self.channels = channels
         self.patch = patch
         self.n_classes = n_classes

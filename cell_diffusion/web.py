@@ -17,9 +17,9 @@ from string import Template
 from tempfile import TemporaryDirectory
 import numpy as np, torch, torch.nn as nn
 from PIL import Image
-from .core import decode, generator
+from .core import as_path, decode, generator
 from .simulation import simulate_blood
-from .denoiser import Denoiser, load, shipped
+from .denoiser import Denoiser, folder_of, load, shipped
 from .records import (
     check_out, json_text, locked, remove_parts, write_json, write_together)
 from .sampling import sample, timesteps
@@ -178,7 +178,7 @@ def export_onnx(
     Raises `TypeError` for anything but a `Denoiser`, `ValueError` for another ending
     and `ImportError` without onnx.
     """
-    file = Path(file)
+    file = as_path(file)
     onnx = need('onnx')
     if not isinstance(model, Denoiser):
         raise TypeError(
@@ -208,7 +208,8 @@ def onnx_session(
     Raises `FileNotFoundError`, or `ImportError` without onnxruntime.
     """
     onnxruntime = need('onnxruntime')
-    if not Path(file).exists():
+    file = as_path(file)
+    if not file.exists():
         raise FileNotFoundError(f"{file} does not exist: write it with `export_onnx`.")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -314,7 +315,7 @@ def write_browser_files(
     name:str='blood64-inpaint', # Shipped weights of an inpainting network with classes
 )->list: # The files
     "Write what the two pages need: the network, compared with PyTorch, and the cells"
-    folder = Path(folder)
+    folder = as_path(folder)
     model = load(name, 'cpu', 'float32')
     card = (shipped(name)/'README.md').read_text(encoding='utf-8')
     about = ' '.join(card.partition('## Licence and limits')[2].split())
@@ -336,7 +337,7 @@ def find_runtime(folder):
     "Where onnxruntime-web's files lie, at or below `folder`"
     package = 'onnxruntime-web/dist'
     for below in '', 'dist', package, f'node_modules/{package}':
-        place = Path(folder)/below
+        place = as_path(folder)/below
         if all((place/name).is_file() for name in runtime_files): return place
     raise FileNotFoundError(
         f"{folder} does not hold {runtime_files[0]}: name the folder in which "
@@ -374,8 +375,7 @@ def copy_files(files, folder):
 
 def limits_of(name):
     "What the card of weights says of licence and limits, as one line"
-    folder = Path(name) if Path(name).is_dir() else shipped(str(name))
-    card = folder/'README.md'
+    card = folder_of(name)/'README.md'
     text = card.read_text(encoding='utf-8') if card.is_file() else ''
     return ' '.join(text.partition('## Licence and limits')[2].split())
 
@@ -412,13 +412,13 @@ def export_page(
     Raises `ValueError` or `FileNotFoundError` for a network or a runtime that cannot be
     used, `FileExistsError` for a folder of something else, `ImportError` without onnx.
     """
-    out = Path(out)
+    out = as_path(out)
     check_out(out, 'page')
     place = find_runtime(runtime) if runtime else None
     name = type(model).__name__
     about = ''
     if not isinstance(model, nn.Module):
-        name = Path(model).resolve().name
+        name = folder_of(model).resolve().name
         about = limits_of(model)
         model = load(model, 'cpu', 'float32', kind=Denoiser)
 

@@ -286,7 +286,7 @@ def files():
         @cell.png --mask @mask.png --method magic | 'magic'
         @cell.png --mask @mask.png --label oval2 | 'oval2'
         @cell.png --mask @mask.png --window 3 | not 3
-        @cell.png --mask @mask.png --model @net | Inpainter
+        @cell.png --mask @mask.png --model @net | was not trained to fill holes
         @cell.png --mask @mask.png --model @cut | model.safetensors
         @cell.png --mask @mask.png --model @classifier | CellClassifier
         @cell.png --mask @mask.png --model @nowhere | nowhere
@@ -474,8 +474,9 @@ environments = [
     ('CELL_DIFFUSION_DEVICE', 'gpu', 'sample --model @net', "DEVICE='gpu'"),
     ('CELL_DIFFUSION_DEVICE', 'cuda:99', 'train --data @cells --bs 8', "'cuda:99'"),
     ('CELL_DIFFUSION_DATA', 'nowhere', 'classifier --data pbc', "'nowhere'"),
-    ('WORLD_SIZE', '2', 'train --data @cells', 'several GPUs'),
-    ('WORLD_SIZE', 'abc', 'train --data @cells', 'several GPUs'),
+    ('WORLD_SIZE', '2', 'train --data @cells', 'not where they meet'),
+    ('WORLD_SIZE', 'abc', 'train --data @cells', 'not where they meet'),
+    ('WORLD_SIZE', '2', 'sample --model @net', '`cell-diffusion sample` is one process'),
     ('HOME', '/proc/nowhere', 'train --data @cells --out=~/a', '/proc/nowhere/a'),
 ]
 

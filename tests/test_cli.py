@@ -312,9 +312,11 @@ def test_mistakes_of_inpaint(filler, picture, words, says):
 
 # Train and classifier
 
-def test_train_is_one_process(monkeypatch):
+def test_other_commands_are_one_process(monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '2')
-    assert 'several GPUs' in fails('train').replace('\n', ' ')
+    assert '`cell-diffusion classifier` is one process' in fails('classifier')
+    monkeypatch.setenv('RANK', '1')
+    assert fails('classifier') == cli('classifier', '--nothing').output == ''
 
 
 @pytest.fixture

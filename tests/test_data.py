@@ -625,25 +625,23 @@ def test_subsample_class(folder):
         subsample_class(dls, 'z', keep=3)
 
 @pytest.mark.parametrize('world', [2, 3, 4])
-def test_processes_share_an_epoch(folder, monkeypatch, world):
-    whole = epoch(cell_dls(folder, size=16, bs=1, augment=False))
+def test_processes_share_a_batch(folder, monkeypatch, world):
+    whole = epoch(cell_dls(folder, size=16, bs=12))
     monkeypatch.setenv('WORLD_SIZE', str(world))
     monkeypatch.setattr(data, 'keep_loaders', lambda: None)
-    dls, parts = cell_dls(folder, size=16, bs=4, augment=False), []
+    dls, parts = cell_dls(folder, size=16, bs=12), []
     for rank in range(world):
         monkeypatch.setenv('RANK', str(rank))
         dls.set_epoch(0)
-        part = epoch(dls)
-        assert len(part) == 63//world//4*4 == len(dls.train)*4
-        assert torch.equal(part, whole[rank::world][:len(part)])
+        parts.append(torch.stack([x for x, _ in dls.train]))
+        assert len(dls.train) == 5 and parts[-1].shape[1] == 12//world
         assert sum(len(y) for _, y in dls.test) == 18, 'the test is whole'
         predicted = dls.train.new(shuffle=False, drop_last=False)
         assert sum(len(y) for _, y in predicted) == 63, 'and so are predictions'
-        parts.append(part)
-    assert len({x.numpy().tobytes() for x in torch.cat(parts)}) == sum(map(len, parts))
-    said = f'bs=40 does not fit the {63//world} training cells'
+    assert torch.equal(torch.cat(parts, 1).flatten(0, 1), whole)
+    said = f'bs=13 cannot be shared out equally among {world} processes'
     with pytest.raises(ValueError, match=said):
-        cell_dls(folder, size=16, bs=40)
+        cell_dls(folder, size=16, bs=13)
 
 def test_learner(folder):
     from torch import nn
@@ -702,7 +700,8 @@ def test_files_of_16_bits_are_read_by_one_level_for_the_set(tmp_path, colour, wh
         pixels = np.stack([tifffile.imread(f) for f in root.rglob('*.tif')])
         assert cells.white == np.percentile(pixels, 99.9, method='inverted_cdf')
     else:
-        cells = load_cells(root, size=16, white=white, strict=True)
+        # 2000.5 cuts off half of the pixels, of which a test of its own is warned
+        cells = load_cells(root, size=16, white=white, strict=white == 4095)
         assert cells.white == white
     assert cells.bits == 16 and cells.images.dtype == np.uint8
     by_hand = load_cells(eight_bits(root, tmp_path/'8', cells.white), size=16)

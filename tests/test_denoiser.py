@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from cell_diffusion import denoiser
 from cell_diffusion.classifier import CellClassifier
 from cell_diffusion.denoiser import (Condition, Denoiser, denoise, load, save,
-                                     warm_start, weights_folder)
+                                     set_guidance, warm_start, weights_folder,
+                                     weights_hash)
 from cell_diffusion.gan import Generator, gan_sample
 from cell_diffusion.inpainting import Inpainter
 from cell_diffusion.sampling import nfe, sample, samplers
@@ -910,3 +911,67 @@ def test_a_refused_warm_start_changes_nothing():
     with pytest.raises(ValueError, match='Cannot start'):
         warm_start(model, trained)
     assert all(torch.equal(w, before[n]) for n, w in model.state_dict().items())
+
+
+# Guidance that is stored with the weights
+
+def _with_guide(folder, scale=2., interval=(-3., 3.)):
+    "Two small networks with random weights, one the guide of the other, saved"
+    torch.manual_seed(0)
+    networks = [Denoiser(dict(dim=16, mults=[1, 2]), size=16, classes=('a', 'b'))
+                for _ in range(2)]
+    for p in [p for net in networks for p in net.parameters()]:
+        torch.nn.init.normal_(p, std=.05)
+    model, guide = networks
+    save(set_guidance(model.eval(), scale, interval, guide.eval()), folder)
+    return model
+
+
+def test_stored_guidance_is_what_sample_uses(tmp_path):
+    _with_guide(tmp_path/'w')
+    model = load(tmp_path/'w', 'cpu', 'float32')
+    few = dict(n=3, label='a', steps=4, progress=False)
+    stored = sample(model, **few)
+    given = dict(guidance_scale=2., interval=(-3, 3), guide=model.guide)
+    assert torch.equal(stored, sample(model, **few, **given))
+    assert not torch.allclose(stored, sample(model, guidance_scale=1, **few))
+    assert not torch.allclose(stored, sample(model, guidance_scale=2., **few))
+
+
+def test_a_guide_is_no_part_of_the_network_but_moves_with_it(tmp_path):
+    model = _with_guide(tmp_path/'w')
+    assert not [name for name in model.state_dict() if 'guide' in name]
+    again = load(tmp_path/'w', 'cpu', 'float32')
+    assert weights_hash(again) == weights_hash(model)
+    assert again.double().guide.dtype == torch.float64
+
+
+def test_without_a_class_stored_guidance_towards_it_is_left_out():
+    model = Denoiser(dict(dim=16, mults=[1, 2]), size=16, classes=('a', 'b'))
+    set_guidance(model, 3.)
+    few = dict(n=2, steps=2, progress=False)
+    assert torch.equal(sample(model, **few), sample(model, guidance_scale=1, **few))
+
+
+def test_another_guide_is_refused(tmp_path):
+    _with_guide(tmp_path/'w')
+    other = load(tmp_path/'w'/'guide', 'cpu')
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    save(other, tmp_path/'w'/'guide')
+    with pytest.raises(ValueError, match='guide is not the one'):
+        load(tmp_path/'w')
+
+
+def test_a_guide_of_a_guide_and_one_of_another_size_are_refused(tmp_path):
+    model = _with_guide(tmp_path/'w')
+    with pytest.raises(ValueError, match='guide of its own'):
+        set_guidance(load(tmp_path/'w'/'guide', 'cpu'), 2., guide=model)
+    with pytest.raises(ValueError, match='the size'):
+        set_guidance(model, 2., guide=Denoiser(dict(dim=16, mults=[1, 2]), size=32))
+    (tmp_path/'w'/'guide'/'config.json').unlink()
+    (tmp_path/'w'/'guide'/'model.safetensors').unlink()
+    (tmp_path/'w'/'guide').rmdir()
+    os.symlink(tmp_path/'w', tmp_path/'w'/'guide')
+    with pytest.raises(ValueError, match='guide of its own'):
+        load(tmp_path/'w')

@@ -1,90 +1,65 @@
-"Two processes on the CPU, started as `torchrun` starts them, train one model"
-import os, socket, subprocess, sys
-import numpy as np, pytest, torch
+"Two processes on the CPU train one model, as accelerate and `torchrun` start them"
+import json
+import os
+import subprocess
+import sys
+import numpy as np
+import pytest
+import torch
 from PIL import Image
 from common import root
+from two_processes import free_port
 
-program = """
-import sys, torch
-from torch import nn
-from fastai.distributed import *
-from fastai.learner import Learner
-from fastai.torch_core import rank_distrib
-from cell_diffusion.core import decode
-from cell_diffusion.data import cell_dls
-from cell_diffusion.training import diffusion_learner, fit_for
+pytest.importorskip('accelerate')
+pytestmark = [pytest.mark.xdist_group('two_processes'),
+              pytest.mark.skipif(not hasattr(os, 'fork'), reason="needs fork")]
 
-folder, out = sys.argv[1:]
-dls = rank0_first(cell_dls, folder, size=32, bs=7, augment=False, device='cpu')
-epoch = torch.cat([decode(x) for x, _ in dls.train])
 
-learn = diffusion_learner(dls, classes=True, dim=8, mults=(1, 2))
-def weights():
-    return torch.cat([p.detach().flatten() for p in learn.model.parameters()])
-
-before = weights()
-with learn.distrib_ctx(), learn.no_bar(), learn.no_logging():
-    learn.fit(1, 1e-3)
-    valid = learn.recorder.values[-1][1]
-    checkpoint = f'{out}/run/checkpoint.pt'
-    budget = fit_for(learn, minutes=.01, checkpoint=checkpoint, progress=False)
-
-classifier = nn.Sequential(nn.Flatten(), nn.Linear(3072, 2))
-predictor = Learner(dls, classifier, loss_func=nn.CrossEntropyLoss())
-with predictor.distrib_ctx(), predictor.no_bar():
-    labels = predictor.get_preds(dl=dls.test)[1]
-
-torch.save(dict(
-    epoch=epoch, all=torch.from_numpy(dls.train.arrays[0]),
-    before=before, after=weights(), valid=valid,
-    budget=[budget.steps, budget.seconds],
-    labels=labels, test=torch.from_numpy(dls.test.arrays[1]),
-), f'{out}/{rank_distrib()}.pt')
-"""
-
-def cells(folder):
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
     "Two classes of 20 images of random pixels: 28 cells to train on"
+    to = tmp_path_factory.mktemp('two')
     rng = np.random.default_rng(0)
     for name in ('a', 'b'):
-        (folder/name).mkdir(parents=True)
+        (to/'cells'/name).mkdir(parents=True)
         for i in range(20):
             pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder/name/f'{i}.png')
-    return folder
+            Image.fromarray(pixels).save(to/'cells'/name/f'{i}.png')
+    return to
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return str(s.getsockname()[1])
 
-def together(argv, world=2, timeout=120):
-    "Run a program in `world` processes that know of each other"
-    shared = dict(
-        PYTHONPATH=str(root), OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true',
-        WORLD_SIZE=str(world), MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port())
-    output = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    runs = []
-    for rank in range(world):
-        env = {**os.environ, **shared, 'RANK': str(rank), 'LOCAL_RANK': str(rank)}
-        runs.append(subprocess.Popen([sys.executable, *argv], env=env, **output))
-    try:
-        for run in runs:
-            said = run.communicate(timeout=timeout)[0]
-            assert run.returncode == 0, said
-    finally:
-        for run in runs:
-            run.kill()
+@pytest.fixture(scope='module')
+def environment(folder):
+    return dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1',
+                CELL_DIFFUSION_DEVICE='cpu', CELL_DIFFUSION_CACHE=str(folder/'cache'))
+
+
+@pytest.fixture(scope='module')
+def ended(folder, environment):
+    "How the processes of each function of `two_processes.py` ended"
+    program = [sys.executable, str(root/'tests'/'two_processes.py'), str(folder)]
+    subprocess.run(program, env=environment, check=True, timeout=560)
+    return json.loads((folder/'ended.json').read_text())
+
+
+def checkpoint(folder, name):
+    return torch.load(folder/name/'checkpoint.pt', weights_only=True)
+
+
+def said(folder, name, rank):
+    "The lines of a process, without warnings of Python"
+    lines = (folder/f'{name}-{rank}.txt').read_text().splitlines()
+    return [line for line in lines if line.startswith(('cell-diffusion', 'Connection'))]
+
 
 def pictures(images): return {x.numpy().tobytes() for x in images}
 
-def test_two_processes_train_one_model(tmp_path, monkeypatch):
-    pytest.importorskip('accelerate')
-    monkeypatch.setenv('CELL_DIFFUSION_CACHE', str(tmp_path/'cache'))
-    (tmp_path/'train.py').write_text(program)
-    together([str(tmp_path/'train.py'), str(cells(tmp_path/'cells')), str(tmp_path)])
-    a, b = (torch.load(tmp_path/f'{rank}.pt', weights_only=True) for rank in (0, 1))
 
-    # Each process deals out its own half of the epoch
+def test_learners_of_a_script(ended, folder):
+    assert ended['loaders'] == [0, 0]
+    a, b = (torch.load(folder/f'loaders-{rank}.pt') for rank in (0, 1))
+
+    # Each process deals out its own half of every batch
     first, second, every = map(pictures, (a['epoch'], b['epoch'], a['all']))
     assert len(first) == len(second) == 14 and len(every) == 28
     assert first | second == every
@@ -95,9 +70,79 @@ def test_two_processes_train_one_model(tmp_path, monkeypatch):
 
     # A budget of minutes ends for both at one step, and one of them writes
     assert a['budget'] == b['budget'] and a['budget'][0]
-    assert [f.name for f in (tmp_path/'run').iterdir()] == ['checkpoint.pt']
+    assert [f.name for f in (folder/'fitted').iterdir()] == ['checkpoint.pt']
 
     # What is not training is whole, in each process, and only once
     assert a['valid'] == b['valid']
     for one in (a, b):
         assert torch.equal(one['labels'], one['test'])
+
+
+@pytest.mark.parametrize('one, two, steps', [
+    ('one', 'two', 8), ('one-filling', 'filling', 2), ('one', 'killed-first', 8)])
+def test_two_processes_do_the_steps_of_one(ended, folder, one, two, steps):
+    "Also where they were killed, and one process alone went on"
+    assert all(not any(ended[name]) for name in ('one', 'two', 'filling'))
+    a, b = checkpoint(folder, one), checkpoint(folder, two)
+    assert a['steps'] == b['steps'] == len(a['losses']) == steps
+    assert torch.allclose(a['losses'], b['losses'], rtol=1e-5)
+    for kind in 'model', 'ema':
+        for name, weight in a[kind].items():
+            assert torch.allclose(weight, b[kind][name], rtol=0, atol=3e-6), name
+
+
+def test_one_writes_and_both_know_the_record(ended, folder):
+    first, second = (torch.load(folder/f'record-{rank}.pt', weights_only=False)
+                     for rank in (0, 1))
+    assert first == second and first['machine']['processes'] == 2
+    assert first['score']['n'] == 4
+    assert '2 processes of 1 thread' in (folder/'two'/'README.md').read_text()
+    assert 'too short' in (folder/'two-0.txt').read_text()
+    assert (folder/'two-1.txt').read_text() == ''
+
+
+@pytest.mark.parametrize('name, status, rank', [
+    ('killed', [1, -9], 0), ('killed_first', [-9, 1], 1)])
+def test_a_kill_ends_both(ended, folder, name, status, rank):
+    assert ended[name] == status
+    line, = said(folder, name, rank)
+    assert 'Another process of this training has ended' in line
+
+
+def test_a_killed_training_goes_on_to_the_bit(ended, folder):
+    "Two processes after two, from a checkpoint within an epoch"
+    assert ended['goes_on'] == [0, 0]
+    whole, killed = checkpoint(folder, 'two'), checkpoint(folder, 'killed')
+    assert torch.equal(whole['losses'], killed['losses'])
+    for name, weight in whole['model'].items():
+        assert torch.equal(weight, killed['model'][name]), name
+
+
+@pytest.mark.parametrize('name, says', [
+    ('no_cells', 'nowhere is not a folder'), ('odd_batch', 'choose a multiple of 2'),
+    ('diverges', 'The loss became nan')])
+def test_one_process_tells_of_what_ends_both(ended, folder, name, says):
+    assert ended[name] == [1, 1]
+    line, = said(folder, name, 0)
+    assert says in line and not said(folder, name, 1)
+
+
+def test_the_first_process_fails_alone(ended, folder):
+    assert ended['no_room'] == [1, 1]
+    assert 'No space left' in said(folder, 'no_room', 0)[0]
+    assert 'Another process' in said(folder, 'no_room', 1)[0]
+
+
+def test_the_launcher(folder, environment):
+    "The line of the README, on the CPU"
+    launch = ['--multi_gpu', '--num_processes', '2', '--main_process_port', free_port()]
+    words = f'--data {folder}/cells --bs 14 --dim 8 --epochs 1 --scored 0'.split()
+    done = subprocess.run(
+        [sys.executable, '-m', 'accelerate.commands.launch', *launch, '-m',
+         'cell_diffusion', 'train', *words, '--out', str(folder/'launched')],
+        env=environment, capture_output=True, text=True, timeout=560)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('# launched') == 1
+    assert done.stderr.count('cell-diffusion: warning') == 1, done.stderr
+    record = json.loads((folder/'launched'/'record.json').read_text())
+    assert record['steps'] == 2 and record['machine']['processes'] == 2

@@ -164,7 +164,7 @@ def test_the_check_leaves_nothing(tmp_path):
     (dict(scored=1), 'scored=1'),
     (dict(start='blood64'), 'size is 64 pixels, here it is 32; give size=64'),
     (dict(start='blood32x'), "There is no folder 'blood32x'"),
-    (dict(start='blood-classifier-32'), 'a Denoiser is needed'),
+    (dict(start='blood-classifier-32'), 'generates cells .Denoiser. is needed'),
 ])
 def test_choices_are_checked_before_cells_are_read(cells, tmp_path, no_work, given,
                                                    says):

@@ -609,32 +609,109 @@ def test_score_model(classes, monkeypatch):
         return images(n, seed=2)
     monkeypatch.setattr(module, 'sample', sample)
     model = Denoiser(dict(dim=16), classes=classes)
-    s = score_model(model, classifier(), images(24), torch.arange(24) % 3, n=8,
-                    progress=False)
+    # Two cells of the last class, twenty of the first
+    labels = torch.tensor([0]*20 + [1]*12 + [2]*2)
+    s = score_model(model, classifier(), images(34), labels, n=30, progress=False)
     json.dumps(s)
-    assert s['n'] == s['generated']['n'] == s['reference']['n'] == 8
-    assert s['classifier_accuracy'][-1]['n'] == 24
-    if classes:
-        assert len(requested[0]) == 8 and s['class_accuracy'][-1]['n'] == 8
-    else:
-        assert requested == [None]
+    assert s['n'] == 30 and s['classifier_accuracy'][-1]['n'] == 34
+    if not classes:
+        assert requested == [None] and 'labels' not in s
+        assert s['generated']['n'] == s['reference']['n'] == 17
         assert sum(s['classes_seen'].values()) == pytest.approx(1)
+        return
+    assert np.bincount(requested[0]).tolist() == [10, 10, 10] and s['labels'] == 'equal'
+    assert [row['n'] for row in s['class_accuracy']] == [10, 10, 10, 30]
+    assert s['compared'] == dict(a=10, b=6, c=1)
+    in_data = s['data_proportions']
+    for part, n in ((s, 17), (in_data, 10 + 6 + 1)):
+        assert part['generated']['n'] == part['reference']['n'] == n
+        assert {'fd', 'kid', 'precision', 'recall'} <= set(part['generated'])
+    shares = np.array([row['share'] for row in s['class_accuracy'][:-1]])
+    weighted = shares@[20, 12, 2]/34
+    assert in_data['class_accuracy']['share'] == pytest.approx(weighted)
+    assert in_data['class_accuracy']['real'] == s['classifier_accuracy'][-1]['share']
+
+@pytest.mark.parametrize('cells, n, counts', [
+    ([0, 0, 0, 0, 2], 5, [3, 0, 2]), # Nobody knows a cell of class 1
+    ([0, 1, 2, 0], 4, [2, 1, 1]), # Of no class are there two pairs
+])
+def test_score_model_of_few_cells(cells, n, counts, monkeypatch):
+    asked = []
+    def sample(model, n, label, **kwargs):
+        asked.extend(label)
+        return images(n, seed=2)
+    monkeypatch.setattr(module, 'sample', sample)
+    s = score_model(Denoiser(dict(dim=16), classes=('a', 'b', 'c')), classifier(),
+                    images(len(cells)), torch.tensor(cells), n=n, progress=False)
+    assert np.bincount(asked).tolist() == counts
+    assert s['generated']['n'] == s['reference']['n'] == 2
+    assert 'recall' not in s['generated']
+
+@pytest.mark.parametrize('requested, real, equal, in_data', [
+    ([5, 5], [100, 100], [5, 5], [5, 5]),
+    ([5, 5], [100, 25], [5, 5], [5, 1]),
+    ([5, 5], [100, 4], [5, 2], [5, 0]),
+    ([50, 50], [30, 10], [15, 5], [15, 5]),
+    ([5, 0], [30, 0], [5, 0], [5, 0]),
+])
+def test_mixtures_of_a_score(requested, real, equal, in_data):
+    counts = np.array(requested), np.array(real)
+    assert module.equal_counts(*counts).tolist() == equal
+    assert module.data_counts(*counts).tolist() == in_data
+
+def test_both_sides_of_a_draw_have_the_same_mixture():
+    "And no cell is on both, or twice on one"
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 60)
+    requested = np.arange(30) % 3
+    mix = module.ClassMix(labels, requested, np.array([4, 1, 9]))
+    sides = []
+    def what(a, b, draw):
+        sides.append((a[:, 0].long().numpy(), b[:, 0].long().numpy()))
+        return {}
+    number = torch.arange(60.)[:, None]
+    distance_draws(number, None, draws=3, what=what, mix=mix)
+    for a, b in sides:
+        assert len(set(a) | set(b)) == 28
+        for side in (a, b):
+            assert np.bincount(labels[side]).tolist() == [4, 1, 9]
+    sides.clear()
+    distance_draws(number, number[:30], draws=3, what=what, mix=mix)
+    for a, b in sides:
+        assert np.bincount(labels[a]).tolist() == [4, 1, 9]
+        assert np.bincount(requested[b]).tolist() == [4, 1, 9]
+        assert len(set(b)) == 14
+
+def test_a_generator_of_one_class_does_not_profit_from_how_common_it_is(monkeypatch):
+    "The classifier names every cell `a`, which nine of ten are"
+    rows = [dict(zip(('class', 'share', 'low', 'high', 'n'), row)) for row in (
+        ('a', 1., .9, 1., 50), ('b', 0., 0., .1, 50), ('all', .5, .4, .6, 100))]
+    on_real = pd.DataFrame(rows).assign(n=[900, 100, 1000])
+    assert module.mean_share(rows) == .5
+    value = module.accuracy_in_data(pd.DataFrame(rows), on_real)
+    assert value['share'] == pytest.approx(.9)
+    assert value['low'] < .9 < value['high'] < .95
 
 fd = dict(mean=2., low=1., high=3.)
 kid = dict(mean=.1, low=0., high=.2)
-whole = dict(n=8, steps=20, seed=0, classifier_accuracy=[dict(share=.9)],
+on_real = [dict(share=.9, n=90), dict(share=.8, n=10), dict(share=.89, n=100)]
+by_class = [dict(share=.5, n=2), dict(share=.6, n=2), dict(share=.55, n=4)]
+whole = dict(n=8, steps=20, seed=0, classifier_accuracy=on_real,
              generated=dict(n=8, fd=fd, kid=kid), reference=dict(n=8, fd=fd, kid=kid),
-             class_accuracy=[dict(share=.5), dict(share=.6)])
-old = dict(n=8, steps=20, seed=0, classifier_accuracy=[dict(share=.9)],
+             class_accuracy=by_class)
+old = dict(n=8, steps=20, seed=0, classifier_accuracy=on_real,
            generated=dict(n=8, fd=fd, kd=kid), floor=dict(n=8, fd=fd, kd=kid),
-           recognised=[dict(share=.5), dict(share=.6)])
+           recognised=by_class)
+sides = {side: dict(whole[side], precision=fd, recall=kid)
+         for side in ('generated', 'reference')}
+equal = dict(whole, **sides, labels='equal')
 
 def put(folder, **records):
     for name, record in records.items():
         (folder/name).mkdir()
         (folder/name/'record.json').write_text(json.dumps(record))
 
-@pytest.mark.parametrize('score', [whole, old])
+@pytest.mark.parametrize('score', [whole, old, equal])
 def test_score_table(tmp_path, score):
     free = {k: v for k, v in score.items() if k not in ('class_accuracy', 'recognised')}
     put(tmp_path, b=dict(size=64, score=free), a=dict(size=32, score=score),
@@ -642,9 +719,12 @@ def test_score_table(tmp_path, score):
     (tmp_path/'f').mkdir()
     t = score_table(tmp_path)
     assert t.model.tolist() == ['a', 'b'] and t['size'].tolist() == [32, 64]
-    assert t['class accuracy'][0] == .6 and np.isnan(t['class accuracy'][1])
+    assert t['class accuracy'][0] == pytest.approx(.55)
+    assert np.isnan(t['class accuracy'][1])
     assert (t.fd_low == 1).all() and (t.kid_reference == .1).all()
-    assert (t.accuracy == .9).all()
+    assert t.accuracy.tolist() == pytest.approx([.85, .85])
+    assert t.labels.tolist() == [score.get('labels', 'data'), 'none']
+    if 'labels' in score: assert (t.recall == .1).all() and (t.recall_low == 0).all()
     assert len(score_table(tmp_path/'f')) == 0
 
 def test_old_records_have_the_new_names(tmp_path):

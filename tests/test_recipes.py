@@ -1,5 +1,8 @@
 "Long runs in miniature: what they leave behind, the race and the benchmark"
+import functools
 import json
+import shutil
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,16 +11,17 @@ import pytest
 import torch
 
 import cell_diffusion.classifier as classifiers
+import cell_diffusion.recipes as recipes
 import cell_diffusion.studies.race as races
 from cell_diffusion.classifier import (
     CellClassifier, classifier_folder, features_and_predictions, reference_classifier,
 )
 from cell_diffusion.data import cell_dls, load_cells
-from cell_diffusion.denoiser import Denoiser, load, shipped, weights_folder
+from cell_diffusion.denoiser import Denoiser, load, save, shipped, weights_folder
 from cell_diffusion.imageio import save_pixels
 from cell_diffusion.metrics import class_accuracy
 from cell_diffusion.recipes import (
-    classifier_card, held_out, model_card, read_record, result_lines,
+    best_scale, choose_guidance, classifier_card, held_out, model_card, read_record, result_lines,
     train_and_save_classifier, train_model, train_reference_classifier,
 )
 from cell_diffusion.records import Records, locked, write_json
@@ -55,6 +59,28 @@ def test_record_and_card_name_the_white_of_16_bits(tmp_path):
     assert said in card_of(tmp_path/'r')
     written = json.loads((tmp_path/'r'/'record.json').read_text())
     assert written['white'] == record['white']
+
+def test_a_start_is_read_by_its_white(tmp_path, monkeypatch):
+    cells = deep_cells(tmp_path/'cells')
+    start = tmp_path/'start'
+    unet = dict(dim=8, mults=[1, 2])
+    kind = dict(schedule='log_snr', prediction='v', data_std=.5)
+    save(Denoiser(unet, size=28, white=4000., bits=16, **kind), start)
+    def begin(learn, *args):
+        raise InterruptedError(learn.dls.cells.white, learn.model.white)
+    monkeypatch.setattr(recipes, 'fit_run', begin)
+    settings = dict(size=28, dim=8, mults=(1, 2), bs=8, scored=0, progress=False)
+    for given, white in ((None, 4000), (3000, 3000)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter('always')
+            with pytest.raises(InterruptedError) as e:
+                train_model(cells, start=str(start), white=given, out=tmp_path/'out',
+                            **settings)
+        assert e.value.args == (white, white)
+        said = [str(w.message) for w in said if 'Grey level' in str(w.message)]
+        assert len(said) == (given is None)
+        assert given or said[0].startswith('Grey level 4000 of these files of 16 bits')
+
 
 def test_the_card_of_a_classifier_names_the_white(tmp_path):
     train_reference_classifier(str(deep_cells(tmp_path/'d')), 28, epochs=1, dim=8, bs=8,
@@ -114,7 +140,7 @@ def test_train_a_network_that_fills(filler):
     assert record['start'] == 'small' and record['outside'] == .5
     assert record['score']['judged'] == 'valid'
     for said in ('Fills what a mask hides', '`small`', 'equally often',
-                 'validation cells', 'Class accuracy of the generated cells',
+                 'validation cells', 'each class equally often', 'precision',
                  '| kernel distance (KID) | '):
         assert said in card_of(out)
 
@@ -135,9 +161,10 @@ def test_train_on_random_crops(tmp_path):
 def test_a_finished_run_says_so(filler, run, capsys):
     out, record = filler
     same = dict(filling, start=run[0], out=out, scored=0)
-    again = train_model('simulated', **dict(same, progress=True))
-    said = ''.join(capsys.readouterr())
-    assert 'nothing is left to train' in said and again['steps'] == record['steps']
+    with pytest.warns(UserWarning, match='nothing was left to train'):
+        again = train_model('simulated', **dict(same, progress=True))
+    assert again['steps'] == record['steps']
+    assert 'minutes of this run are done' not in ''.join(capsys.readouterr())
     with pytest.raises(ValueError, match='outside'):
         train_model('simulated', **dict(same, outside=.1))
 
@@ -200,7 +227,7 @@ def test_the_table_of_results_names_each_generator():
     lines = result_lines().splitlines()
     scored = [n for n in shipped_names if 'classifier' not in n]
     assert [line.split('`')[1] for line in lines[2:]] == scored
-    assert {line.count('|') for line in lines} == {7}
+    assert {line.count('|') for line in lines} == {9}
 
 
 # Reference classifiers
@@ -273,6 +300,35 @@ def test_accuracy_in_the_record_is_that_of_the_test_cells(own):
     mean = np.mean([row['share'] for row in rows])
     assert balanced['value'] == pytest.approx(mean)
     assert balanced['low'] <= balanced['value'] <= balanced['high']
+
+
+def test_a_finished_classifier_is_returned(own):
+    again = functools.partial(
+        train_reference_classifier, 'simulated-jurkat', 28,
+        ('brightfield', 'darkfield'), balanced=True, out=own, dim=8, bs=32, n=400,
+        seed=3, progress=False)
+    before = {f.name: f.read_bytes() for f in own.iterdir()}
+    with pytest.warns(UserWarning, match='nothing was left to train'):
+        again(epochs=1)
+    assert {f.name: f.read_bytes() for f in own.iterdir()} == before
+    for other, says in ((dict(epochs=2), 'steps was 8 there and is 16 here'),
+                        (dict(epochs=1, dim=16), 'dim was 8 there'),
+                        (dict(epochs=1, n=390), 'its cells were others')):
+        with pytest.raises(ValueError, match=says):
+            again(**other)
+
+
+@pytest.mark.parametrize('kind', ['classifier', 'generator'])
+def test_finished_weights_without_a_checkpoint_are_not_replaced(run, own, kind,
+                                                                tmp_path):
+    source = own if kind == 'classifier' else run[0]
+    train = train_reference_classifier if kind == 'classifier' else train_model
+    out = shutil.copytree(source, tmp_path/'out')
+    (out/'checkpoint.pt').unlink()
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+    with pytest.raises(FileExistsError, match='holds trained weights, but no check'):
+        train('simulated', 28, epochs=1, out=out, n=160, progress=False)
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
 
 
 def test_card_of_a_classifier(own):
@@ -392,3 +448,38 @@ def test_bench_line_tells_the_record(tmp_path):
 
 def test_the_shipped_benchmark_can_be_told():
     assert 'times as fast in training' in bench_line()
+
+
+# Guidance is chosen by a rule, on validation cells, and stored
+
+def test_the_best_scale_keeps_the_recall():
+    table = pd.DataFrame(dict(guidance_scale=[1., 1.5, 2., 3.], fd=[4., 2., 1.5, 1.],
+                              recall=[.80, .79, .77, .60]))
+    assert best_scale(table) == 2.
+    assert best_scale(table.assign(fd=[1., 2., 3., 4.])) == 1.
+    assert best_scale(table.assign(recall=[.8, .7, .7, .9])) == 3.
+
+
+def test_guidance_is_found_stored_and_written_into_the_card(tmp_path):
+    run = dict(size=28, n=240, dim=8, mults=(1, 2), bs=16, classes=True, epochs=2,
+               scored=16, steps=2, early_at=.5, set_aside=.25, progress=False)
+    out = tmp_path/'run'
+    search = dict(data='simulated', guide=out/'early', scales=(1., 2.), scored=32,
+                  steps=2, progress=False)
+    with pytest.warns(UserWarning):
+        train_model('simulated', out=out, **run)
+        table = choose_guidance(out, **search)
+    assert table.guidance_scale.tolist() == [1., 2.]
+    assert {'fd', 'recall', 'real_recall', 'class_accuracy'} <= {*table}
+
+    record = json.loads((out/'record.json').read_text())
+    network = load(out)
+    assert network.guidance_scale == record['guidance']['best'] == best_scale(table)
+    assert network.guide is not None and 'score' not in record
+    card = ' '.join((out/'README.md').read_text().split())
+    assert f"Guidance: scale {network.guidance_scale:g}, away from early" in card
+    assert 'for the judge of the score' in card
+
+    # Called again it finds its records
+    again = choose_guidance(out, **search)
+    assert again.equals(table)

@@ -133,7 +133,8 @@ def test_a_killed_classifier_recipe_ends_with_the_same_weights(kill, monkeypatch
     kill(None)
     train(tmp_path/'killed')
     names = sorted(file.name for file in (tmp_path/'whole').iterdir())
-    assert names == ['README.md', 'config.json', 'model.safetensors', 'record.json']
+    assert names == ['README.md', 'checkpoint.pt', 'config.json', 'model.safetensors',
+                     'record.json']
     assert names == sorted(file.name for file in (tmp_path/'killed').iterdir())
     weights = [(tmp_path/name/'model.safetensors').read_bytes()
                for name in ('whole', 'killed')]

@@ -22,6 +22,7 @@ from cell_diffusion.denoiser import load, shipped, weights_hash
 from cell_diffusion.imageio import save_pixels
 from cell_diffusion.recipes import model_card, score_weights, too_short, train_model
 from cell_diffusion.records import locked
+from cell_diffusion.simulation import blood_classes
 from cell_diffusion.training import check_unet
 
 run = dict(data='simulated', size=28, n=160, bs=16, dim=8, mults=(1, 2), classes=True,
@@ -99,6 +100,15 @@ def test_a_score_is_not_computed_twice(out, monkeypatch):
         train_model(**dict(run, judged='test'), **epochs, out=out)
 
 
+def test_a_score_in_the_proportions_of_the_data_is_made_again(out):
+    score = train_model(**run, **epochs, out=out)['score']
+    record = record_of(out)
+    new = 'labels', 'data_proportions'
+    earlier = {k: v for k, v in score.items() if k not in new}
+    (out/'record.json').write_text(json.dumps(dict(record, score=earlier)))
+    assert train_model(**run, **epochs, out=out)['score'] == score
+
+
 def test_a_score_stays_with_its_weights(out):
     train_model(**run, **epochs, out=out)
     score = record_of(out)['score']
@@ -128,6 +138,10 @@ def test_a_score_goes_with_its_weights(out, scored, then, monkeypatch):
     assert record['steps'] == 2*steps
 
 
+nothing_left = ('run: nothing was left to train, this run had 0.[0-9] minutes. .* count '
+                'the whole run.*: minutes=10[.0-9]* for ten minutes more')
+
+
 def test_a_run_that_is_over_goes_on_with_a_larger_budget(out):
     before = record_of(out)
     record = train_model(**run, epochs=2, out=out)
@@ -136,7 +150,8 @@ def test_a_run_that_is_over_goes_on_with_a_larger_budget(out):
     assert 'ended after' in card_of(out) and 'rose again' in card_of(out)
 
     # The history stays where nothing is left to do, and grows where more is done
-    again = train_model(**run, epochs=2, out=out)
+    with pytest.warns(UserWarning, match=nothing_left):
+        again = train_model(**run, epochs=2, out=out)
     assert again['went_on_after'] == record['went_on_after']
     more = train_model(**run, epochs=3, out=out)
     assert more['went_on_after'] == [before['seconds'], record['seconds']]
@@ -153,6 +168,11 @@ def test_minutes_go_on_too(tmp_path, monkeypatch):
     assert (first['steps'], second['steps']) == (10, 29)
     assert second['seconds'] >= .015*60
     assert second['went_on_after'] == [first['seconds']]
+
+    # Fewer minutes than are done
+    with pytest.warns(UserWarning, match=nothing_left):
+        third = train_model(**dict(run, scored=0), minutes=.01, out=tmp_path/'run')
+    assert third['steps'] == 29 and third['machine'] == second['machine']
 
 
 # Class
@@ -182,8 +202,10 @@ def test_a_network_that_ignores_the_class_says_so(out, monkeypatch):
         record = train_model(**run, **epochs, out=out)
     assert any('train longer' in said for said in record['advice'])
     assert '**Note:** The network does not obey the class: 14%' in card_of(out)
-    assert 'every class equally often: 14.0%' in card_of(out)
-    assert 'real cells 95.0%' in card_of(out)
+    card = card_of(out)
+    equal, in_data = card.split('*each class equally often')[1].split('*in the prop')
+    assert '| class accuracy | 14.0% (' in equal and '| 95.0% |' in equal
+    assert 'Fréchet' in in_data # A record of before does not say otherwise
 
 
 def test_a_network_that_obeys_is_not_blamed(out, monkeypatch):
@@ -228,8 +250,34 @@ def test_score_of_a_run(out, recwarn):
     assert not [w for w in recwarn if 'not the cells' in str(w.message)]
     assert record_of(out)['score'] == score and '## Score' in card_of(out)
     assert {'reference', 'generated', 'class_accuracy', 'balanced'} <= set(score)
+    assert score['labels'] == 'equal'
+    assert 'with each class equally often' in card_of(out)
+    for row in ('Fréchet distance', 'kernel distance', 'precision', 'recall'):
+        assert card_of(out).count(f'| {row}') == 2, row
     again = train_model(**dict(run, scored=0), **epochs, out=out)
-    assert again['score'] == score
+    assert again['score'] == score and score['judge'] == 0
+
+
+def test_the_score_says_what_its_judge_was_trained_on():
+    record = recipes.read_record(shipped('blood32'))
+    score = dict(record['score'], judge=3000)
+    said = '3000 cells that the network never saw'
+    assert said in recipes.score_of(score)
+    assert 'on the training cells' in recipes.score_of(record['score'])
+
+    # A score of before this was noted there
+    record['cells']['judge'] = 3000
+    assert said in model_card(record, 'run')
+
+
+def test_a_score_says_who_judged(out):
+    assert 'judge_cells' not in score_weights(out, 'simulated', **same_cells)
+    assert 'which was trained on the training cells' in card_of(out)
+    record = dict(record_of(out), set_aside=.25)
+    (out/'record.json').write_text(json.dumps(record))
+    score = score_weights(out, 'simulated', **same_cells)
+    assert 'cells that the network never saw' in card_of(out)
+    assert f"trained on {score['judge_cells']} cells" in card_of(out)
 
 
 def test_score_on_other_cells_says_so(out):
@@ -251,7 +299,13 @@ def test_shipped_weights_are_only_read(tmp_path):
              '--steps', 1, '--out', tmp_path/'s.json']
     result = CliRunner().invoke(app, [str(w) for w in words])
     assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
     assert 'real against real' in result.output and 'real cells' in result.output
+    header = 'class share low high n real real_low real_high real_n'
+    at = [line.split() for line in lines].index(header.split())
+    rows = {line.split()[0]: line.split() for line in lines[at + 1:]}
+    assert 'mean' in rows and len({*blood_classes} & {*rows}) > 5
+    assert len(rows['platelet']) == 9
     assert (shipped('blood32')/'record.json').read_bytes() == before
     assert json.loads((tmp_path/'s.json').read_text())['n'] == 8
 
@@ -259,7 +313,7 @@ def test_shipped_weights_are_only_read(tmp_path):
 @pytest.mark.parametrize('given, says', [
     (dict(model='blood32', data='simulated-jurkat'), 'has 3 channels, and the cells '),
     (dict(model='jurkat40', data='simulated'), 'blood cells have 3 channels, not '),
-    (dict(model='blood-classifier-32'), 'a Denoiser is needed'),
+    (dict(model='blood-classifier-32'), 'generates cells .Denoiser. is needed'),
     (dict(scored=2), 'scored=2'),
     (dict(judged='all'), "judged='all'"),
 ])

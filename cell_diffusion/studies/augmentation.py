@@ -24,7 +24,8 @@ import torch.nn as nn
 from fastcore.basics import patch
 from cell_diffusion.augmentation import deficit, generator_dls
 from cell_diffusion.classifier import build_resnet, predict_classes, train_classifier
-from cell_diffusion.core import check_limits, check_number, decode, encode, limits
+from cell_diffusion.core import (
+    as_path, check_limits, check_number, decode, encode, limits)
 from cell_diffusion.data import CellImages, check_real, step_dls
 from cell_diffusion.gan import gan_learner, gan_sample, halvings
 from cell_diffusion.metrics import class_scores, nearest_cells, thumbnails, wilson
@@ -178,7 +179,7 @@ class AugmentationStudy:
     progress:bool = True      # Show progress bars
 
     def __post_init__(self):
-        self.out = Path(self.out)
+        self.out = as_path(self.out)
         self.cells = as_cell_images(self.cells)
         self.arms = arm_names(self.arms)
         self.check()
@@ -200,6 +201,8 @@ def as_cell_images(cells)->CellImages:
 def arm_names(given)->tuple:
     "Names of arms from a sequence, or from one text with commas"
     names = given.split(',') if isinstance(given, str) else given
+    if not np.iterable(names) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"arms={given!r:.80} should be names of arms.")
     return tuple(name.strip() for name in names if name.strip())
 
 def check_known(what, given, known):
@@ -743,7 +746,7 @@ def load_records(
     Seeds that are not done in every fold are left out, with a warning. Raises
     `FileNotFoundError` if there is no study.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     if not (folder/'cells.json').exists():
         raise FileNotFoundError(
             f"{folder} holds no study (no cells.json): name the folder that "
@@ -1082,7 +1085,7 @@ def write_results(
     contrasts first, then the scores of the arms, then the paths of these files.
     """
     results = load_records(folder)
-    folder = Path(folder)
+    folder = as_path(folder)
     if not results.predicted: return 'No arm is done in every fold yet.'
     scores = arm_scores(results)
     files = {'scores.csv': scores}
@@ -1126,6 +1129,6 @@ def load_copies(
     kind:str, # `ddpm`, `gan`, or another name in `generators`
 )->pd.DataFrame: # As `AugmentationStudy.copy_table` gives it
     "The table of copies that a study of either edition wrote"
-    file = Path(folder)/f'copies-{kind}.json'
+    file = as_path(folder)/f'copies-{kind}.json'
     rows = read_json(file, '`copy_table` of the study writes it.', list)
     return pd.DataFrame([renamed(row) for row in rows])

@@ -8,10 +8,11 @@ __all__ = ['race']
 # %% ../../nbs/recipes.ipynb #n008
 import pandas as pd
 import warnings
-from pathlib import Path
-from cell_diffusion.core import check_limits
+from collections.abc import Iterable
+from cell_diffusion.core import as_path, check_limits, check_number, limits
 from cell_diffusion.data import load_cells
 from cell_diffusion.metrics import scored_records
+from cell_diffusion.optimizers import learning_rates
 from cell_diffusion.recipes import train_model, with_new_keys
 from cell_diffusion.records import Records, check_out, locked
 from cell_diffusion.training import check_unet, training_configs
@@ -24,39 +25,58 @@ def race(
     epochs:int=None, # Passes over the training cells, in place of minutes
     seeds:int=3, # Runs of each config
     names:tuple=tuple(training_configs), # Which configs
+    optimizers:tuple=('adamw',), # Which optimizers
+    rates:tuple=(None,), # Which learning rates; None: as usual for the optimizer
+    batches:tuple=(64,), # Which batch sizes
+    set_aside:float=0., # Share of the training cells kept for the judge
+    processor:bool=False, # Count seconds of the processor; use one thread
     n:int=500, # Cells to generate for the score
     size:int=32, # Height and width, in pixels
     dim:int=24, # Channels of the network's first level
     progress:bool=True, # Show progress bars
 )->pd.DataFrame: # One row a run, see `race_row`
-    """Train every config for the same time with the same network, and compare scores
+    """Train the same network for the same time in every way, and compare scores
+
+    The ways are all combinations of config, optimizer, learning rate and batch size.
 
     They are scored beside validation cells: test cells are for the chosen model alone.
     """
-    check_limits(seeds=seeds, n=n, minutes=minutes, epochs=epochs, size=size, dim=dim)
+    check_number('n', n, **limits['n'])
+    if epochs is None: check_number('minutes', minutes, **limits['minutes'])
+    check_limits(seeds=seeds, minutes=minutes, epochs=epochs, size=size, dim=dim)
+    out = as_path(out)
     check_out(out, 'study', data)
-    check_race(data, size, dim, names)
+    check_race(data, size, dim, names, optimizers)
     if epochs: minutes = None
     settings = dict(data=str(data), minutes=minutes, epochs=epochs, n=n, size=size,
-                    dim=dim)
+                    dim=dim, set_aside=set_aside, processor=processor)
 
-    def run(config, seed):
-        folder = Path(out)/f'{config}-{seed}'
-        record = train_model(data, size, True, minutes, epochs, folder, config, dim=dim,
-                             seed=seed, scored=n, judged='valid', progress=progress)
+    def run(config, optimizer, rate, bs, seed):
+        folder = out/f'{config}-{optimizer}-{rate}-{bs}-{seed}'
+        record = train_model(data, size, True, minutes, epochs, folder, config, bs,
+                             optimizer, rate, dim, seed=seed, scored=n, judged='valid',
+                             set_aside=set_aside, processor=processor,
+                             progress=progress)
         return race_row(record)
 
-    grid = dict(seed=range(seeds), config=names)
+    grid = dict(seed=range(seeds), config=names, optimizer=optimizers, rate=rates,
+                bs=batches)
     with locked(out, 'racing'):
         return Records(out, settings).run(run, grid)
 
 # %% ../../nbs/recipes.ipynb #n046
-def check_race(data, size, dim, names):
-    "Raise `ValueError` for configs or cells that no network can be trained on"
+def check_race(data, size, dim, names, optimizers):
+    "Raise `ValueError` for ways or cells that no network can be trained on"
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise ValueError(f"names={names!r:.80} should be a list of training configs.")
     for name in names:
         if name not in training_configs:
             raise ValueError(f"Unknown training config {name!r}: use some of "
                              f"{', '.join(training_configs)}.")
+    for name in optimizers:
+        if name not in learning_rates:
+            raise ValueError(f"Unknown optimizer {name!r}: use some of "
+                             f"{', '.join(learning_rates)}.")
     check_unet(size, dim)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # The trainings say it again
@@ -70,6 +90,9 @@ def race_row(
     score = record['score']
     return dict(
         config=record['config'],
+        optimizer=record.get('optimizer', 'adamw'),
+        lr=record['lr'],
+        bs=record['bs'],
         seed=record['seed'],
         seconds=record['seconds'],
         cells_seen=record['cells_seen'],
