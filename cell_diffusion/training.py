@@ -901,6 +901,7 @@ def before_epoch(self:Checkpoint):
             tqdm.write(self.progress_so_far(budget))
     self.learn.epoch += self.first_epoch
 
+# %% ../nbs/06b_long_runs.ipynb #pm18
 @patch
 def restore(self:Checkpoint, state):
     "Put everything where it was"
