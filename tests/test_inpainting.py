@@ -1075,7 +1075,8 @@ good = dict(image=pixels(40, 50, 3), mask=spot(40, 50))
     (dict(steps=0, method='repaint', model=plain), 'steps'),
     (dict(label='z'), "Unknown class 'z'"),
     (dict(label='a', model=network(classes=())), 'without classes'),
-    (dict(model=plain), 'an `Inpainter`'), (dict(model='blood31'), 'blood31'),
+    (dict(model=plain), 'not trained to fill holes'),
+    (dict(model='blood31'), 'blood31'),
     (dict(model=network(channels=1)), 'in colour.*generates grey'),
     (dict(model=network(channels=2)), '2 channels'),
     (dict(image=pixels(40, 50), as_colour=False), 'is grey.*as_colour'),
@@ -1405,7 +1406,7 @@ def test_sizes_that_are_none(sizes):
         Denoiser(unet, classes=classes, cell_sizes=sizes)
 
 def test_a_network_of_several_scales_knows_their_range(tmp_path):
-    "Crops of a whole simulated picture and of 2/5 of it: cells up to 2.5 times as large"
+    "Crops of a simulated picture and of 2/5 of it: cells up to 2.5 times as large"
     dls = cell_dls('simulated', size=32, n=100, bs=16, scales=(.4, .8), device='cpu')
     learn = inpainting_learner(dls, dim=8)
     assert learn.model.cell_scales == (1., 2.5)

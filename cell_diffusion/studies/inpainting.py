@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from cell_diffusion.classifier import (
     CellClassifier, features_and_predictions, reference_classifier,
 )
-from cell_diffusion.core import decode, encode
+from cell_diffusion.core import encode
 from cell_diffusion.denoiser import Denoiser, load
 from cell_diffusion.inpainting import (
     Inpainter, biharmonic_fill, close_up, crop_window, fill_holes, find_window,
