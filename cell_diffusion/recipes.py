@@ -160,8 +160,9 @@ def check_goes_on(folder):
     "Raise `FileExistsError` where a new training would replace finished weights"
     folder = as_path(folder)
     if (folder/'model.safetensors').exists() and not (folder/'checkpoint.pt').exists():
-        raise FileExistsError(f"{folder} holds trained weights, but no checkpoint.pt to "
-                              "go on from: name another folder, or delete the weights.")
+        raise FileExistsError(f"{folder} holds trained weights, but no checkpoint.pt "
+                              "to go on from: name another folder, or delete the "
+                              "weights.")
 
 def write_card(folder, text):
     write_whole(folder/'README.md', text)
@@ -374,6 +375,8 @@ def fit_run(learn, settings, run):
     "Train, or go on from the checkpoint in `run.out`"
     known = dict(settings, fingerprint=fingerprint(learn.dls), size=run.size,
                  classes=run.classes, dim=run.dim, bs=run.bs)
+    # An option that is given on one side only makes another network too
+    known['options'] = ', '.join(sorted(to_record(run.kwargs))) or 'none'
     minutes = None if run.epochs else run.minutes
     if run.means: learn.add_cb(RunningMeans(run.out/'means', run.means))
     if run.early_at: learn.add_cb(KeepEarly(run.out/'early', run.early_at))
@@ -434,8 +437,15 @@ def save_run(model, record, run):
                       f"taken out of their record: {new}.")
     save(model, out)
     write_run(out, record)
-    if same and (out/'samples.png').exists(): return
+    if same and is_picture(out/'samples.png'): return
     save_grid(model, out/'samples.png', steps=run.steps, progress=run.progress)
+
+def is_picture(file):
+    "Is there a whole picture?"
+    try:
+        return read_image(file) is not None
+    except (OSError, ValueError):
+        return False
 
 def nothing_left(out, seconds):
     "What a run is answered with that was over before"
@@ -542,7 +552,7 @@ def score_weights(
         network = load(model, kind=Denoiser)
         check_number('steps', steps, 1, network.schedule.T, whole=True)
         record = earlier_record(folder)
-        keeps = own and record and describes(record, network, folder)
+        keeps = own and describes(record, network, folder)
         dls = cells_to_score(network, record, run)
         score = score_of_network(network, dls, run)
         keep_score(score, record if keeps else None, folder, out)
@@ -586,6 +596,10 @@ def check_fit(network, dls):
 # %% ../nbs/recipes.ipynb #n021
 def describes(record, network, folder)->bool:
     "Is a record that of these weights? Warns if not"
+    if not record:
+        warnings.warn(f"{folder}/record.json is missing or damaged, so the score is "
+                      "not written there: start the training again, which writes it.")
+        return False
     same = record.get('weights', '') in ('', weights_hash(network))
     if not same:
         warnings.warn(f"{folder}/record.json describes other weights, so the score is "
