@@ -113,7 +113,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         bits:int=8, # Depth of those files, 8 or 16
         guidance_scale:float=1., # What `sample` uses, see `Condition`
         interval:tuple=None, # Likewise
-        cell_scales:tuple=None, # Smallest and largest factor on `cell_sizes` in training
+        cell_scales:tuple=None, # Smallest and largest factor on these sizes in training
     ):
         super().__init__()
         if prediction not in predictions:

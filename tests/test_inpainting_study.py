@@ -212,8 +212,8 @@ def test_pictures_are_filled_as_inpaint_does(wide, side):
         one = slice(k, k + 1)
         filled = fill_pictures(arm, pictures[one], holes[one], labels[one], side, 28, 3)
         picture = pictures[k].permute(1, 2, 0).numpy()
-        few = dict(steps=2, seed=3, window=side, model=model, progress=False)
-        alone = inpaint(picture, holes[k, 0].numpy(), wide.vocab[k + 1], **few)
+        alone = inpaint(picture, holes[k, 0].numpy(), wide.vocab[k + 1], window=side,
+                        steps=2, seed=3, model=model, progress=False)
         assert (filled[0].permute(1, 2, 0).numpy() == alone[0]).all()
 
 def test_a_perfect_fill_is_better_through_a_smaller_window(wide, tmp_path):

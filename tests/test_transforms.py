@@ -70,8 +70,8 @@ def pillow_crops(x, boxes, size):
         left, top, side = box
         im = Image.fromarray(image.permute(1, 2, 0).numpy())
         box = left, top, left + side, top + side
-        im = im.resize((size, size), Image.BICUBIC, box)
-        crops.append(torch.from_numpy(np.array(im)).permute(2, 0, 1))
+        small = np.array(im.resize((size, size), Image.BICUBIC, box))
+        crops.append(torch.from_numpy(small).permute(2, 0, 1))
     return torch.stack(crops)
 
 @pytest.mark.parametrize('scales', [(.386, 1.), (.386, .386), (1., 1.), (.1, .2)])
