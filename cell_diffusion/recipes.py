@@ -38,6 +38,7 @@ from cell_diffusion.denoiser import (
     weights_hash,
 )
 from cell_diffusion.distillation import distillation_learner
+from cell_diffusion.imageio import read_image
 from cell_diffusion.inpainting import inpainting_learner
 from cell_diffusion.metrics import (
     balanced_accuracy, beside_real, class_accuracy, class_warning, score_model,
@@ -271,7 +272,8 @@ def distill_model(
 
     It learns the walks that `sample` makes, with the guidance that is stored with the
     teacher. Leaves what `train_model` does."""
-    run = SimpleNamespace(**locals(), processes=1, means=0, early_at=0)
+    run = SimpleNamespace(**locals(), processes=1, means=0, early_at=0,
+                          kwargs={})
     run.out = as_path(out)
     check_distillation(run)
     with locked(run.out, 'training'):
