@@ -62,6 +62,7 @@ def choose_precision(
     if precision != 'auto': return precision
     return 'bfloat16' if fast_bfloat16(device) else 'float32'
 
+# %% ../nbs/06_ddpm.ipynb #netsizes
 def is_range(numbers):
     "Two numbers above 0, the smaller one first"
     return len(numbers) == 2 and 0 < numbers[0] <= numbers[1]

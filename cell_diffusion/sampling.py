@@ -209,6 +209,7 @@ def _calls(sampler, steps, T, options):
 def _generate(model, n, condition, sampler, seed, steps, spacing, bs, progress,
               trajectory, options):
     "`n` images on a condition, and with `trajectory` the way to them"
+    check_room_for(n, model.channels, model.size)
     rng = generator(seed)
     x = torch.randn(n, model.channels, model.size, model.size, generator=rng)
     x = x.to(model.device)
@@ -287,7 +288,6 @@ def sample(
     if with_hole: check_types(known, mask)
     label = class_numbers(model, label, n)
     n = _how_many(n, label, known, mask)
-    check_room_for(n, model.channels, model.size)
     device = model.device
     guidance = stored_guidance(model, label, guidance_scale, interval, guide)
     condition = Condition(
