@@ -14,7 +14,7 @@ lib = cfg['lib_path']
 begin = (here/lib/'__init__.py').read_text(encoding='utf-8')
 version = re.search(r'__version__ = "(.*?)"', begin)[1]
 
-extras = 'dev', 'web', 'fid', 'site'
+extras = 'dev', 'gpus', 'web', 'fid', 'site'
 shipped = ['weights/**/*.safetensors', 'weights/**/*.json', 'weights/**/*.md',
            'results/**/*.csv', 'results/**/*.json',
            'browser/*.js', 'browser/*.css', 'browser/*.html']

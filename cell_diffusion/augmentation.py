@@ -361,10 +361,10 @@ def suffix_for(cells:CellImages)->str: # `tif` or `png`
     suffixes = [Path(file).suffix.lower() for file in cells.files]
     if suffixes and all(suffix in ('.tif', '.tiff') for suffix in suffixes):
         return 'tif'
-    lossy = sorted({suffix for suffix in suffixes if suffix != '.png'})
+    lossy = sorted({suffix for suffix in suffixes if suffix not in ('', '.png')})
     if lossy and cells.images.shape[1] in (1, 3):
         warnings.warn(
-            f"Your files end in {', '.join(lossy)}, and the generated ones are "
+            f"Files of yours end in {', '.join(lossy)}, and the generated ones are "
             "written as .png, which loses nothing: do not let a classifier tell real "
             "cells from generated ones by their format.")
     return 'png'

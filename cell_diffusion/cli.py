@@ -73,9 +73,12 @@ def not_empty(value):
     return value
 
 def a_path(text):
-    "A path from the text of the shell"
-    from cell_diffusion.core import as_path
-    return as_path(not_empty(text))
+    "A path from the text of the shell; `core.as_path` would import PyTorch for it"
+    try:
+        return Path(not_empty(text)).expanduser()
+    except RuntimeError as e:
+        raise typer.BadParameter(f"{text} names no home folder that is known: give "
+                                 "the whole path.") from e
 
 def shell_parameter(parameter, help, is_option):
     "A parameter as Typer wants it"
@@ -206,6 +209,7 @@ def say_at_the_end(text):
     if sys.stderr.isatty(): typer.echo('\r\x1b[K', nl=False, err=True)
     typer.echo(f'cell-diffusion: {text}', err=True)
 
+# %% ../nbs/cli.ipynb #n014b
 @contextmanager
 def in_sentences(kept):
     "Errors, warnings and Ctrl-C as sentences"
@@ -337,7 +341,8 @@ def _main():
 
 # %% ../nbs/cli.ipynb #c011
 @command('sampling.sample', leave_out=(
-    'interval', 'guide', 'known', 'mask', 'show_known', 'spacing', 'bs', 'trajectory'))
+    'interval', 'guide', 'known', 'mask', 'show_known', 'spacing', 'bs', 'trajectory'),
+    kept='What was written is whole; the same command makes the same cells.')
 def sample_(
     sample, # The function that does the work
     model:str=None, # Shipped weights or a folder from `train`
@@ -537,7 +542,8 @@ def classifier_(
     show_card(out)
 
 # %% ../nbs/cli.ipynb #n010
-@command('recipes.score_weights', options=['data'])
+@command('recipes.score_weights', options=['data'],
+         kept='The network and an earlier score stay as they are.')
 def score_(
     score_weights, # The function that does the work
     model:str, # Folder of a run, or the name of shipped weights

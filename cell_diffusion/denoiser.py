@@ -113,7 +113,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         bits:int=8, # Depth of those files, 8 or 16
         guidance_scale:float=1., # What `sample` uses, see `Condition`
         interval:tuple=None, # Likewise
-        cell_scales:tuple=None, # Smallest and largest factor on `cell_sizes` in training
+        cell_scales:tuple=None, # Smallest and largest factor on these sizes in training
     ):
         super().__init__()
         if prediction not in predictions:
@@ -503,6 +503,7 @@ import hashlib
 import inspect
 import json
 import math
+from contextlib import contextmanager
 from fastcore.basics import patch
 from importlib import import_module
 from importlib.resources import files
@@ -510,6 +511,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as tensor_bytes
+from torch.overrides import TorchFunctionMode
 from cell_diffusion.core import as_path, default_device, fast_bfloat16
 from cell_diffusion.records import _read, write_together
 from cell_diffusion.unet import UNet
@@ -761,10 +763,26 @@ def _class_of_version_1(settings):
 # %% ../nbs/weights.ipynb #n010
 largest = 200_000_000 # Parameters of a network that is loaded
 
+random_fills = 'normal_', 'uniform_', 'kaiming_uniform_'
+
+class NoRandomFills(TorchFunctionMode):
+    "Leaves new tensors as they are"
+    def __torch_function__(self, f, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(f, '__name__', '') not in random_fills: return f(*args, **kwargs)
+        return args[0] if args else kwargs['tensor']
+
+@contextmanager
+def sketched():
+    "Networks built here have shapes but no numbers"
+    # Without the second, PyTorch imports its compiler here, which takes a second
+    with torch.device('meta'), NoRandomFills():
+        yield
+
 def _build(folder, cls, settings):
     "A network with random weights, once its size is known to be sane"
     try:
-        with torch.device('meta'):
+        with sketched():
             sketch = cls(**settings)
         size = sum(p.numel() for p in sketch.parameters())
     except (ValueError, TypeError, RuntimeError, ArithmeticError) as e:

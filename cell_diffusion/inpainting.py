@@ -578,7 +578,6 @@ def find_network(
     model, # A network, the name of shipped weights, or a folder
     method:str, # One of `methods`
     label=None, # Class of the cell
-    guidance_scale:float=1., # Guidance towards it
 )->Denoiser:
     "The network of a method. Raises `ValueError` for one that cannot do it."
     name = model if isinstance(model, (str, Path)) else 'This network'
@@ -591,10 +590,10 @@ def find_network(
             f"{name} generates whole cells and was not trained to fill holes: use "
             f"{methods['trained']['model']} or a network from `cell-diffusion train "
             "--inpaint`, or fill with this one by method clamp or repaint.")
-    if not model.classes and (label is not None or guidance_scale != 1):
+    if not model.classes and label is not None:
         raise ValueError(
-            f"{name} was trained without classes and takes no label or guidance_scale: "
-            f"leave them out, or use {methods['trained']['model']} or a network from "
+            f"{name} was trained without classes and takes no label: "
+            f"leave it out, or use {methods['trained']['model']} or a network from "
             "`cell-diffusion train --inpaint --classes`.")
     return model
 
@@ -630,7 +629,7 @@ def inpaint(
 
     pixels = read_image(image)
     hole = read_mask(mask, pixels.shape[:2])
-    model = find_network(model or default_model, method, label, guidance_scale)
+    model = find_network(model or default_model, method, label)
     grey = is_grey(pixels, hole)
     check_channels(model, grey, as_colour)
     window = find_window(hole, window)

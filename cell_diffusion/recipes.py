@@ -22,6 +22,8 @@ from contextlib import ExitStack, nullcontext
 from fastai.torch_core import num_distrib, rank_distrib
 from string import Template
 from types import SimpleNamespace
+
+# %% ../nbs/recipes.ipynb #n007b
 from cell_diffusion.augmentation import warn_of_other_crop, white_for
 from cell_diffusion.classifier import (
     CellClassifier, features_and_predictions, judge_loaders, reference_classifier,
@@ -41,8 +43,8 @@ from cell_diffusion.metrics import (
 )
 from cell_diffusion.optimizers import learning_rates
 from cell_diffusion.records import (
-    Records, check_file, check_out, is_same_file, locked, machine, read_json, write_json,
-    write_whole,
+    Records, check_file, check_out, is_same_file, locked, machine, read_json,
+    write_json, write_whole,
 )
 from cell_diffusion.sampling import sample
 from cell_diffusion.sources import channel_names, named_source
@@ -158,8 +160,9 @@ def check_goes_on(folder):
     "Raise `FileExistsError` where a new training would replace finished weights"
     folder = as_path(folder)
     if (folder/'model.safetensors').exists() and not (folder/'checkpoint.pt').exists():
-        raise FileExistsError(f"{folder} holds trained weights, but no checkpoint.pt to "
-                              "go on from: name another folder, or delete the weights.")
+        raise FileExistsError(f"{folder} holds trained weights, but no checkpoint.pt "
+                              "to go on from: name another folder, or delete the "
+                              "weights.")
 
 def write_card(folder, text):
     write_whole(folder/'README.md', text)
@@ -237,12 +240,16 @@ def train_model(
     Warns if the training was too short, or if the network does not obey the class.
     Started by accelerate or `torchrun`, all processes train; the first one writes.
     """
-    run = SimpleNamespace(**locals())
-    run.out = as_path(out)
-    run.scales = check_scales(scales)
+    return do_run(SimpleNamespace(**locals()))
+
+# %% ../nbs/recipes.ipynb #z000
+def do_run(run)->dict: # The record
+    "What `train_model` does with its arguments, which are the attributes of `run`"
+    run.out = as_path(run.out)
+    run.scales = check_scales(run.scales)
     check_processes()
     run.processes = max(1, num_distrib())
-    run.progress = progress and not rank_distrib()
+    run.progress = run.progress and not rank_distrib()
     with ExitStack() as held:
         run.lr = in_first(begin, run, held)
         record = train_and_save(run)
@@ -250,13 +257,19 @@ def train_model(
         warnings.warn(said)
     return record
 
-# %% ../nbs/recipes.ipynb #z000
 def begin(run, held)->float: # The learning rate
     "Check a run, and hold its folder until `held` is closed"
     check_run(run)
     held.enter_context(locked(run.out, 'training'))
     return run.lr
 
+def train_and_save(run)->dict: # The record
+    "Train in all processes, and write in the first"
+    learn, settings = first_then_others(prepare, run)
+    budget = fit_run(learn, settings, run)
+    return in_first(keep_run, learn, budget, settings, run)
+
+# %% ../nbs/recipes.ipynb #z00a
 def check_run(run):
     "Raise `ValueError` for what can be known to be wrong before any cell is read"
     check_out(run.out, 'denoiser', run.data)
@@ -279,6 +292,7 @@ def check_run(run):
     check_limits(**{name: getattr(run, name) for name in names})
     check_shares(run.bs, run.processes)
 
+# %% ../nbs/recipes.ipynb #z00b
 def cells_for(run, start):
     "The cells of a run, split; read by the white of the network that it starts from"
     where = named_source(run.data, run.source)
@@ -289,12 +303,6 @@ def cells_for(run, start):
                    set_aside=run.set_aside, scales=run.scales)
     check_compared(dls, run.judged if run.scored else None)
     return dls
-
-def train_and_save(run)->dict: # The record
-    "What `train_model` does with its arguments, which are the attributes of `run`"
-    learn, settings = first_then_others(prepare, run)
-    budget = fit_run(learn, settings, run)
-    return in_first(keep_run, learn, budget, settings, run)
 
 def prepare(run)->tuple: # The learner, and the settings that a record keeps
     "Read the cells of a run and build its network"
@@ -367,6 +375,8 @@ def fit_run(learn, settings, run):
     "Train, or go on from the checkpoint in `run.out`"
     known = dict(settings, fingerprint=fingerprint(learn.dls), size=run.size,
                  classes=run.classes, dim=run.dim, bs=run.bs)
+    # An option that is given on one side only makes another network too
+    known['options'] = ', '.join(sorted(to_record(run.kwargs))) or 'none'
     minutes = None if run.epochs else run.minutes
     if run.means: learn.add_cb(RunningMeans(run.out/'means', run.means))
     if run.early_at: learn.add_cb(KeepEarly(run.out/'early', run.early_at))
@@ -427,8 +437,15 @@ def save_run(model, record, run):
                       f"taken out of their record: {new}.")
     save(model, out)
     write_run(out, record)
-    if same and (out/'samples.png').exists(): return
+    if same and is_picture(out/'samples.png'): return
     save_grid(model, out/'samples.png', steps=run.steps, progress=run.progress)
+
+def is_picture(file):
+    "Is there a whole picture?"
+    try:
+        return read_image(file) is not None
+    except (OSError, ValueError):
+        return False
 
 def nothing_left(out, seconds):
     "What a run is answered with that was over before"
@@ -535,7 +552,7 @@ def score_weights(
         network = load(model, kind=Denoiser)
         check_number('steps', steps, 1, network.schedule.T, whole=True)
         record = earlier_record(folder)
-        keeps = own and record and describes(record, network, folder)
+        keeps = own and describes(record, network, folder)
         dls = cells_to_score(network, record, run)
         score = score_of_network(network, dls, run)
         keep_score(score, record if keeps else None, folder, out)
@@ -579,6 +596,10 @@ def check_fit(network, dls):
 # %% ../nbs/recipes.ipynb #n021
 def describes(record, network, folder)->bool:
     "Is a record that of these weights? Warns if not"
+    if not record:
+        warnings.warn(f"{folder}/record.json is missing or damaged, so the score is "
+                      "not written there: start the training again, which writes it.")
+        return False
     same = record.get('weights', '') in ('', weights_hash(network))
     if not same:
         warnings.warn(f"{folder}/record.json describes other weights, so the score is "
@@ -593,7 +614,7 @@ def keep_score(score, record, folder, out):
     except OSError as e:
         warnings.warn(f"The score could not be kept: {e}")
 
-# %% ../nbs/recipes.ipynb #z009
+# %% ../nbs/recipes.ipynb #x002
 guidance_scales = 1., 1.25, 1.5, 2., 2.5, 3.
 
 def choose_guidance(
@@ -640,7 +661,7 @@ def best_scale(
     allowed = table[table.recall >= kept_recall*unguided]
     return float(allowed.guidance_scale[allowed.fd.idxmin()])
 
-# %% ../nbs/recipes.ipynb #z010
+# %% ../nbs/recipes.ipynb #x001
 def try_scales(network, guide, dls, scales, scored, steps, folder, progress):
     "Score the network with each guidance scale; records in the folder `guidance`"
     classifier = reference_classifier(dls, keep=True, progress=progress)
@@ -1039,6 +1060,8 @@ def result_lines()->str: # Markdown
         lines.append(f"| {' | '.join(cells)} |")
     return '\n'.join(lines)
 
+
+# %% ../nbs/recipes.ipynb #z009
 def training_time(record):
     m = record['machine']
     after = f" after `{record['start']}`" if record.get('start') else ''

@@ -18,7 +18,7 @@ from fastcore.basics import patch, store_attr
 from torch.optim.swa_utils import AveragedModel
 from cell_diffusion.core import (
     check_limits, check_number, check_numbers, default_device, encode, generator)
-from cell_diffusion.denoiser import Denoiser, warm_start
+from cell_diffusion.denoiser import Denoiser, sketched, warm_start
 from cell_diffusion.optimizers import optimizers
 from cell_diffusion.process import Schedule, q_sample
 from cell_diffusion.sampling import sample
@@ -439,7 +439,7 @@ def diffusion_learner(
 def check_unet(size, dim=32, patch=None, mults=(1, 2, 3), **others):
     "Raise `ValueError` where no network of these settings takes images of this size"
     unet = dict(dim=dim, patch=patch or max(1, size//32), mults=list(mults))
-    with torch.device('meta'):
+    with sketched():
         Denoiser(unet, size=size)
 
 # %% ../nbs/06b_long_runs.ipynb #n072
@@ -556,7 +556,11 @@ def first_then_others(f, *args):
     "What `f` gives in each process; it is called in the first, and then in the others"
     kept = []
     in_first(lambda: kept.append(f(*args)))
-    return kept[0] if kept else f(*args)
+    result = kept[0] if kept else f(*args)
+    if num_distrib() > 1:
+        with others_needed():
+            torch.distributed.barrier(group=meeting_place())
+    return result
 
 # %% ../nbs/06b_long_runs.ipynb #pr04
 @contextmanager

@@ -5,6 +5,7 @@ of its own, where nothing may be written, and the shared files must stay as they
 """
 import json
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -476,7 +477,7 @@ environments = [
     ('CELL_DIFFUSION_DATA', 'nowhere', 'classifier --data pbc', "'nowhere'"),
     ('WORLD_SIZE', '2', 'train --data @cells', 'not where they meet'),
     ('WORLD_SIZE', 'abc', 'train --data @cells', 'not where they meet'),
-    ('WORLD_SIZE', '2', 'sample --model @net', '`cell-diffusion sample` is one process'),
+    ('WORLD_SIZE', '2', 'sample --model @net', 'sample` is one process'),
     ('HOME', '/proc/nowhere', 'train --data @cells --out=~/a', '/proc/nowhere/a'),
 ]
 
@@ -563,6 +564,7 @@ def test_a_command_that_is_interrupted(shared, tmp_path):
 def test_the_first_line_comes_before_the_imports(shared, tmp_path):
     import pty
     ours, theirs = pty.openpty()
+    before = processor_seconds()
     words = ['train', '--data', str(shared/'cells'), '--out', str(tmp_path/'run')]
     process = subprocess.Popen([sys.executable, '-c', main, *words], stdout=theirs,
                                stderr=theirs)
@@ -573,3 +575,50 @@ def test_the_first_line_comes_before_the_imports(shared, tmp_path):
     finally:
         process.kill()
         process.wait()
+    assert processor_seconds() - before < 2
+
+
+def processor_seconds():
+    "Of all processes that were started here and have ended"
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+bar_times = '''
+import sys, time
+import cell_diffusion.recipes as recipes
+
+read = recipes.cell_dls
+seconds = {}
+def note(name): seconds.setdefault(name, time.process_time())
+def cell_dls(*args, **kwargs):
+    dls = read(*args, **kwargs)
+    note('cells')
+    return dls
+
+class Terminal:
+    def write(self, text):
+        if 'training' in text and '%' in text: note('bar')
+        if 'loss' in text: note('moves')
+    def flush(self): pass
+    def isatty(self): return True
+
+class Over(Exception): pass
+def over(*args): raise Over
+
+recipes.cell_dls = cell_dls
+recipes.run_record = over
+errors, sys.stderr = sys.stderr, Terminal()
+try:
+    recipes.train_model('simulated', 32, n=200, minutes=.02, out=sys.argv[1])
+except Over:
+    print(seconds['bar'] - seconds['cells'], seconds['moves'] - seconds['bar'])
+'''
+
+
+def test_a_bar_within_two_seconds_after_the_cells(tmp_path):
+    "In processor seconds, because a machine may have other work"
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', bar_times,
+                           str(tmp_path/'run')], capture_output=True, text=True)
+    comes, moves = map(float, done.stdout.split())
+    assert comes < 2 and moves < 2, (comes, moves)

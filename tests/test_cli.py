@@ -1,6 +1,7 @@
 "The command line: each command in miniature, its options and its mistakes"
 import errno
 import functools
+import inspect
 import json
 import os
 import subprocess
@@ -12,18 +13,18 @@ import pandas as pd
 import pytest
 import tifffile
 import torch
+from fastcore.docments import docments
 from PIL import Image
 from typer.testing import CliRunner
 
-import cell_diffusion.augmentation as augmentation
 import cell_diffusion.imageio as imageio
 import cell_diffusion.recipes as recipes
-from cell_diffusion.cli import app, commands
+import cell_diffusion.records as records
+from cell_diffusion.cli import app, commands, described, find_function, in_file
 from cell_diffusion.data import is_generated
 from cell_diffusion.denoiser import Denoiser, save
 from cell_diffusion.imageio import read_image, save_pixels
 from cell_diffusion.inpainting import Inpainter
-from cell_diffusion.records import cannot_write
 from cell_diffusion.simulation import blood_classes, simulate_blood
 from cell_diffusion.sources import find_data
 
@@ -85,6 +86,43 @@ def test_options_have_the_names_of_the_functions():
     assert '--config' in train and 'eps-mid' in train
 
 
+@pytest.mark.parametrize('name', commands)
+def test_options_read_from_a_file_are_those_of_the_function(name):
+    "Names, types, defaults and comments, as after an import"
+    entry = commands[name]
+    work = find_function(entry['calls'])
+    comments = docments(work, eval_str=False)
+    signature = inspect.signature(work).parameters
+    read = in_file(entry['calls'])
+    own = described(entry['run'])
+    several = inspect.Parameter.VAR_KEYWORD
+    assert list(read) == [n for n, p in signature.items() if p.kind != several]
+    for option in set(read) - {*entry['leave_out'], *own}:
+        parameter, help = read[option]
+        assert parameter.default == signature[option].default, option
+        assert parameter.annotation == signature[option].annotation, option
+        assert help == comments[option], option
+
+
+mistyped = """
+import sys
+from typer.testing import CliRunner
+from cell_diffusion.cli import app
+for words in ('--help', 'train --help', 'train --size x', 'study', 'balance --no 3',
+              'inpaint a.png', 'score --help'):
+    answer = CliRunner().invoke(app, words.split())
+    assert answer.exit_code in (0, 2), answer.output
+heavy = 'torch', 'fastai', 'pandas', 'matplotlib', 'numpy', 'PIL'
+print([name for name in heavy if name in sys.modules])
+"""
+
+
+def test_help_and_mistyped_options_need_no_imports():
+    done = subprocess.run([sys.executable, '-c', mistyped], capture_output=True,
+                          text=True)
+    assert done.stdout.strip() == '[]', done.stderr
+
+
 # Sample
 
 def test_sample_from_a_folder(generator, tmp_path):
@@ -102,14 +140,15 @@ def test_cells_one_by_one_on_a_full_disk(tmp_path, monkeypatch):
     grey = random_network(Denoiser, tmp_path/'grey', channels=1)
     words = ('sample', '--model', grey, '--label', 'platelet', '-n', 3, '--steps', 1,
              '--out', tmp_path/'a.png', '--each', tmp_path/'each')
-    write_whole = augmentation.write_whole
-    def is_full(path, content):
-        if '00002' in path.name: raise cannot_write(OSError(errno.ENOSPC, 'full'), path)
-        write_whole(path, content)
+    write = records._write_synced
+    def is_full(path, part, content):
+        if '00002' in path.name: raise OSError(errno.ENOSPC, 'full')
+        write(path, part, content)
     with monkeypatch.context() as full:
-        full.setattr(augmentation, 'write_whole', is_full)
+        full.setattr(records, '_write_synced', is_full)
         said = fails(*words)
     assert 'No room left to write' in said and '00002.png' in said
+    assert not [f for f in (tmp_path/'each').rglob('*') if f.is_file()]
     succeeds(*words)
     files = sorted((tmp_path/'each').rglob('*.png'))
     assert [Image.open(file).mode for file in files] == ['L', 'L', 'L']

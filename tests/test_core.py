@@ -90,6 +90,16 @@ def test_device_from_the_environment(monkeypatch):
     monkeypatch.setenv('CELL_DIFFUSION_DEVICE', 'cpu')
     assert default_device() == torch.device('cpu')
 
+@pytest.mark.parametrize('environment, device', [
+    ({}, 'cuda'), (dict(LOCAL_RANK='1'), 'cuda:1'),
+    (dict(LOCAL_RANK='1', ACCELERATE_USE_CPU='True'), 'cpu'),
+    (dict(LOCAL_RANK='1', CELL_DIFFUSION_DEVICE='cpu'), 'cpu')])
+def test_each_process_of_a_launcher_has_a_gpu(monkeypatch, environment, device):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert default_device() == torch.device(device)
+
 @pytest.mark.parametrize('generation, fast', [((7, 5), False), ((8, 0), True)])
 def test_bfloat16_on_gpus_that_have_it(generation, fast, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: generation)

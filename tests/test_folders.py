@@ -2,6 +2,7 @@
 import errno
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
@@ -335,6 +336,21 @@ def test_cells_of_a_command_go_beside_earlier_ones_of_it_only(tmp_path):
     (tmp_path/'b'/'.work').mkdir(parents=True)
     with pytest.raises(ValueError, match='holds cells of `balance`'):
         check_each(tmp_path/'b')
+
+
+def test_two_processes_write_cells_into_one_folder(tmp_path):
+    "Each waits for the other; the manifest names the cells of both"
+    out = tmp_path/'e'
+    def write(seed):
+        save_each(torch.zeros(9, 1, 8, 8), out, 'a', dict(seed=seed), white=255)
+    check_each(out)
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(write, range(5)))
+    rows = pd.read_csv(out/'manifest.csv')
+    assert len(rows) == 45 == len(set(rows.file))
+    assert all((out/file).exists() for file in rows.file)
+    assert not [f for f in out.rglob('*') if f.suffix == '.part' or 'lock' in f.name]
+    check_each(out)
 
 
 def test_a_generated_cell_is_whole_or_not_there(tmp_path, monkeypatch):

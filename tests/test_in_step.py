@@ -31,8 +31,8 @@ def _package_files(project):
     return {str(p.relative_to(folder)): p.read_text(encoding='utf-8') for p in files}
 
 
-# The one module of the package that no notebook writes
-by_hand = {'_export.py'}
+# Modules of the package that no notebook writes
+by_hand = {'_export.py', '__main__.py'}
 
 
 @pytest.fixture(scope='module')

@@ -1405,7 +1405,7 @@ def test_sizes_that_are_none(sizes):
         Denoiser(unet, classes=classes, cell_sizes=sizes)
 
 def test_a_network_of_several_scales_knows_their_range(tmp_path):
-    "Crops of a whole simulated picture and of 2/5 of it: cells up to 2.5 times as large"
+    "Crops of 2/5 of a simulated picture show its cell 2.5 times as large"
     dls = cell_dls('simulated', size=32, n=100, bs=16, scales=(.4, .8), device='cpu')
     learn = inpainting_learner(dls, dim=8)
     assert learn.model.cell_scales == (1., 2.5)
@@ -1423,13 +1423,13 @@ def test_nothing_is_said_of_a_scale_of_training():
     model = load('blood64-inpaint', 'cpu', 'float32')
     cell, mask = drawn_cell()
     field, hole = smaller(cell, mask)
-    large, spot_of_it = drawn_cell('monocyte', 128)[0], spot(128, 128, .45, .45, .1)
-    close = dict(label='neutrophil', window=60, model=model)
-    assert said_of_scale(field, hole, model=model) and said_of_scale(
-        large, spot_of_it, **close)
+    large, _ = drawn_cell('monocyte', 128)
+    close = large, spot(128, 128, .45, .45, .1)
+    looks = dict(label='neutrophil', window=60, model=model)
+    assert said_of_scale(field, hole, model=model) and said_of_scale(*close, **looks)
     model.cell_scales = (.5, 2.)
     assert said_of_scale(field, hole, model=model) == []
-    assert said_of_scale(large, spot_of_it, **close) == []
+    assert said_of_scale(*close, **looks) == []
     model.cell_scales = (.8, 2.)
     said, = said_of_scale(field, hole, model=model)
     assert 60 < int(re.search(r'window=(\d+)', said)[1]) < 105

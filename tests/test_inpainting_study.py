@@ -11,14 +11,14 @@ from cell_diffusion.classifier import CellClassifier
 from cell_diffusion.core import encode, generator
 from cell_diffusion.data import cell_dls
 from cell_diffusion.denoiser import Denoiser, save
-from cell_diffusion.inpainting import mean_fill
+from cell_diffusion.inpainting import inpaint, mean_fill
 from cell_diffusion.records import Records, results_folder
 from cell_diffusion.simulation import simulate_blood
 from cell_diffusion.studies import inpainting as module
 from cell_diffusion.studies.inpainting import (
-    Baseline, NetworkArm, ablation_arms, ablation_study, compare_arms, fill_spread,
-    hole_means, inpainting_study, shipped_study, study_arms, study_holes,
-    study_measures, study_table,
+    Baseline, NetworkArm, ablation_arms, ablation_study, compare_arms, fill_pictures,
+    fill_spread, hole_means, holes_in_middle, inpainting_study, scale_study,
+    shipped_study, study_arms, study_holes, study_measures, study_table,
 )
 from test_inpainting import holes, network
 
@@ -195,3 +195,38 @@ def test_a_stopped_ablation_ends_with_the_same_table(dls, tmp_path, monkeypatch)
     assert len(Records(folder)) == 1
     resumed = ablation_study(folder, **settings)
     pd.testing.assert_frame_equal(without_times(resumed), without_times(unbroken))
+
+@pytest.fixture(scope='module')
+def wide():
+    "Cells with whole pictures of 56 pixels"
+    return cell_dls('simulated', size=28, n=120, bs=8, scales=(.4, 1), device='cpu')
+
+@pytest.mark.parametrize('side', [22, 29, 56])
+def test_pictures_are_filled_as_inpaint_does(wide, side):
+    model = network(classes=wide.vocab, **small)
+    pictures = wide.train.fields[:2]
+    holes = holes_in_middle(pictures, 22, 28, seed=1)['box']
+    arm = NetworkArm(model, 2, give_class=True)
+    labels = torch.tensor([1, 2])
+    for k in range(2):
+        one = slice(k, k + 1)
+        filled = fill_pictures(arm, pictures[one], holes[one], labels[one], side, 28, 3)
+        picture = pictures[k].permute(1, 2, 0).numpy()
+        alone = inpaint(picture, holes[k, 0].numpy(), wide.vocab[k + 1], window=side,
+                        steps=2, seed=3, model=model, progress=False)
+        assert (filled[0].permute(1, 2, 0).numpy() == alone[0]).all()
+
+def test_a_perfect_fill_is_better_through_a_smaller_window(wide, tmp_path):
+    save(network(classes=wide.vocab, **small), tmp_path/'net')
+    asked = dict(windows=(.5, 1.), holes=('box', 'nucleus'), n=1, steps=2,
+                 classifier=classifier(wide.vocab), progress=False)
+    study = scale_study(tmp_path/'s', wide, tmp_path/'net', **asked)
+    error = study.pivot_table(index=['hole', 'cell'], columns=['arm', 'window'],
+                              values='error')
+    assert (error['real'][.5] < error['real'][1.]).all()
+    assert (error['real'] < error['network']).all().all()
+    assert set(study_table(study, by=('window', 'arm')).measure) == {
+        'error', 'seam', 'class_accuracy'}
+    assert study.cell.isin(wide.idxs['test']).all()
+    pd.testing.assert_frame_equal(
+        study, scale_study(tmp_path/'s', wide, tmp_path/'net', **asked))

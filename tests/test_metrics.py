@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from functools import partial
 from scipy.linalg import sqrtm
 from scipy.stats import mannwhitneyu, wasserstein_distance
 from sklearn.metrics import balanced_accuracy_score
@@ -681,6 +682,28 @@ def test_both_sides_of_a_draw_have_the_same_mixture():
         assert np.bincount(labels[a]).tolist() == [4, 1, 9]
         assert np.bincount(requested[b]).tolist() == [4, 1, 9]
         assert len(set(b)) == 14
+
+def test_kernel_distance_of_mixtures_is_unbiased():
+    "The plain one is below 0 in every draw where the classes are far apart"
+    rng = torch.Generator().manual_seed(0)
+    labels = np.repeat([0, 1, 2], [40, 40, 12])
+    real = torch.randn(92, 4, generator=rng) + 3*torch.tensor(labels)[:, None]
+    mix = module.ClassMix(labels, labels, np.array([20, 20, 6]))
+    values = {}
+    for name, counts in dict(plain=None, mixture=mix.counts).items():
+        what = partial(module.score_distances, counts=counts)
+        values[name] = distance_draws(real, None, draws=40, what=what, mix=mix).kid
+    assert values['plain'].mean() < -values['plain'].std()
+    error = values['mixture'].std()/40**.5
+    assert abs(values['mixture'].mean()) < 3*error
+
+    # Of one class it is the plain one, and a class of one cell is left out
+    x = torch.randn(9, 4, generator=rng)
+    y = torch.randn(9, 4, generator=rng)
+    plain = kernel_distance(x, y)
+    assert module.mixture_distance(x, y, [9]) == pytest.approx(plain)
+    with_one = [torch.cat([torch.full((1, 4), 99.), o]) for o in (x, y)]
+    assert module.mixture_distance(*with_one, [1, 9]) == pytest.approx(plain)
 
 def test_a_generator_of_one_class_does_not_profit_from_how_common_it_is(monkeypatch):
     "The classifier names every cell `a`, which nine of ten are"

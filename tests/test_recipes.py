@@ -21,7 +21,8 @@ from cell_diffusion.denoiser import Denoiser, load, save, shipped, weights_folde
 from cell_diffusion.imageio import save_pixels
 from cell_diffusion.metrics import class_accuracy
 from cell_diffusion.recipes import (
-    best_scale, choose_guidance, classifier_card, held_out, model_card, read_record, result_lines,
+    best_scale, choose_guidance, classifier_card, held_out, model_card, read_record,
+    result_lines,
     train_and_save_classifier, train_model, train_reference_classifier,
 )
 from cell_diffusion.records import Records, locked, write_json

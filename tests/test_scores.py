@@ -138,8 +138,16 @@ def test_a_score_goes_with_its_weights(out, scored, then, monkeypatch):
     assert record['steps'] == 2*steps
 
 
-nothing_left = ('run: nothing was left to train, this run had 0.[0-9] minutes. .* count '
-                'the whole run.*: minutes=10[.0-9]* for ten minutes more')
+nothing_left = ('run: nothing was left to train, this run had 0.[0-9] minutes. .* '
+                'count the whole run.*: minutes=10[.0-9]* for ten minutes more')
+
+
+def test_an_option_that_the_run_did_not_have_is_refused(out):
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+    said = "options was 'mults' there and is 'mults, normalize' here"
+    with pytest.raises(ValueError, match=said):
+        train_model(**run, **epochs, normalize=True, out=out)
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
 
 
 def test_a_run_that_is_over_goes_on_with_a_larger_budget(out):
@@ -255,29 +263,19 @@ def test_score_of_a_run(out, recwarn):
     for row in ('Fréchet distance', 'kernel distance', 'precision', 'recall'):
         assert card_of(out).count(f'| {row}') == 2, row
     again = train_model(**dict(run, scored=0), **epochs, out=out)
-    assert again['score'] == score and score['judge'] == 0
+    assert again['score'] == score
 
 
-def test_the_score_says_what_its_judge_was_trained_on():
-    record = recipes.read_record(shipped('blood32'))
-    score = dict(record['score'], judge=3000)
-    said = '3000 cells that the network never saw'
-    assert said in recipes.score_of(score)
-    assert 'on the training cells' in recipes.score_of(record['score'])
+def test_a_score_without_a_record_to_keep_it_says_so(out):
+    (out/'record.json').write_text('')
+    (out/'samples.png').write_bytes(b'')
+    with pytest.warns(UserWarning, match='record.json is missing or damaged, so'):
+        score_weights(out, 'simulated', **same_cells)
+    assert (out/'record.json').read_text() == ''
 
-    # A score of before this was noted there
-    record['cells']['judge'] = 3000
-    assert said in model_card(record, 'run')
-
-
-def test_a_score_says_who_judged(out):
-    assert 'judge_cells' not in score_weights(out, 'simulated', **same_cells)
-    assert 'which was trained on the training cells' in card_of(out)
-    record = dict(record_of(out), set_aside=.25)
-    (out/'record.json').write_text(json.dumps(record))
-    score = score_weights(out, 'simulated', **same_cells)
-    assert 'cells that the network never saw' in card_of(out)
-    assert f"trained on {score['judge_cells']} cells" in card_of(out)
+    # Both are made again
+    train_model(**dict(run, scored=0), **epochs, out=out)
+    assert record_of(out)['steps'] and (out/'samples.png').read_bytes()
 
 
 def test_score_on_other_cells_says_so(out):

@@ -11,7 +11,8 @@ from cell_diffusion.denoiser import (Condition, Denoiser, denoise, load, save, s
 from cell_diffusion.process import q_sample
 from cell_diffusion.sampling import ancestral, dpm_solver, sample, timesteps
 from cell_diffusion.schedules import log_snr_schedule
-from cell_diffusion.training import (Budget, SampleEachEpoch, ddpm_learner,
+from cell_diffusion.training import (Budget, SampleEachEpoch, check_processes,
+                                     ddpm_learner,
                                      diffusion_learner, fit_for, lognormal_timesteps,
                                      pixel_statistics, snr_weight)
 
@@ -350,3 +351,22 @@ def test_normalize_moves_noise_levels_in_proportion_and_is_saved(tmp_path):
                        data_mean=(0.,))
     with pytest.raises(ValueError, match='its data_mean is'):
         warm_start(other, again)
+
+# Several processes; what they do together is in `test_distributed.py`
+
+launched = dict(WORLD_SIZE='4', RANK='3', LOCAL_RANK='3', MASTER_ADDR='a',
+                MASTER_PORT='1')
+
+@pytest.mark.parametrize('change, error, says', [
+    (dict(MASTER_PORT=None), ValueError, 'not where they meet'),
+    (dict(RANK='x'), ValueError, 'not where they meet'),
+    (dict(LOCAL_RANK='2'), ValueError, 'there are 2: start no more'),
+    (dict(WORLD_SIZE=None, ACCELERATE_USE_CPU='True'), UserWarning, 'one process')])
+def test_a_launch_that_cannot_train_together(monkeypatch, change, error, says):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    for name, value in dict(launched, **change).items():
+        if value: monkeypatch.setenv(name, value)
+    expected = pytest.warns if error is UserWarning else pytest.raises
+    with expected(error, match=says):
+        check_processes()

@@ -69,8 +69,9 @@ def pillow_crops(x, boxes, size):
     for image, box in zip(x, (boxes*x.shape[-1]).T.tolist()):
         left, top, side = box
         im = Image.fromarray(image.permute(1, 2, 0).numpy())
-        im = im.resize((size, size), Image.BICUBIC, (left, top, left + side, top + side))
-        crops.append(torch.from_numpy(np.array(im)).permute(2, 0, 1))
+        box = left, top, left + side, top + side
+        small = np.array(im.resize((size, size), Image.BICUBIC, box))
+        crops.append(torch.from_numpy(small).permute(2, 0, 1))
     return torch.stack(crops)
 
 @pytest.mark.parametrize('scales', [(.386, 1.), (.386, .386), (1., 1.), (.1, .2)])

@@ -151,6 +151,7 @@ def published_distances(
                   seed=seed, train=len(train), test=len(test), sha256=hashes)
     return table, record
 
+# %% ../../nbs/recipes.ipynb #z010
 def cells_to_compare(model, network, data, source):
     "The cells, split as they came; warns if the network was trained on others"
     folder = Path(model) if Path(model).is_dir() else weights_folder/str(model)

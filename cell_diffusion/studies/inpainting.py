@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from cell_diffusion.classifier import (
     CellClassifier, features_and_predictions, reference_classifier,
 )
-from cell_diffusion.core import decode, encode
+from cell_diffusion.core import encode
 from cell_diffusion.denoiser import Denoiser, load
 from cell_diffusion.inpainting import (
     Inpainter, biharmonic_fill, close_up, crop_window, fill_holes, find_window,
@@ -379,11 +379,14 @@ def scale_study(
 
     def fill_and_score(window, hole, arm):
         rows = masks[hole].flatten(1).any(1).nonzero().flatten()
-        what = pictures[rows], masks[hole][rows], labels[rows]
+        real = pictures[rows]
+        hidden = masks[hole][rows]
         started = time.perf_counter()
-        filled = fill_pictures(arms[arm], *what, sides[window], model.size, seed)
+        filled = fill_pictures(arms[arm], real, hidden, labels[rows], sides[window],
+                               model.size, seed)
         seconds = (time.perf_counter() - started)/len(rows)
-        scores = scores_in_picture(what[0], filled, *what[1:], dls.cells.kept, classifier)
+        scores = scores_in_picture(real, filled, hidden, labels[rows],
+                                   dls.cells.kept, classifier)
         return scores.round(4).assign(
             cell=pick[rows], window=window, hole=hole, arm=arm, seconds=seconds,
             nfe=arms[arm].nfe if arms[arm] else 0)
