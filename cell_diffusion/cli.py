@@ -570,9 +570,9 @@ def guidance_(
     scales:str='1,1.25,1.5,2,2.5,3', # Guidance scales to try
     **options, # More arguments of `choose_guidance`
 ):
-    "Find a network's best guidance on validation cells, and store it with its weights."
-    table = choose_guidance(model, guide=guide, scales=numbers(scales, float, '--scales'),
-                            **options)
+    "Find a network's best guidance on validation cells, and store it."
+    scales = numbers(scales, float, '--scales')
+    table = choose_guidance(model, guide=guide, scales=scales, **options)
     typer.echo(table.round(3).to_string(index=False))
 
 # %% ../nbs/cli.ipynb #n012

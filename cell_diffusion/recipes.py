@@ -454,6 +454,7 @@ def nothing_left(out, seconds):
             "minutes and epochs count the whole run, so a larger number goes on: "
             f"minutes={round(done + 10, 1):g} for ten minutes more.")
 
+# %% ../nbs/recipes.ipynb #z012
 def earlier_record(out):
     "What an earlier call of this run wrote, or nothing"
     try:
@@ -648,6 +649,7 @@ def choose_guidance(
             guide=guide and as_path(guide).name, rows=table.to_dict('records')))
     return table
 
+# %% ../nbs/recipes.ipynb #z013
 # The smaller the share of recall that must be kept, the more guidance is allowed
 kept_recall = .95
 guidance_rule = (f"the smallest Fréchet distance among the scales that keep at least "

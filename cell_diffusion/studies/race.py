@@ -38,12 +38,10 @@ def race(
     """Train the same network for the same time in every way, and compare scores
 
     The ways are all combinations of config, optimizer, learning rate and batch size.
-
     They are scored beside validation cells: test cells are for the chosen model alone.
     """
-    check_number('n', n, **limits['n'])
-    if epochs is None: check_number('minutes', minutes, **limits['minutes'])
-    check_limits(seeds=seeds, minutes=minutes, epochs=epochs, size=size, dim=dim)
+    check_budget(n, minutes, epochs)
+    check_limits(seeds=seeds, size=size, dim=dim)
     out = as_path(out)
     check_out(out, 'study', data)
     check_race(data, size, dim, names, optimizers)
@@ -65,6 +63,12 @@ def race(
         return Records(out, settings).run(run, grid)
 
 # %% ../../nbs/recipes.ipynb #n046
+def check_budget(n, minutes, epochs):
+    "Raise `ValueError` unless cells to score and a time or epochs to train are given"
+    check_number('n', n, **limits['n'])
+    if epochs is None: check_number('minutes', minutes, **limits['minutes'])
+    check_limits(minutes=minutes, epochs=epochs)
+
 def check_race(data, size, dim, names, optimizers):
     "Raise `ValueError` for ways or cells that no network can be trained on"
     if isinstance(names, str) or not isinstance(names, Iterable):
@@ -82,6 +86,7 @@ def check_race(data, size, dim, names, optimizers):
         warnings.simplefilter('ignore') # The trainings say it again
         load_cells(data, size=size, n=100, cache=False)
 
+# %% ../../nbs/recipes.ipynb #z014
 def race_row(
     record:dict, # From `train_model`, with a score
 )->dict: # One row of the table
