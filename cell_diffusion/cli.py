@@ -591,8 +591,7 @@ def fid_(
     if out: write_json(out, dict(record, rows=table.to_dict('records')))
 
 # %% ../nbs/cli.ipynb #c019
-@command('studies.race.race', leave_out=[
-    'names', 'optimizers', 'rates', 'batches', 'size', 'dim'], kept=goes_on)
+@command('studies.race.race', leave_out=['names', 'size', 'dim'], kept=goes_on)
 def race_(
     race, # The function that does the work
     out:Path=Path('runs/race'), # Folder for the records; a killed race goes on there

@@ -635,7 +635,10 @@ def choose_guidance(
     run = SimpleNamespace(model=model, data=data, source=source, judged='valid',
                           crop=None, channels=None, n=None, white=None,
                           progress=progress)
-    check_scoring('valid', scored)
+    check_number('scored', scored, 4, limits['scored']['high'], whole=True)
+    check_limits(steps=steps)
+    if 1 not in scales:
+        raise ValueError(f"scales={scales} should hold 1, which is no guidance.")
     folder = folder_of(model)
     with locked(folder, 'training'):
         network = load(folder, kind=Denoiser)
