@@ -21,7 +21,7 @@ from fastai.metrics import accuracy
 from fastcore.basics import store_attr
 from pathlib import Path
 from cell_diffusion.core import check_limits, check_number, encode, limits
-from cell_diffusion.data import CellLoader, CellLoaders
+from cell_diffusion.data import CellLoader, CellLoaders, loaders_of
 from cell_diffusion.denoiser import Network, load, save, weights_folder
 from cell_diffusion.records import read_json, write_json
 from cell_diffusion.sources import cache_folder
@@ -154,9 +154,7 @@ def train_classifier(
     class_weights=None, # Weight of each class in the loss `(classes,)`, or None
     checkpoint=None, # File to write once a minute, and to go on from, see `Checkpoint`
 )->nn.Module: # In evaluation mode and float32, on the device of `dls`
-    """Train a classifier with fastai's one-cycle schedule
-
-    Raises `ValueError`, and `FloatingPointError` at a loss that is not finite."""
+    "Train with fastai's one-cycle schedule. `FloatingPointError` at a loss of NaN"
     epochs, lr, seed = check_limits(epochs=epochs, lr=lr, seed=seed)
     dim = check_number('dim', dim, **limits['classifier_dim'])
     if steps is None:
@@ -284,11 +282,8 @@ def judge_loaders(
                           **options)
 
     train = make('train', train=True, augment=True, balanced=balanced)
-    loaders = CellLoaders(train, make('valid'), make('test'), device=dls.device)
-    loaders.vocab = dls.vocab
-    loaders.cells = dls.cells
-    loaders.idxs = idxs
-    return loaders
+    return loaders_of(dls.cells, idxs, train, make('valid'), make('test'),
+                      device=dls.device)
 
 def enough_epochs(
     n:int, # Training cells

@@ -585,9 +585,9 @@ def guidance_(
     scales:str='1,1.25,1.5,2,2.5,3', # Guidance scales to try
     **options, # More arguments of `choose_guidance`
 ):
-    "Find a network's best guidance on validation cells, and store it with its weights."
-    table = choose_guidance(model, guide=guide, scales=numbers(scales, float, '--scales'),
-                            **options)
+    "Find a network's best guidance on validation cells, and store it."
+    scales = numbers(scales, float, '--scales')
+    table = choose_guidance(model, guide=guide, scales=scales, **options)
     typer.echo(table.round(3).to_string(index=False))
 
 # %% ../nbs/cli.ipynb #n012
@@ -606,8 +606,7 @@ def fid_(
     if out: write_json(out, dict(record, rows=table.to_dict('records')))
 
 # %% ../nbs/cli.ipynb #c019
-@command('studies.race.race', leave_out=[
-    'names', 'optimizers', 'rates', 'batches', 'size', 'dim'], kept=goes_on)
+@command('studies.race.race', leave_out=['names', 'size', 'dim'], kept=goes_on)
 def race_(
     race, # The function that does the work
     out:Path=Path('runs/race'), # Folder for the records; a killed race goes on there

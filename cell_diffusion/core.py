@@ -99,6 +99,7 @@ def check_number(
                          f"{range_in_words(low, high, whole, above)}.")
     return int(number) if whole else number
 
+# %% ../nbs/00_core.ipynb #z001
 def check_numbers(
     name:str, # Of the argument, for the message
     values,   # What the caller gave

@@ -839,6 +839,14 @@ class CellLoaders(DataLoaders):
     @property
     def test(self): return self.loaders[2]
 
+def loaders_of(cells, idxs, *loaders, device):
+    "`CellLoaders` that know their cells, and which of them each side has"
+    dls = CellLoaders(*loaders, device=device)
+    dls.cells = cells
+    dls.idxs = idxs
+    dls.vocab = cells.names
+    return dls
+
 # %% ../nbs/02_data.ipynb #n007
 def check_split(cells:CellImages, idxs:dict, split):
     "Raise `ValueError` where a class has no cell to train on, or none to test on"
@@ -856,12 +864,14 @@ def check_split(cells:CellImages, idxs:dict, split):
                 f"split: none is left for {side}. Add pictures (ten or more), take the "
                 "class away, or read more cells if n= left some out.")
 
-def split_of(cells:CellImages, split, seed:int)->dict: # Indices of each side
-    "The split that a source came with, or a new one"
-    if cells.splits: return cells.splits
-    idxs = split_cells(cells.labels, cells.hashes, split, seed, cells.files)
-    if cells.files: check_split(cells, idxs, split)
-    return idxs
+def split_of(cells:CellImages, split, seed:int, set_aside:float=0.)->dict:
+    "Indices of each side: the split that a source came with, or a new one"
+    if cells.splits:
+        idxs = cells.splits
+    else:
+        idxs = split_cells(cells.labels, cells.hashes, split, seed, cells.files)
+        if cells.files: check_split(cells, idxs, split)
+    return judge_side(cells, idxs, set_aside) if set_aside else idxs
 
 def judge_side(cells:CellImages, idxs:dict, share:float)->dict: # Indices of each side
     "Set cells aside; `ValueError` where a class has none left, or none set aside"
@@ -892,8 +902,8 @@ def check_scales(scales)->tuple: # As Python's floats, or None
 def whole_fields(
     cells:CellImages, # Cells as they are cropped as usual
     source, path, size:int, channels, n:int, seed:int, # As `cells` were read
-    **kwargs,
-)->np.ndarray: # uint8 `(n, channel, 2*size, 2*size)`
+    device, **kwargs,
+)->torch.Tensor: # uint8 `(n, channel, 2*size, 2*size)`
     "The same cells, as whole pictures of twice the size"
     crop = cells.crop and 'field'
     kwargs['strict'] = False
@@ -904,7 +914,7 @@ def whole_fields(
     if fields.files != cells.files:
         raise ValueError("The files of the cells changed while they were read: start "
                          "again.")
-    return fields.images
+    return place_pixels(torch.from_numpy(fields.images), device)
 
 # %% ../nbs/02_data.ipynb #c100
 def cell_dls(
@@ -934,8 +944,7 @@ def cell_dls(
     scales = check_scales(scales)
     cells = load_cells(source, path, size, crop, channels, n, seed, **kwargs)
     check_real(cells)
-    idxs = split_of(cells, split, seed)
-    if set_aside: idxs = judge_side(cells, idxs, set_aside)
+    idxs = split_of(cells, split, seed, set_aside)
     device = device or default_device()
     images = place_pixels(torch.from_numpy(cells.images), device)
 
@@ -943,16 +952,11 @@ def cell_dls(
         options = dict(bs=bs, seed=seed, with_labels=labels, **kwargs)
         return CellLoader(images, cells.labels, idxs[name], cells.names, **options)
 
-    fields = None
-    if scales:
-        fields = whole_fields(cells, source, path, size, channels, n, seed, **kwargs)
-        fields = place_pixels(torch.from_numpy(fields), device)
+    read = source, path, size, channels, n, seed, device
+    fields = whole_fields(cells, *read, **kwargs) if scales else None
     train = make('train', train=True, augment=augment, balanced=balanced,
                  fields=fields, scales=scales)
-    dls = CellLoaders(train, make('valid'), make('test'), device=device)
-    dls.cells = cells
-    dls.idxs = idxs
-    dls.vocab = cells.names
+    dls = loaders_of(cells, idxs, train, make('valid'), make('test'), device=device)
     if num_distrib() > 1: keep_loaders()
     return dls
 

@@ -62,10 +62,19 @@ def choose_precision(
     if precision != 'auto': return precision
     return 'bfloat16' if fast_bfloat16(device) else 'float32'
 
-# %% ../nbs/06_ddpm.ipynb #netsizes
+# %% ../nbs/06_ddpm.ipynb #z002
 def is_range(numbers):
     "Two numbers above 0, the smaller one first"
     return len(numbers) == 2 and 0 < numbers[0] <= numbers[1]
+
+def check_plain(prediction, data_std, size):
+    "Raise a `ValueError` for what no denoiser can be built with"
+    if prediction not in predictions:
+        raise ValueError(f"Unknown prediction {prediction!r}: use one of "
+                         f"{', '.join(predictions)}.")
+    check_number('size', size, 1, whole=True)
+    if not 1e-3 <= check_number('data_std', data_std) <= 10:
+        raise ValueError(f"data_std is a spread in -1..1 units, not {data_std}.")
 
 def check_sizes(model):
     "Raise a `ValueError` where the sizes of a denoiser do not fit its U-Net"
@@ -94,6 +103,7 @@ def check_sizes(model):
     if model.sees_known and unet.channels != 2*outputs + 1:
         raise ValueError(f"A network that sees known pixels and mask has "
                          f"{2*outputs + 1} channels, not {unet.channels}.")
+    if model.interval is not None: check_interval(model.interval)
 
 # %% ../nbs/06_ddpm.ipynb #n031
 class Denoiser(Network, tags=['diffusion', 'cells']):
@@ -119,20 +129,13 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         cell_scales:tuple=None, # Smallest and largest factor on these sizes in training
     ):
         super().__init__()
-        if prediction not in predictions:
-            raise ValueError(f"Unknown prediction {prediction!r}: use one of "
-                             f"{', '.join(predictions)}.")
-        check_number('size', size, 1, whole=True)
-        if not 1e-3 <= check_number('data_std', data_std) <= 10:
-            raise ValueError(f"data_std is a spread in -1..1 units, not {data_std}.")
+        check_plain(prediction, data_std, size)
         self.size = size
         self.classes = tuple(classes or ())
         self.prediction = prediction
         self.data_std = data_std
         self.data_mean = check_numbers('data_mean', data_mean)
-        self.cell_sizes = None
-        if cell_sizes is not None:
-            self.cell_sizes = check_numbers('cell_sizes', cell_sizes)
+        self.cell_sizes = cell_sizes and check_numbers('cell_sizes', cell_sizes)
         self.white = check_number('white', white)
         self.bits = bits
         self.guidance_scale = guidance_scale
@@ -146,7 +149,6 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         mean = torch.tensor(self.data_mean).view(1, -1, 1, 1)
         self.register_buffer('pixel_mean', mean, persistent=False)
         check_sizes(self)
-        if interval is not None: check_interval(interval)
 
 # %% ../nbs/06_ddpm.ipynb #n020
 @patch(as_prop=True)

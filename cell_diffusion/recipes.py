@@ -537,6 +537,7 @@ def nothing_left(out, seconds):
             "minutes and epochs count the whole run, so a larger number goes on: "
             f"minutes={round(done + 10, 1):g} for ten minutes more.")
 
+# %% ../nbs/recipes.ipynb #z012
 def earlier_record(out):
     "What an earlier call of this run wrote, or nothing"
     try:
@@ -594,16 +595,16 @@ def advice_on(record)->list: # Sentences
 def too_short(record)->str: # A sentence, or None
     "Did the training end too early?"
     steps = record['steps']
-    passes = record['cells_seen']/record['cells']['train']
+    # A student learns from jumps, and not from cells
+    pairs = record.get('walks', 0)*record.get('calls', 0)
+    passes = record['cells_seen']/(pairs or record['cells']['train'])
     few = passes < 2 or steps < 500 and not record.get('start')
-    # A student learns from walks, not from cells
-    few = few and not record.get('calls')
     loss = record['loss']
     falling = len(loss) == 50 and np.mean(loss[40:]) < .8*np.mean(loss[20:30])
     if not few and not falling: return None
     still = ', and the loss was still falling' if falling else ''
     return (f"The training was too short: {steps} steps, {passes:.1f} passes over the "
-            f"training cells{still}; the same command with a larger budget goes on.")
+            f"{'walks' if pairs else 'training cells'}{still}; the same command with a larger budget goes on.")
 
 # %% ../nbs/recipes.ipynb #n014
 def score_weights(
@@ -720,7 +721,10 @@ def choose_guidance(
     run = SimpleNamespace(model=model, data=data, source=source, judged='valid',
                           crop=None, channels=None, n=None, white=None,
                           progress=progress)
-    check_scoring('valid', scored)
+    check_number('scored', scored, 4, limits['scored']['high'], whole=True)
+    check_limits(steps=steps)
+    if 1 not in scales:
+        raise ValueError(f"scales={scales} should hold 1, which is no guidance.")
     folder = folder_of(model)
     with locked(folder, 'training'):
         network = load(folder, kind=Denoiser)
@@ -734,6 +738,7 @@ def choose_guidance(
             guide=guide and as_path(guide).name, rows=table.to_dict('records')))
     return table
 
+# %% ../nbs/recipes.ipynb #z013
 # The smaller the share of recall that must be kept, the more guidance is allowed
 kept_recall = .95
 guidance_rule = (f"the smallest Fréchet distance among the scales that keep at least "

@@ -279,8 +279,7 @@ def sample(
 ): # Cells `(n, channels, size, size)` in -1..1, with `trajectory` a list `(t, xt, x0)`
     """Generate cells from noise. `ValueError` for what this network cannot do
 
-    Guidance, see `Condition`, goes towards the class, or away from a weaker network
-    where one is given or stored. It costs a second network call at every step."""
+    Guidance goes towards the class, or away from a `guide`; it doubles the calls."""
     steps, sampler, spacing = stored_walk(model, steps, sampler, spacing)
     n, seed, bs = check_limits(n=n, seed=seed, bs=bs)
     check_options(sampler, options)

@@ -170,6 +170,8 @@ good = dict(
     balance='balance @cells --out out --goal 20',
     score='score @net --data @cells',
     distill='distill @net --data @cells',
+    guidance='guidance @trained --data @cells',
+    fid='fid @net --data @cells',
 )
 
 no_int = 'x', '1.5', 'nan', 'inf', '""'
@@ -180,7 +182,7 @@ not_finite = 'nan', 'inf', '-inf', '1e39', '-1'
 whole = dict(
     sample='-n --seed --steps --zoom',
     inpaint='-n --seed --steps --window',
-    train='--size --epochs --bs --dim -n --seed --scored --patch',
+    train='--size --epochs --bs --dim -n --seed --scored --patch --means',
     classifier='--size --epochs --bs --dim -n --seed',
     race='--epochs --seeds -n',
     bench='--size --bs --rounds',
@@ -188,11 +190,13 @@ whole = dict(
     balance='--goal --size --seed --steps',
     score='--scored --steps -n',
     distill='--calls --walks --epochs --bs -n --seed --scored',
+    guidance='--scored --steps',
+    fid='-n --steps --seed --bs',
 )
 fractions = dict(
     sample='--guidance-scale', inpaint='--guidance-scale --white',
-    train='--minutes --lr', classifier='--lr', race='--minutes', balance='--minutes',
-    distill='--minutes --lr',
+    train='--minutes --lr --set-aside --early-at', classifier='--lr --set-aside',
+    race='--minutes --set-aside', balance='--minutes', distill='--minutes --lr',
 )
 
 # Zero is fine for these, and these are told otherwise
@@ -342,6 +346,12 @@ def trainings():
     """)
     yield from rows('race --epochs 1', cells)
     yield from rows('race --data @cells --epochs 1', """
+        --configs magic | 'magic'
+        --optimizers magic | 'magic'
+        --rates x | --rates x
+        --rates 0 | lr=0
+        --batches x | --batches x
+        --batches 0 | bs=0
         --out @text.txt | text.txt is a file
         --out /proc/nowhere | /proc/nowhere
         --out @trained | trained holds a trained generator
@@ -427,6 +437,14 @@ def networks_to_show():
         --out /proc/nowhere/a.json | /proc/nowhere
     """)
     yield 'score blood32 --data @cells', 'round', 1
+    yield from rows('guidance @trained', cells)
+    yield from rows('guidance @trained --data @cells', """
+        --guide @nowhere | nowhere
+        --guide @classifier | CellClassifier
+        --scales x | --scales x
+        --scales 2,3 | 1
+    """)
+    yield 'fid @net --data @cells --out /proc/nowhere/a.json', '/proc/nowhere', 1
     yield from rows('export-onnx @net', """
         --out @text.txt | text.txt
         --out /proc/nowhere | /proc/nowhere
@@ -443,7 +461,8 @@ def empty_strings():
         train='--data --out --config --crop --start --channels',
         classifier='--data --out --crop --channels', race='--data --out',
         bench='--out', study='--out --channels --arms --network --keep',
-        balance='--out --test --weights', score='--data --judged --crop --out')
+        balance='--out --test --weights', score='--data --judged --crop --out',
+        guidance='--data --guide', fid='--data --out')
     for command, names in options.items():
         for name in names.split():
             yield f'{good[command]} {name} ""', name, 2

@@ -333,7 +333,8 @@ def test_weights_of_the_first_release_are_checked_as_strictly(tmp_path):
 @pytest.mark.parametrize('name', ['blood33', '', 'no/such/folder', 'blood32/', '../x'])
 def test_unknown_names(name):
     if name == 'blood32/': name = 'BLOOD32'
-    with pytest.raises(ValueError, match='which has .*blood32, .*jurkat40') as e:
+    says = 'which has .*blood32, .*jurkat40' if name else 'names no file or folder'
+    with pytest.raises(ValueError, match=says) as e:
         load(name)
     assert is_one_sentence(str(e.value))
 
@@ -362,7 +363,7 @@ def test_the_class_that_is_needed(held, needed, tmp_path):
     if issubclass(kinds[held], kinds[needed]):
         assert type(load(tmp_path, 'cpu', kind=kinds[needed])) is kinds[held]
     else:
-        words = f'holds a {held}, and a {needed} is needed'
+        words = rf'holds .*\({held}\), and .*{needed}\)? is needed'
         with pytest.raises(ValueError, match=words):
             load(tmp_path, 'cpu', kind=kinds[needed])
 

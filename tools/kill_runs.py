@@ -59,7 +59,8 @@ download('pbc', sys.argv[2], url=sys.argv[1], checksum=sys.argv[3], progress=Fal
 small = ['--size', '32', '-n', '160', '--bs', '8']
 net = ['--dim', '8', '--seed', '3']
 commands = dict(
-    train=['train', *small, *net, '--classes', '--epochs', '8', '--scored', '40'],
+    train=['train', *small, *net, '--classes', '--epochs', '8', '--scored', '40',
+           '--means', '4', '--early-at', '.3'],
     classifier=['classifier', *small, *net, '--epochs', '16'],
     study=['study', 'simulated', '--size', '32', '-n', '120', '--keep', 'ig=4',
            '--arms', 'real,ddpm,gan,ddpm-filtered', '--folds', '2', '--seeds', '1',

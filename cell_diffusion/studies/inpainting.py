@@ -368,10 +368,7 @@ def scale_study(
     "Fill the same holes of test cells through windows of several sizes, and measure"
     model = load(model, kind=Inpainter)
     classifier = classifier or reference_classifier(dls)
-    test = dls.idxs['test']
-    pick = test[draw_of_each(dls.cells.labels[test], n, len(dls.vocab), seed)]
-    pictures = dls.train.fields[pick].cpu()
-    labels = torch.as_tensor(dls.cells.labels[pick])
+    pick, pictures, labels = pictures_to_fill(dls, n, seed)
     sides = {share: round(share*pictures.shape[-1]) for share in windows}
     masks = holes_in_middle(pictures, min(sides.values()), model.size, seed)
     arms = dict(network=NetworkArm(model, steps, give_class=bool(model.classes)),
@@ -397,6 +394,13 @@ def scale_study(
         steps=steps, seed=seed)
     grid = dict(window=list(windows), hole=list(holes), arm=list(arms))
     return Records(folder, settings).run(fill_and_score, grid, progress)
+
+# %% ../../nbs/10b_inpainting_study.ipynb #z009
+def pictures_to_fill(dls, n, seed):
+    "Numbers, whole pictures and labels of `n` test cells of each class"
+    test = dls.idxs['test']
+    pick = test[draw_of_each(dls.cells.labels[test], n, len(dls.vocab), seed)]
+    return pick, dls.train.fields[pick].cpu(), torch.as_tensor(dls.cells.labels[pick])
 
 # %% ../../nbs/10b_inpainting_study.ipynb #c066
 ablation_arms = {

@@ -38,15 +38,13 @@ def race(
     """Train the same network for the same time in every way, and compare scores
 
     The ways are all combinations of config, optimizer, learning rate and batch size.
-
     They are scored beside validation cells: test cells are for the chosen model alone.
     """
-    check_number('n', n, **limits['n'])
-    if epochs is None: check_number('minutes', minutes, **limits['minutes'])
-    check_limits(seeds=seeds, minutes=minutes, epochs=epochs, size=size, dim=dim)
+    check_budget(n, minutes, epochs)
+    check_limits(seeds=seeds, size=size, dim=dim, set_aside=set_aside)
     out = as_path(out)
     check_out(out, 'study', data)
-    check_race(data, size, dim, names, optimizers)
+    check_race(data, size, dim, names, optimizers, rates, batches)
     if epochs: minutes = None
     settings = dict(data=str(data), minutes=minutes, epochs=epochs, n=n, size=size,
                     dim=dim, set_aside=set_aside, processor=processor)
@@ -65,7 +63,13 @@ def race(
         return Records(out, settings).run(run, grid)
 
 # %% ../../nbs/recipes.ipynb #n046
-def check_race(data, size, dim, names, optimizers):
+def check_budget(n, minutes, epochs):
+    "Raise `ValueError` unless cells to score and a time or epochs to train are given"
+    check_number('n', n, **limits['n'])
+    if epochs is None: check_number('minutes', minutes, **limits['minutes'])
+    check_limits(minutes=minutes, epochs=epochs)
+
+def check_race(data, size, dim, names, optimizers, rates, batches):
     "Raise `ValueError` for ways or cells that no network can be trained on"
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise ValueError(f"names={names!r:.80} should be a list of training configs.")
@@ -77,11 +81,16 @@ def check_race(data, size, dim, names, optimizers):
         if name not in learning_rates:
             raise ValueError(f"Unknown optimizer {name!r}: use some of "
                              f"{', '.join(learning_rates)}.")
+    for number in rates:
+        if number is not None: check_number('lr', number, **limits['lr'])
+    for number in batches:
+        check_number('bs', number, **limits['bs'])
     check_unet(size, dim)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # The trainings say it again
         load_cells(data, size=size, n=100, cache=False)
 
+# %% ../../nbs/recipes.ipynb #z014
 def race_row(
     record:dict, # From `train_model`, with a score
 )->dict: # One row of the table
