@@ -604,7 +604,8 @@ def too_short(record)->str: # A sentence, or None
     if not few and not falling: return None
     still = ', and the loss was still falling' if falling else ''
     return (f"The training was too short: {steps} steps, {passes:.1f} passes over the "
-            f"{'walks' if pairs else 'training cells'}{still}; the same command with a larger budget goes on.")
+            f"{'walks' if pairs else 'training cells'}{still}; the same command with a "
+            "larger budget goes on.")
 
 # %% ../nbs/recipes.ipynb #n014
 def score_weights(
