@@ -830,8 +830,7 @@ def score_model(
     most half of the real ones, without replacement), and the same in
     `data_proportions`. Without classes `classes_seen` counts what is generated.
     """
-    steps, _, _ = stored_walk(model, steps)
-    n, steps, seed = check_limits(n=n, steps=steps, seed=seed)
+    n, steps, seed = check_limits(n=n, steps=stored_walk(model, steps)[0], seed=seed)
     check_number('n', n, 2)
     check_number('the number of real cells', len(cells), 4)
     n = min(n, len(cells))
