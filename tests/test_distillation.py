@@ -100,7 +100,8 @@ def test_teacher_with_the_same_jumps_is_a_fixed_point(cells, kind):
     learn.noise.outside = 0
     with learn.no_bar(), learn.no_logging():
         loss = learn.validate()[0]
-    assert loss < 1e-4
+    # Walks are kept in half precision
+    assert loss < 6e-5
 
 def test_walks_are_guided_as_the_teacher_is(cells):
     "With the same noise, classes and masks, other walks where there is a class"
