@@ -13,7 +13,7 @@ import torch
 import torch.nn as nn
 import warnings
 from dataclasses import dataclass, replace
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from huggingface_hub import PyTorchModelHubMixin
 from cell_diffusion.process import Schedule, prediction_target, predictions, to_x0
 from cell_diffusion.schedules import get_schedule
@@ -128,15 +128,11 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
     ):
         super().__init__()
         check_plain(prediction, data_std, size)
-        self.size = size
+        store_attr('size,prediction,data_std,bits,guidance_scale')
         self.classes = tuple(classes or ())
-        self.prediction = prediction
-        self.data_std = data_std
         self.data_mean = check_numbers('data_mean', data_mean)
         self.cell_sizes = cell_sizes and check_numbers('cell_sizes', cell_sizes)
         self.white = check_number('white', white)
-        self.bits = bits
-        self.guidance_scale = guidance_scale
         self.interval = None if interval is None else tuple(interval)
         self.cell_scales = None if cell_scales is None else tuple(cell_scales)
         unet = {**(unet or {}), 'n_classes': len(self.classes)}

@@ -888,8 +888,7 @@ def score_model(
     `n`, `steps`, `seed`, `classifier_accuracy` on real cells, `grain` of each channel,
     and `generated` and `reference`: distances, precision and recall. With classes also
     `labels='equal'`, `class_accuracy`, `compared` (cells of each class on each side of
-    a comparison, at most half of the real ones, without replacement), and the same in
-    `data_proportions`. Without classes `classes_seen` counts what is generated.
+    a comparison) and the same in `data_proportions`; without classes `classes_seen`.
     """
     n, steps, seed = check_limits(n=n, steps=steps, seed=seed)
     check_number('n', n, 2)
