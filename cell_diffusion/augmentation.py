@@ -30,7 +30,7 @@ from cell_diffusion.records import (
     Records, check_out, kind_of_folder, locked, read_json, remove_parts, write_json,
     write_together, write_whole,
 )
-from cell_diffusion.sampling import check_room_for, sample
+from cell_diffusion.sampling import check_room_for, sample, stored_walk
 from cell_diffusion.sources import named_source, resolve_source
 from cell_diffusion.splits import assert_disjoint, fingerprint
 from cell_diffusion.training import diffusion_learner, fit_for
@@ -394,7 +394,7 @@ def balance(
     minutes:float=10.,  # Time to train it
     size:int=None,      # Of the files, in pixels; by default that of the cells
     seed:int=0,         # Seed of weights and noise
-    steps:int=20,       # Network calls for each cell
+    steps:int=None,     # Network calls for each cell, see `sample`
     test=None,          # Folder of test cells, refused if one is among `folder`'s
     force:bool=False,   # Write cells of a class that the network does not obey
     white:float=None,   # Grey level that is white; by default of training, or measured
@@ -405,11 +405,10 @@ def balance(
     """Write generated cells for the rare classes of a folder, which stays as it is.
 
     `weights` names shipped weights or a folder that `cell-diffusion train --classes`
-    wrote. Every file is marked as synthetic, in its name, inside and in the manifest,
-    which has the `size` of the file and the size that was `made`, and how many cells of
-    its class are recognised: `class_accuracy`, `real_accuracy`, `obeyed`. Files have
-    the depth and the range of those in `folder`. Test cells are read by the same white.
-    Never test on cells of `folder` afterwards: the generator has seen them.
+    wrote. Files have depth and range of those in `folder`, and are marked as synthetic:
+    in the name, inside, and in the manifest, which has the `size`, the size that was
+    `made`, and how many of the class are recognised: `class_accuracy`, `real_accuracy`,
+    `obeyed`. Test cells are read by the same white; none may be a cell of `folder`.
     """
     goal, seed, steps = check_limits(goal=goal, seed=seed, steps=steps)
     minutes = check_number('minutes', minutes, **limits['minutes'])
@@ -423,7 +422,8 @@ def balance(
     made_by = str(weights or f'trained on {dls.cells.source} for {minutes} minutes')
     notes = dict(generator=made_by, seed=seed, size=size, made=made, **depth_of(dls))
     settings = dict(notes, kind='cells', cells=fingerprint(dls), missing=missing)
-    settings.update(steps=steps, weights=model and weights_hash(model))
+    if model: steps, *_ = stored_walk(model, steps)
+    settings.update(steps=steps or 20, weights=model and weights_hash(model))
     return fill_folder(out, model, dls, settings, notes, minutes, force, progress,
                        kwargs.get('cache', True))
 

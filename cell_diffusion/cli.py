@@ -529,6 +529,21 @@ def show_card(folder):
     typer.echo((folder/'README.md').read_text(encoding='utf-8'))
     typer.echo(f"Weights, record and card: {folder}")
 
+# %% ../nbs/cli.ipynb #d015
+@command('recipes.distill_model', options=['data'], leave_out=['judged'],
+         kept=goes_on)
+def distill_(
+    distill_model, # The function that does the work
+    teacher:str, # Shipped weights or a folder: a trained network, or a student
+    out:Path=Path('runs/few-calls'), # Folder for results; a killed run goes on there
+    channels:str=None, # As in training, unless given
+    **options, # More arguments of `distill_model`
+):
+    "Teach a network to make its cells in a few calls."
+    distill_model(teacher, out=out, channels=channel_list(channels), **options)
+    show_card(out)
+
+
 # %% ../nbs/cli.ipynb #c017
 @command('recipes.train_reference_classifier', kept=goes_on)
 def classifier_(

@@ -139,13 +139,14 @@ limits = dict(
     set_aside=dict(low=0, high=.9),
     size=whole(8, 4096),
     steps=whole(1, 100_000),
+    walks=whole(10, 1_000_000),
     zoom=whole(1, 100),
 )
 
 
 # %% ../nbs/00_core.ipynb #x006
 # None means "by default" or "all" for these
-may_be_none = 'epochs', 'goal', 'guidance_scale', 'minutes', 'n', 'patch'
+may_be_none = ('epochs', 'goal', 'guidance_scale', 'minutes', 'n', 'patch', 'steps')
 
 def check_limits(
     **values, # Numbers by the name of the argument, each in `limits`

@@ -21,7 +21,7 @@ from .viewer import FrameSlider, grid_frame
 from .imageio import picture_bytes, read_image, read_mask
 from .records import is_same_file, write_whole
 from .denoiser import load
-from .sampling import nfe
+from .sampling import nfe, stored_walk
 from .inpainting import find_window, inpaint, masked_view, methods
 from .inpainting import is_grey, white_level, white_of_network
 
@@ -251,7 +251,7 @@ class MaskPainter:
         mask=None, # What is painted already, as in `inpaint`; by default nothing
         label:str=None, # Class of the cell, by name; None for no class
         n:int=4, # How many fills
-        steps:int=20, # Steps of the sampler
+        steps:int=None, # Steps of the sampler; by default as in `inpaint`
         seed:int=0, # The same seed gives the same fills
         model='blood64-inpaint', # A network, the name of shipped weights, or a folder
         **kwargs, # More arguments of `inpaint`, such as `window`, `white` and `method`
@@ -475,7 +475,8 @@ def network_calls_of(p):
     method = methods.get(p.kwargs.get('method', 'trained'), {})
     chosen = {**method, **p.kwargs}
     options = {name: chosen[name] for name in ('jump', 'repeats') if name in chosen}
-    return nfe(chosen.get('sampler', 'dpm_solver'), p.steps, **options)
+    steps = p.steps or chosen.get('steps') or stored_walk(p.net)[0]
+    return nfe(chosen.get('sampler', 'dpm_solver'), steps, **options)
 
 # %% ../nbs/painter.ipynb #c042a
 def press_fill(p):

@@ -258,7 +258,7 @@ def check_out(
 # %% ../nbs/records.ipynb #s000
 # What the system leaves, and a run of ours before its first record
 _may_lie_there = re.compile(
-    r'\.DS_Store|checkpoint\.pt|(\..*|.*\.json)?\.lock'
+    r'\.DS_Store|(checkpoint|walks)\.pt|(\..*|.*\.json)?\.lock'
     r'|.*\.[0-9a-f]{8}\.cell-diffusion\.part')
 
 def _other_file(folder):

@@ -131,12 +131,20 @@ def store_in_half(graph):
     graph.node.extend(nodes)
 
 # %% ../nbs/web.ipynb #c024a
-def walk(schedule, steps):
-    "The timesteps that `dpm_solver` visits, with their signal and noise"
-    t = timesteps(schedule, steps)
+def walk(schedule, t):
+    "Timesteps that a sampler visits, with their signal and noise"
     signal = schedule.signal[t].tolist()
     noise = schedule.noise[t].tolist()
-    return dict(t=t.tolist(), signal=signal, noise=noise)
+    return dict(t=list(t), signal=signal, noise=noise)
+
+def walks_of(model, steps):
+    "By number of steps: walks of `dpm_solver`, or of `ddim` for a distilled network"
+    schedule = model.schedule
+    if model.jumps:
+        jumps = list(model.jumps)
+        return {len(jumps): dict(walk(schedule, jumps), ddim=True)}
+    return {k: walk(schedule, timesteps(schedule, k).tolist())
+            for k in steps if k <= schedule.T}
 
 def page_facts(model, file, data, about, steps):
     "What a page must know about an exported network"
@@ -155,7 +163,9 @@ def page_facts(model, file, data, about, steps):
         data_mean=model.data_mean,
         data_std=model.data_std,
         about=about,
-        walks={k: walk(schedule, k) for k in steps if k <= schedule.T},
+        # What guidance does is part of the weights of a distilled network
+        guided=not model.jumps,
+        walks=walks_of(model, steps),
     )
 
 # %% ../nbs/web.ipynb #c024b

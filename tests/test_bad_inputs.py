@@ -169,6 +169,7 @@ good = dict(
     study='study @cells --size 32 --folds 2 --arms real',
     balance='balance @cells --out out --goal 20',
     score='score @net --data @cells',
+    distill='distill @net --data @cells',
     guidance='guidance @trained --data @cells',
     fid='fid @net --data @cells',
 )
@@ -188,18 +189,20 @@ whole = dict(
     study='--size -n --goal --folds --seeds --steps --ddpm-epochs --gan-epochs --fold',
     balance='--goal --size --seed --steps',
     score='--scored --steps -n',
+    distill='--calls --walks --epochs --bs -n --seed --scored',
     guidance='--scored --steps',
     fid='-n --steps --seed --bs',
 )
 fractions = dict(
     sample='--guidance-scale', inpaint='--guidance-scale --white',
     train='--minutes --lr --set-aside --early-at', classifier='--lr --set-aside',
-    race='--minutes --set-aside', balance='--minutes',
+    race='--minutes --set-aside', balance='--minutes', distill='--minutes --lr',
 )
 
 # Zero is fine for these, and these are told otherwise
 may_be_0 = '--seed', '--fold', '--guidance-scale'
 may_be_negative = '--guidance-scale',
+no_score = 'train --scored', 'distill --scored'
 said = {'--window': 'not {}', '--fold': 'no fold {}', '--ddpm-epochs': 'epochs={}',
         '--gan-epochs': 'epochs={}'}
 
@@ -213,7 +216,7 @@ def numbers():
             name = option.lstrip('-').replace('-', '_')
             for value in beyond:
                 if value == '0' and option in may_be_0: continue
-                if value == '0' and (command, option) == ('train', '--scored'): continue
+                if value == '0' and f'{command} {option}' in no_score: continue
                 says = said.get(option, f'{name}={{}} should be').format(value)
                 yield f'{good[command]} {option} {value}', says, 1
     for command, options in fractions.items():

@@ -26,7 +26,7 @@ nbs = root/'nbs'
 
 # Chapters without a number come at the end, in this order
 last = ['own_cells', 'imageio', 'sources', 'weights', 'records', 'viewer', 'painter',
-        'web', 'recipes', 'cli', 'moved']
+        'web', 'distillation', 'recipes', 'cli', 'moved']
 widget_view = 'application/vnd.jupyter.widget-view+json'
 
 

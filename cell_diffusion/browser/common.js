@@ -88,6 +88,7 @@ export function fillIn(root, about, words, chosen) {
   named('label').append(...all.map(([value, text]) => option(text, value, String(value) === String(chosen))));
   named('steps').append(...Object.keys(about.walks).map(k => option(k, k, k === '20')));
   for (const n of ['label', 'w']) named(n).closest('label').hidden = !about.classes.length;   // nothing to choose without classes
+  if (about.guided === false) named('w').closest('label').hidden = true;   // guidance is in the weights of a distilled network
 }
 
 // What a choice is called, and a name without what a file name cannot hold

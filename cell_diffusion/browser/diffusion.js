@@ -30,8 +30,8 @@ export function guided(ask, label, none, w) {
   };
 }
 
-// DPM-Solver++(2M): each step extrapolates from the last two estimates of x0
-export async function sample(x0Of, x, { t, signal, noise }, watch = () => {}) {
+// DPM-Solver++(2M): each step extrapolates from the last two estimates of x0; `ddim` takes the last one as it is
+export async function sample(x0Of, x, { t, signal, noise, ddim }, watch = () => {}) {
   const a = [...signal, 1];
   const s = [...noise, 0];
   const log = v => Math.log(Math.max(v, 1e-12));
@@ -43,7 +43,7 @@ export async function sample(x0Of, x, { t, signal, noise }, watch = () => {}) {
     const h = lam[i + 1] - lam[i];
     const last = i + 1 === t.length;
     const k = h/(2*hBefore);
-    const d = before && !last ? x0.map((v, j) => v + k*(v - before[j])) : x0;
+    const d = before && !last && !ddim ? x0.map((v, j) => v + k*(v - before[j])) : x0;
     const keep = s[i + 1]/s[i];
     const add = -a[i + 1]*Math.expm1(-h);
     x = x.map((v, j) => keep*v + add*d[j]);

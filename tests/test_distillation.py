@@ -1,0 +1,225 @@
+"A student's jumps end where its teacher's walk does, and it knows how many there are"
+import json
+from pathlib import Path
+import pytest
+import torch
+from fastai.learner import Callback
+from typer.testing import CliRunner
+from cell_diffusion.cli import app
+from cell_diffusion.core import generator
+from cell_diffusion.data import cell_dls
+from cell_diffusion.denoiser import (Condition, Denoiser, denoise, load, save,
+                                     set_guidance, weights_hash)
+from cell_diffusion.distillation import (distillation_learner, jump_timesteps,
+                                         jump_x0, student_of, teacher_walks, walk)
+from cell_diffusion.inpainting import Inpainter, fill_holes
+from cell_diffusion.sampling import ddim, invert, sample
+from cell_diffusion.training import fit_for
+from cell_diffusion.web import page_facts
+
+tiny = dict(dim=16, mults=[1, 2])
+kinds = 'basophil', 'neutrophil'
+
+@pytest.fixture(scope='module')
+def cells():
+    return cell_dls('simulated', size=28, bs=16, n=96)
+
+def network(kind=Denoiser, std=.05, classes=None, data_std=.5, size=28):
+    "A small network; with `std=0` it is the best denoiser of Gaussian pixels"
+    torch.manual_seed(0)
+    unet = tiny
+    if kind is Inpainter: unet = dict(tiny, channels=7, out_channels=3)
+    model = kind(unet, 'log_snr', prediction='v', data_std=data_std, size=size,
+                 classes=classes or [])
+    rng = generator(0)
+    for p in model.parameters():
+        if std: torch.nn.init.normal_(p, std=std, generator=rng)
+    return model.eval()
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=generator(seed))
+
+def test_jump_undoes_a_step_of_ddim():
+    schedule = network().schedule
+    x0 = noise(4, 3, 8, 8).clamp(-1, 1)
+    xt = noise(4, 3, 8, 8, seed=1)
+    for t, s in ((999, 700), (500, 20), (300, None)):
+        here = schedule.signal[t], schedule.noise[t]
+        there = (1., 0.) if s is None else (schedule.signal[s], schedule.noise[s])
+        xs = there[0]*x0 + there[1]*(xt - here[0]*x0)/here[1]
+        assert torch.allclose(jump_x0(xt, xs, here, there), x0, atol=1e-4), (t, s)
+
+@pytest.mark.parametrize('calls', [1, 2, 4])
+def test_exact_student_ends_where_the_teacher_does(calls):
+    "With the estimates that it should learn, a student's jumps are the teacher's walk"
+    teacher = network()
+    x = noise(3, 3, 28, 28)
+    jumps = jump_timesteps(teacher, calls)
+    with torch.no_grad():
+        states = walk(teacher, x, Condition(), jumps)
+    assert states.shape == (3, calls + 1, 3, 28, 28)
+
+    def perfect(xt, t):
+        i = jumps.index(t)
+        s = teacher.schedule
+        here = s.signal[t], s.noise[t]
+        last = i + 1 == calls
+        there = (1., 0.) if last else (s.signal[jumps[i + 1]], s.noise[jumps[i + 1]])
+        assert torch.allclose(xt, states[:, i], atol=1e-4)
+        return jump_x0(xt, states[:, i + 1], here, there)
+
+    end = ddim(perfect, x, teacher.schedule, torch.tensor(jumps))
+    assert torch.allclose(end, states[:, -1], atol=1e-4)
+    seen = sample(teacher, 3, seed=0, progress=False)
+    assert torch.allclose(states[:, -1], seen, atol=1e-5)
+
+def test_student_learns_the_one_step_map_of_gaussian_pixels(cells):
+    "The way of a Gaussian from noise ends at data_std times the noise"
+    teacher = network(std=0, data_std=.2)
+    learn = distillation_learner(cells, teacher, calls=1, n=90, bs=16, progress=False,
+                                 precision='float32', optimizer='muon')
+    x = noise(8, 3, 28, 28, seed=5)
+    def error(model):
+        with torch.no_grad():
+            x0 = denoise(model, x, model.jumps[0])
+        return (x0 - .2*x).pow(2).mean().sqrt().item()
+    before = error(learn.model)
+    fit_for(learn, epochs=7, lr=4e-3, progress=False)
+    assert before > .15
+    assert error(learn.ema.averaged.eval()) < .08
+
+@pytest.mark.parametrize('kind', [Denoiser, Inpainter])
+def test_teacher_with_the_same_jumps_is_a_fixed_point(cells, kind):
+    "What a student says is what its own student should say"
+    first = network(kind, classes=cells.vocab)
+    teacher = student_of(first, jump_timesteps(first, 4))
+    learn = distillation_learner(cells, teacher, 4, 20, 16, progress=False,
+                                 precision='float32')
+    assert learn.model.jumps == teacher.jumps
+    # What an `Inpainter` says of known pixels is not used on its way
+    learn.noise.outside = 0
+    with learn.no_bar(), learn.no_logging():
+        loss = learn.validate()[0]
+    assert loss < 1e-4
+
+def test_walks_are_guided_as_the_teacher_is(cells):
+    "With the same noise, classes and masks, other walks where there is a class"
+    teacher = network(Inpainter, classes=cells.vocab)
+    jumps = jump_timesteps(teacher, 2)
+    def walks(scale):
+        set_guidance(teacher, scale)
+        return teacher_walks(teacher, cells.train, jumps, 20, progress=False)
+    plain = walks(1)
+    guided = walks(3)
+    null = len(cells.vocab)
+    assert torch.equal(plain.label, guided.label) and len(plain) == 20
+    assert 0 < (plain.label == null).sum() < 10
+    same = (plain.states[:, -1] == guided.states[:, -1]).flatten(1).all(1)
+    assert torch.equal(same, (plain.label == null) | ~plain.mask.flatten(1).any(1))
+    assert torch.equal(plain.states[:, 0], guided.states[:, 0])
+    shown = plain.known*~plain.mask
+    assert torch.equal(plain.states[:, -1]*~plain.mask, shown)
+    assert not (plain.known*plain.mask).any()
+
+@pytest.mark.parametrize('kind', [Denoiser, Inpainter])
+def test_killed_distillation_goes_on_to_the_bit(cells, tmp_path, kind):
+    "The walks are read from their file, and the jumps come in the same order"
+    teacher = network(kind, classes=cells.vocab)
+    def learner():
+        return distillation_learner(cells, teacher, 2, 30, 16, progress=False,
+                                    file=tmp_path/'walks.pt', precision='float32')
+    class Kill(Callback):
+        order = 70
+        def after_batch(self):
+            if self.training and self.train_iter == 4: raise KeyboardInterrupt
+
+    whole = learner()
+    fit_for(whole, epochs=2, progress=False)
+    checkpoint = tmp_path/'checkpoint.pt'
+    killed = learner()
+    killed.add_cb(Kill())
+    with pytest.raises(KeyboardInterrupt):
+        fit_for(killed, epochs=2, checkpoint=checkpoint, progress=False)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr('cell_diffusion.distillation.teacher_walks', lambda *_: 1/0)
+        again = learner()
+    fit_for(again, epochs=2, checkpoint=checkpoint, progress=False)
+    assert weights_hash(again.ema.averaged) == weights_hash(whole.ema.averaged)
+
+@pytest.mark.parametrize('kind', [Denoiser, Inpainter])
+def test_student_knows_its_jumps(tmp_path, kind):
+    "Saved and loaded, it samples with as many calls, and fills holes"
+    student = student_of(network(kind, classes=kinds), (999, 500))
+    save(student, tmp_path/'s')
+    student = load(tmp_path/'s', 'cpu', 'float32')
+    assert student.jumps == (999, 500)
+    x, path = sample(student, 2, 'basophil', trajectory=True, progress=False)
+    assert [t for t, _, _ in path] == [999, 500]
+    assert torch.equal(x, path[-1][2]) and torch.equal(
+        x, sample(student, 2, 0, steps=2, sampler='ddim', progress=False))
+
+    images = noise(2, 3, 28, 28).clamp(-1, 1)
+    mask = torch.zeros(2, 1, 28, 28).bool()
+    mask[..., :14] = True
+    filled = fill_holes(student, images, mask, 'basophil', progress=False)
+    assert torch.equal(torch.where(mask, images, filled), images)
+
+refused = {
+    'other steps': (dict(steps=20), 'distilled for ddim in 2 steps'),
+    'another sampler': (dict(sampler='heun'), 'leave steps, sampler'),
+    'a spacing': (dict(spacing='time'), 'leave steps, sampler'),
+    'guidance': (dict(label=0, guidance_scale=2), 'leave guidance_scale'),
+    'a guide': (dict(guide=True), 'leave guidance_scale'),
+}
+
+@pytest.mark.parametrize('given, said', refused.values(), ids=refused.keys())
+def test_student_refuses_other_walks(given, said):
+    teacher = network(classes=kinds)
+    student = student_of(teacher, (999, 500))
+    if 'guide' in given: given = dict(guide=teacher)
+    with pytest.raises(ValueError, match=said):
+        sample(student, 2, progress=False, **given)
+
+def test_what_a_student_cannot_be(tmp_path):
+    student = student_of(network(classes=kinds), (999, 500))
+    with pytest.raises(ValueError, match='have no way back'):
+        invert(student, noise(2, 3, 28, 28))
+    with pytest.raises(ValueError, match='guide was distilled'):
+        set_guidance(network(classes=kinds), 2, guide=student)
+    for jumps in ([], [500], [999, 999], [999, 1000], [999, 2.5], [999, -1]):
+        with pytest.raises(ValueError, match='timesteps that fall from 999'):
+            Denoiser(tiny, 'log_snr', jumps=jumps)
+    assert jump_timesteps(student, 1) == (999,)
+    with pytest.raises(ValueError, match='calls'):
+        jump_timesteps(student, 3)
+
+def test_a_page_knows_the_jumps():
+    "And that it should not guide"
+    student = student_of(network(classes=kinds), (999, 500))
+    facts = page_facts(student, Path('net.onnx'), b'', '', (5, 10, 20))
+    signal = student.schedule.signal[[999, 500]].tolist()
+    noise = student.schedule.noise[[999, 500]].tolist()
+    walk = dict(t=[999, 500], signal=signal, noise=noise, ddim=True)
+    assert facts['walks'] == {2: walk}
+    assert facts['guided'] is False
+
+def test_distil_from_the_shell(tmp_path):
+    "Weights, record and card say what the network is; the same command goes on"
+    vocab = cell_dls('simulated', size=28, bs=16, n=96).vocab
+    save(network(classes=vocab), tmp_path/'teacher')
+    words = ['distill', str(tmp_path/'teacher'), '--data', 'simulated', '--calls', '2',
+             '--walks', '20', '--epochs', '1', '--n', '96', '--scored', '0', '--bs',
+             '8', '--out', str(tmp_path/'s')]
+    said = CliRunner().invoke(app, words)
+    assert said.exit_code == 0, said.output
+    record = json.loads((tmp_path/'s'/'record.json').read_text())
+    assert record['calls'] == 2 and record['walks'] == 20
+    assert record['start'] == 'teacher'
+    card = (tmp_path/'s'/'README.md').read_text()
+    assert 'distilled into 2 network calls with 20 walks of its teacher' in card
+    assert len(load(tmp_path/'s').jumps) == 2
+    again = CliRunner().invoke(app, words)
+    assert again.exit_code == 0 and json.loads(
+        (tmp_path/'s'/'record.json').read_text())['steps'] == record['steps']
+    other = CliRunner().invoke(app, words[:4] + ['--calls', '1'] + words[6:])
+    assert other.exit_code == 1 and 'calls was 2' in other.output
