@@ -85,6 +85,7 @@ def check_sizes(model):
     if len(model.data_mean) not in (1, model.channels):
         raise ValueError(f"data_mean has {len(model.data_mean)} numbers for "
                          f"{model.channels} channels.")
+    if model.jumps is not None: check_jumps(model.jumps, model.schedule.T)
     sizes = model.cell_sizes or ()
     if sizes and len(sizes) not in (1, len(model.classes)):
         raise ValueError(f"cell_sizes has {len(sizes)} numbers for "
@@ -124,6 +125,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         bits:int=8, # Depth of those files, 8 or 16
         guidance_scale:float=1., # What `sample` uses, see `Condition`
         interval:tuple=None, # Likewise
+        jumps:tuple=None, # Timesteps that a distilled network visits, see `distill`
         cell_scales:tuple=None, # Smallest and largest factor on these sizes in training
     ):
         super().__init__()
@@ -134,6 +136,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         self.cell_sizes = cell_sizes and check_numbers('cell_sizes', cell_sizes)
         self.white = check_number('white', white)
         self.interval = None if interval is None else tuple(interval)
+        self.jumps = None if jumps is None else tuple(jumps)
         self.cell_scales = None if cell_scales is None else tuple(cell_scales)
         unet = {**(unet or {}), 'n_classes': len(self.classes)}
         self.unet = UNet(**unet).to(memory_format=torch.channels_last)
@@ -338,6 +341,7 @@ def check(self:Condition,
     if self.guide is not None and not same_noise_levels(model, self.guide):
         raise ValueError("The guide must have the channels, the size and the noise "
                          "schedule of the network that it guides.")
+    self.check_distilled(model)
     if self.mask is None: return
     shape = (n, model.channels, model.size, model.size)
     mask_shape = (n, 1, model.size, model.size)
@@ -346,7 +350,30 @@ def check(self:Condition,
                          f"{mask_shape}, got {tuple(self.known.shape)} and "
                          f"{tuple(self.mask.shape)}.")
 
+# %% ../nbs/06_ddpm.ipynb #d034
+@patch
+def check_distilled(self:Condition,
+    model:Denoiser, # The network that is to generate
+):
+    "Raise a `ValueError` for guidance of a distilled network, or by one"
+    guided = self.guidance_scale != 1 or self.guide is not None
+    if model.jumps and guided:
+        raise ValueError("This network was distilled, and what guidance does is part "
+                         "of its weights: leave guidance_scale and guide out.")
+    if self.guide is not None and self.guide.jumps:
+        raise ValueError("The guide was distilled into a few calls: guide with a "
+                         "network that was only trained.")
+
+
 # %% ../nbs/06_ddpm.ipynb #sh03
+def check_jumps(jumps, T):
+    "Raise a `ValueError` unless a distilled network visits falling timesteps"
+    whole = all(isinstance(t, int) for t in jumps)
+    if not whole or not jumps or [T - 1, *jumps[1:], -1] != sorted(
+            {*jumps, -1}, reverse=True):
+        raise ValueError(f"jumps are timesteps that fall from {T - 1}, not "
+                         f"{list(jumps)!r:.80}.")
+
 def check_interval(interval):
     "Raise a `ValueError` unless an interval has a lower and a higher end"
     try:
@@ -647,7 +674,7 @@ def checksum(state):
 
 # %% ../nbs/weights.ipynb #n045
 later_settings = dict(white=255, bits=8, guidance_scale=1, interval=None,
-                      cell_scales=None)
+                      cell_scales=None, jumps=None)
 
 def guide_of(model):
     "The network that a network is guided away from, or None"

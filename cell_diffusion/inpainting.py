@@ -562,7 +562,7 @@ def put_back(
 
 # %% ../nbs/10_inpainting.ipynb #c105
 methods = dict(
-    trained=dict(model='blood64-inpaint', steps=20),
+    trained=dict(model='blood64-inpaint'),
     clamp=dict(model='blood64', steps=50),
     repaint=dict(model='blood64', sampler='repaint', steps=25),
 )

@@ -26,7 +26,7 @@ from cell_diffusion.core import (
 from cell_diffusion.data import CellLoader, CellLoaders
 from cell_diffusion.denoiser import Denoiser, weights_folder
 from cell_diffusion.records import read_json
-from cell_diffusion.sampling import sample
+from cell_diffusion.sampling import sample, stored_walk
 from cell_diffusion.transforms import dihedral_views
 
 # %% ../nbs/07_evaluation.ipynb #c025
@@ -879,7 +879,7 @@ def score_model(
     cells:torch.Tensor, # Real test cells `(n, channel, size, size)` in -1..1
     labels:torch.Tensor, # Their classes `(n,)`
     n:int=1000, # Cells to generate
-    steps:int=20, # Network calls
+    steps:int=None, # Network calls; by default 20, or those of a distilled network
     seed:int=0, # Seed of the noise
     progress:bool=True, # Show a progress bar
 )->dict: # For a record
@@ -890,7 +890,7 @@ def score_model(
     `labels='equal'`, `class_accuracy`, `compared` (cells of each class on each side of
     a comparison) and the same in `data_proportions`; without classes `classes_seen`.
     """
-    n, steps, seed = check_limits(n=n, steps=steps, seed=seed)
+    n, steps, seed = check_limits(n=n, steps=stored_walk(model, steps)[0], seed=seed)
     check_number('n', n, 2)
     check_number('the number of real cells', len(cells), 4)
     n = min(n, len(cells))
@@ -1071,7 +1071,7 @@ def class_check(
     labels, # Their classes `(m,)`
     names, # Names of the classes to check
     n:int=32, # Cells of each class
-    steps:int=20, # Network calls
+    steps:int=None, # Network calls, see `sample`
     seed:int=0, # Seed of the noise
     progress:bool=False, # Show a progress bar
 )->pd.DataFrame: # See `beside_real`

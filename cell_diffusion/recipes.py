@@ -23,6 +23,7 @@ from fastai.torch_core import num_distrib, rank_distrib
 from string import Template
 from types import SimpleNamespace
 
+
 # %% ../nbs/recipes.ipynb #n007b
 from cell_diffusion.augmentation import warn_of_other_crop, white_for
 from cell_diffusion.classifier import (
@@ -36,6 +37,8 @@ from cell_diffusion.denoiser import (
     Denoiser, folder_of, load, network_settings, save, set_guidance, weights_folder,
     weights_hash,
 )
+from cell_diffusion.distillation import distillation_learner
+from cell_diffusion.imageio import read_image
 from cell_diffusion.inpainting import inpainting_learner
 from cell_diffusion.metrics import (
     balanced_accuracy, beside_real, class_accuracy, class_warning, score_model,
@@ -46,7 +49,7 @@ from cell_diffusion.records import (
     Records, check_file, check_out, is_same_file, locked, machine, read_json,
     write_json, write_whole,
 )
-from cell_diffusion.sampling import sample
+from cell_diffusion.sampling import sample, stored_walk
 from cell_diffusion.sources import channel_names, named_source
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import (
@@ -241,6 +244,86 @@ def train_model(
     Started by accelerate or `torchrun`, all processes train; the first one writes.
     """
     return do_run(SimpleNamespace(**locals()))
+
+# %% ../nbs/recipes.ipynb #d001
+def distill_model(
+    teacher, # Shipped weights or a folder: a trained network, or a student
+    data:str, # The cells of its training: a source or a folder of class folders
+    calls:int=4, # Network calls that the student makes for a cell
+    walks:int=1000, # How many walks of the teacher it learns from
+    minutes:float=10., # Minutes of learning, without the walks; a larger number goes on
+    epochs:int=None, # Passes over the walks in all, in place of minutes
+    out='runs/few-calls', # Folder for the results; a killed run goes on there
+    bs:int=32, # Jumps in a batch
+    optimizer:str='muon', # adamw or muon
+    lr:float=1e-3, # Highest learning rate
+    seed:int=0, # Seed of the walks and of their order
+    scored:int=1000, # Cells to generate for the score; 0 for no score
+    judged:str='test', # Compare with test cells, or with valid ones to choose a setting
+    crop:str=None, # center or field; by default as in training
+    channels=None, # As in training, unless given
+    n:int=None, # Number of cells; as in training, unless given
+    source:str=None, # How to read data; folder for class folders of your own
+    white:float=None, # As in training, unless given
+    processor:bool=False, # Count seconds of the processor, on a busy machine
+    progress:bool=True, # Show progress bars
+)->dict: # The record, as it is written to `record.json`
+    """Distil a network: a student learns to make its walks in a few calls
+
+    It learns the walks that `sample` makes, with the guidance that is stored with the
+    teacher. Leaves what `train_model` does."""
+    run = SimpleNamespace(**locals(), processes=1, means=0, early_at=0,
+                          kwargs={})
+    run.out = as_path(out)
+    check_distillation(run)
+    with locked(run.out, 'training'):
+        record = distill_and_save(run)
+    for said in record['advice']:
+        warnings.warn(said)
+    return record
+
+
+# %% ../nbs/recipes.ipynb #d002
+def check_distillation(run):
+    "Raise `ValueError` for what can be known to be wrong before any cell is read"
+    check_out(run.out, 'denoiser', run.data)
+    check_goes_on(run.out)
+    if run.optimizer not in learning_rates:
+        raise ValueError(f"Unknown optimizer {run.optimizer!r}: use one of "
+                         f"{', '.join(learning_rates)}.")
+    check_scoring(run.judged, run.scored)
+    check_start(run.teacher, run.out)
+    if run.epochs is None: check_number('minutes', run.minutes, **limits['minutes'])
+    names = 'calls walks minutes epochs bs lr n seed scored'.split()
+    check_limits(**{name: getattr(run, name) for name in names})
+
+def distill_and_save(run)->dict: # The record
+    "What `distill_model` does with its arguments, which are the attributes of `run`"
+    run.model = run.teacher
+    teacher = load(run.teacher, kind=Denoiser)
+    folder = folder_of(run.teacher)
+    its_record = earlier_record(folder)
+    dls = cells_to_score(teacher, its_record, run)
+
+    settings = dict(
+        config=its_record.get('config', 'unknown'), optimizer=run.optimizer, lr=run.lr,
+        seed=run.seed, balanced=True, inpaint=teacher.sees_known, start=folder.name,
+        calls=run.calls, walks=run.walks, teacher=weights_hash(teacher))
+    learn = distillation_learner(
+        dls, teacher, run.calls, run.walks, run.bs, run.seed, run.out/'walks.pt',
+        run.progress, optimizer=run.optimizer)
+    vars(run).update(size=teacher.size, classes=bool(teacher.classes), steps=run.calls,
+                     dim=teacher.settings['unet'].get('dim'))
+    budget = fit_run(learn, settings, run)
+    record = run_record(learn, budget, run)
+    record.update(settings, conditional=run.classes, loaded=its_record.get('loaded'),
+                  set_aside=its_record.get('set_aside', 0),
+                  seconds_walking=learn.dls.walks.seconds)
+    model = learn.ema.averaged
+    save_run(model, record, run)
+    if run.scored: add_score(model, dls, record, run)
+    return record
+
 
 # %% ../nbs/recipes.ipynb #z000
 def do_run(run)->dict: # The record
@@ -512,21 +595,24 @@ def advice_on(record)->list: # Sentences
 def too_short(record)->str: # A sentence, or None
     "Did the training end too early?"
     steps = record['steps']
-    passes = record['cells_seen']/record['cells']['train']
+    # A student learns from jumps, and not from cells
+    pairs = record.get('walks', 0)*record.get('calls', 0)
+    passes = record['cells_seen']/(pairs or record['cells']['train'])
     few = passes < 2 or steps < 500 and not record.get('start')
     loss = record['loss']
     falling = len(loss) == 50 and np.mean(loss[40:]) < .8*np.mean(loss[20:30])
     if not few and not falling: return None
     still = ', and the loss was still falling' if falling else ''
     return (f"The training was too short: {steps} steps, {passes:.1f} passes over the "
-            f"training cells{still}; the same command with a larger budget goes on.")
+            f"{'walks' if pairs else 'training cells'}{still}; the same command with a "
+            "larger budget goes on.")
 
 # %% ../nbs/recipes.ipynb #n014
 def score_weights(
     model, # Folder of a run, or the name of shipped weights
     data:str, # The cells of its training: a source or a folder of class folders
     scored:int=1000, # Cells to generate
-    steps:int=20, # Network calls
+    steps:int=None, # Network calls; by default 20, or those of a distilled network
     judged:str='test', # Compare with test cells, or with valid ones
     crop:str=None, # center or field; by default as in training
     channels=None, # As in training, unless given
@@ -551,7 +637,8 @@ def score_weights(
     own = folder.is_dir() and folder.resolve().parent != weights_folder.resolve()
     with locked(folder, 'training') if own else nullcontext():
         network = load(model, kind=Denoiser)
-        check_number('steps', steps, 1, network.schedule.T, whole=True)
+        run.steps = stored_walk(network, steps)[0]
+        check_number('steps', run.steps, 1, network.schedule.T, whole=True)
         record = earlier_record(folder)
         keeps = own and describes(record, network, folder)
         dls = cells_to_score(network, record, run)
@@ -710,7 +797,7 @@ def save_grid(
     path, # PNG file
     rows:int=8, # Rows; with classes there is one for each class
     cols:int=8, # Columns
-    steps:int=20, # Network calls
+    steps:int=None, # Network calls, see `sample`
     seed:int=0, # Seed of the noise
     progress:bool=True, # Show a progress bar
 )->torch.Tensor: # The cells of the picture
@@ -868,6 +955,9 @@ def pixels_of(record):
 def choices_of(record):
     "Settings that are named only where they are used"
     text = ''
+    if record.get('calls'):
+        text += (f", distilled into {record['calls']} network calls with "
+                 f"{record['walks']:,} walks of its teacher")
     if record.get('start'):
         start = record['start'].replace('`', "'")
         text += f", started from the weights of `{start}`"

@@ -209,6 +209,7 @@ def _calls(sampler, steps, T, options):
 def _generate(model, n, condition, sampler, seed, steps, spacing, bs, progress,
               trajectory, options):
     "`n` images on a condition, and with `trajectory` the way to them"
+    check_room_for(n, model.channels, model.size)
     rng = generator(seed)
     x = torch.randn(n, model.channels, model.size, model.size, generator=rng)
     x = x.to(model.device)
@@ -233,6 +234,18 @@ def _generate(model, n, condition, sampler, seed, steps, spacing, bs, progress,
     return (x, path) if trajectory else x
 
 # %% ../nbs/06_ddpm.ipynb #z001
+def stored_walk(model, steps=None, sampler=None, spacing=None):
+    "Steps, sampler and spacing: what is given, or what the network is made for"
+    if model.jumps is None:
+        steps = 20 if steps is None else steps
+        return steps, find_sampler(sampler or 'dpm_solver'), spacing or 'log_snr'
+    calls = len(model.jumps)
+    fits = steps in (None, calls) and sampler in (None, 'ddim') and spacing is None
+    if not fits:
+        raise ValueError(f"This network was distilled for ddim in {calls} steps, at "
+                         "timesteps of its own: leave steps, sampler and spacing out.")
+    return calls, find_sampler('ddim'), lambda *_: model.jumps
+
 def stored_guidance(model, label, scale, interval, guide):
     "Scale, interval and guide for `Condition`, from what is given and what is stored"
     if guide is None: guide = model.guide
@@ -250,15 +263,15 @@ def sample(
     n:int=None, # How many; by default one for each label or known image, or 16
     label=None, # A class name or number for all, or one for each
     seed:int=0, # The same seed gives the same cells
-    steps:int=20, # Steps of a short sampler; `nfe` says what they cost
-    sampler='dpm_solver', # A name in `samplers`, or a function like `ddim`
+    steps:int=None, # Of a short sampler; by default 20, or those of a distilled network
+    sampler=None, # A name in `samplers`, by default `dpm_solver`, or such a function
     guidance_scale:float=None, # 1: no guidance; by default as stored with the network
     interval:tuple=None, # Guide only at log-SNRs between these two
     guide:Denoiser=None, # Guide away from this network; by default the stored one
     known:torch.Tensor=None, # Images in -1..1, one for each or one for all
     mask:torch.Tensor=None, # bool `(n, 1, size, size)` or one: True is to be filled
     show_known:bool=True, # Show the known pixels to a network that can see them?
-    spacing='log_snr', # How timesteps are spaced, see `timesteps`
+    spacing=None, # How timesteps are spaced, by default `log_snr`, see `timesteps`
     bs:int=256, # Images in a network call
     progress:bool=True, # Show a progress bar
     trajectory:bool=False, # Also return what happened on the way
@@ -267,14 +280,13 @@ def sample(
     """Generate cells from noise. `ValueError` for what this network cannot do
 
     Guidance goes towards the class, or away from a `guide`; it doubles the calls."""
-    sampler = find_sampler(sampler)
+    steps, sampler, spacing = stored_walk(model, steps, sampler, spacing)
     n, seed, bs = check_limits(n=n, seed=seed, bs=bs)
     check_options(sampler, options)
     with_hole = known is not None and mask is not None
     if with_hole: check_types(known, mask)
     label = class_numbers(model, label, n)
     n = _how_many(n, label, known, mask)
-    check_room_for(n, model.channels, model.size)
     device = model.device
     guidance = stored_guidance(model, label, guidance_scale, interval, guide)
     condition = Condition(
@@ -427,6 +439,9 @@ def invert(
     spacing='log_snr', # How the timesteps are spaced, see `timesteps`
 )->torch.Tensor: # Noise, of the shape of `x0`, from which `ddim` returns
     "DDIM backwards, from cells to their noise (Song et al. 2021, section 4.3)"
+    if model.jumps:
+        raise ValueError("A distilled network jumps, and its jumps have no way back: "
+                         "invert with the network that it was distilled from.")
     check_number('steps', steps, 2, model.schedule.T, whole=True)
     label = class_numbers(model, label, len(x0))
     condition = Condition(_for_all(label, len(x0), model.device, torch.long))

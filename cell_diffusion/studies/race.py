@@ -45,10 +45,9 @@ def race(
     out = as_path(out)
     check_out(out, 'study', data)
     check_race(data, size, dim, names, optimizers, rates, batches)
-    if epochs: minutes = None
     more = dict(set_aside=set_aside, processor=processor)
-    settings = dict(data=str(data), minutes=minutes, epochs=epochs, n=n, size=size,
-                    dim=dim, **more)
+    settings = dict(data=str(data), minutes=None if epochs else minutes, epochs=epochs,
+                    n=n, size=size, dim=dim, **more)
 
     def run(config, optimizer, rate, bs, seed):
         folder = out/f'{config}-{optimizer}-{rate}-{bs}-{seed}'
