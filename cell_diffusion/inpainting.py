@@ -618,8 +618,8 @@ def inpaint(
     """Fill what a mask hides in a picture; pixels outside the mask keep their values.
 
     Raises `ValueError`, `TypeError` or `FileNotFoundError` for what cannot be filled.
-    White is `white`; else that of training, for files of the same depth; else 255, or of
-    16 bits a measured level, with a warning. Cells of another size get a warning too.
+    White is `white`; else that of training, for files of the same depth; else 255, or
+    of 16 bits a measured level, with a warning. Cells of another size get one too.
     """
     settings = settings_of(method, steps, kwargs)
     default_model = settings.pop('model')

@@ -14,6 +14,7 @@ import torch.nn as nn
 import warnings
 from dataclasses import dataclass
 from functools import partial
+from scipy.fft import dctn
 from scipy.stats import binomtest, mannwhitneyu, wasserstein_distance
 from scipy.stats import t as student_t
 from typing import Callable, NamedTuple
@@ -733,6 +734,59 @@ def evaluation_report(
                 rows.append(dict(model=model, group=measure.group, **row, n=size))
     return pd.DataFrame(rows)
 
+# %% ../nbs/07_evaluation.ipynb #gr01
+def block_energy(
+    x:torch.Tensor, # Cells `(n, channel, height, width)` in -1..1, at least 8 pixels
+)->np.ndarray: # `(n, channel, 8, 8)`, squared grey levels: slow waves first
+    "Mean energy of each cosine in the 8 × 8 blocks of a cell, off the grid of a JPEG"
+    first = 4 if min(x.shape[2:]) >= 12 else 0
+    grey = 127.5*x[..., first:, first:].float().cpu()
+    blocks = grey.unfold(2, 8, 8).unfold(3, 8, 8).numpy()
+    weights = dctn(blocks, axes=(-2, -1), norm='ortho')
+    return (weights**2).mean((2, 3))
+
+waves = np.hypot(*np.indices((8, 8)))
+block_frequency = waves/waves.max()
+
+def spectrum(
+    x:torch.Tensor, # As in `block_energy`
+)->np.ndarray: # `(n, channel, 8)`, from flat to the finest
+    "Mean energy of the cosines in eight bands of frequency"
+    energy = block_energy(x)
+    band = (8*block_frequency).astype(int).clip(max=7)
+    return np.stack([energy[..., band == k].mean(-1) for k in range(8)], -1)
+
+# %% ../nbs/07_evaluation.ipynb #gr03
+def energy_ratio(
+    real:np.ndarray, # Energies of real cells `(n, ...)`, a row a cell
+    fake:np.ndarray, # Of generated cells `(m, ...)`
+    seed:int=0, # Seed of the interval's draws
+    draws:int=400, # Draws of the bootstrap
+)->tuple: # The ratio, low and high end of its 95% interval, `(...)` each
+    "Ratio of two mean energies, with a bootstrap over the cells of both sides"
+    rng = np.random.default_rng(seed)
+    def again(energies):
+        n = len(energies)
+        share = rng.multinomial(n, np.full(n, 1/n), draws)/n
+        return np.tensordot(share, energies, 1)
+    # Flat cells have no energy: no division by zero
+    tiny = 1e-9
+    ratio = (fake.mean(0) + tiny)/(real.mean(0) + tiny)
+    ratios = (again(fake) + tiny)/(again(real) + tiny)
+    low, high = np.quantile(ratios, [.025, .975], axis=0)
+    return ratio, low, high
+
+def grain(
+    real:torch.Tensor, # Real cells `(n, channel, height, width)` in -1..1
+    fake:torch.Tensor, # Generated cells `(m, channel, height, width)`
+    seed:int=0, # Seed of the interval's draws
+)->list: # For each channel a dict of `ratio`, `low` and `high`
+    "Energy of the finest quarter of the frequencies; 1 is as much as in real cells"
+    finest = [block_energy(x)[..., block_frequency >= .75].sum(-1)
+              for x in (real, fake)]
+    ends = zip(*energy_ratio(*finest, seed))
+    return [dict(zip(('ratio', 'low', 'high'), map(float, row))) for row in ends]
+
 # %% ../nbs/07_evaluation.ipynb #n088
 def equal_labels(labels, n):
     "Classes to request `(n,)`: each that has real cells, in turn"
@@ -811,6 +865,13 @@ def score_of_mixtures(real, fake, labels, requested, n, names):
                 **compare_with_real(real, fake, n, equal),
                 data_proportions=compare_with_real(real, fake, n, in_data))
 
+# %% ../nbs/07_evaluation.ipynb #z000
+def like(labels, requested):
+    "Numbers of real cells `(n,)` with the classes of those that were requested"
+    picked = [np.resize(np.flatnonzero(labels == k), n)
+              for k, n in enumerate(requested.bincount().tolist()) if n]
+    return np.concatenate(picked)
+
 # %% ../nbs/07_evaluation.ipynb #c081
 def score_model(
     model:Denoiser, # A trained network
@@ -824,11 +885,10 @@ def score_model(
 )->dict: # For a record
     """Generate `n` cells, each class equally often, and compare them with real cells
 
-    `n`, `steps`, `seed`, `classifier_accuracy` on real cells, and `generated` and
-    `reference`: distances, precision and recall. With classes also `labels='equal'`,
-    `class_accuracy`, `compared` (cells of each class on each side of a comparison, at
-    most half of the real ones, without replacement), and the same in
-    `data_proportions`. Without classes `classes_seen` counts what is generated.
+    `n`, `steps`, `seed`, `classifier_accuracy` on real cells, `grain` of each channel,
+    and `generated` and `reference`: distances, precision and recall. With classes also
+    `labels='equal'`, `class_accuracy`, `compared` (cells of each class on each side of
+    a comparison) and the same in `data_proportions`; without classes `classes_seen`.
     """
     n, steps, seed = check_limits(n=n, steps=stored_walk(model, steps)[0], seed=seed)
     check_number('n', n, 2)
@@ -842,7 +902,8 @@ def score_model(
 
     names = classifier.classes
     on_real = class_accuracy(predicted_real, labels, names)
-    score = dict(n=n, steps=steps, seed=seed,
+    beside = cells if requested is None else cells[like(labels, requested)]
+    score = dict(n=n, steps=steps, seed=seed, grain=grain(beside, generated, seed),
                  classifier_accuracy=on_real.to_dict('records'))
     if requested is None:
         shares = [(predicted == k).float().mean().item() for k in range(len(names))]

@@ -356,7 +356,6 @@ def train_and_save(run)->dict: # The record
 def check_run(run):
     "Raise `ValueError` for what can be known to be wrong before any cell is read"
     check_out(run.out, 'denoiser', run.data)
-    check_goes_on(run.out)
     if run.config not in training_configs:
         raise ValueError(f"Unknown training config {run.config!r}: use one of "
                          f"{', '.join(training_configs)}.")
@@ -367,6 +366,7 @@ def check_run(run):
     check_scoring(run.judged, run.scored)
     if run.epochs is None: check_number('minutes', run.minutes, **limits['minutes'])
     check_start(run.start, run.out)
+    check_goes_on(run.out)
     if run.scales and not run.inpaint:
         raise ValueError("scales are for networks that fill holes: add inpaint=True "
                          "(--inpaint in a shell), or leave scales out.")

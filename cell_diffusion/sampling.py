@@ -416,6 +416,19 @@ def karras_timesteps(
 spacings = dict(log_snr=log_snr_timesteps, time=even_timesteps,
                 karras=karras_timesteps)
 
+# %% ../nbs/08_samplers.ipynb #gr11
+def early_timesteps(
+    schedule:Schedule, # Gives the log-SNR of each timestep
+    steps:int, # How many, 1..T
+    grey:float=4., # Noise that the last call removes, in grey levels of 255; above 0
+)->torch.Tensor: # Falling from T-1, no two alike; fewer on a coarse schedule
+    "Timesteps even in log-SNR that end before the noise is invisible"
+    check_number('grey', grey, above=0)
+    log_snr = _log_snr(schedule)
+    last = min(2*math.log(127.5/grey), log_snr[0].item())
+    wanted = torch.linspace(log_snr[-1], last, steps, dtype=torch.float64)
+    return _nearest_timesteps(wanted, log_snr)
+
 # %% ../nbs/08_samplers.ipynb #c056
 @torch.no_grad()
 def invert(

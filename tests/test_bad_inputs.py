@@ -343,6 +343,9 @@ def trainings():
         --scored 1 | scored=1
         --patch 5 | 32
         --source nope | 'nope'
+        --optimizer sgd | 'sgd'
+        --scales 0.4 1 | inpaint
+        --inpaint --scales 0.5 0.2 | 0.5
     """)
     yield from rows('race --epochs 1', cells)
     yield from rows('race --data @cells --epochs 1', """

@@ -173,7 +173,7 @@ def test_a_study_of_other_settings_is_refused(settings, tmp_path):
     for change in (dict(seed=1), dict(fills=2), dict(free=settings['trained'])):
         with pytest.raises(ValueError, match='other settings'):
             inpainting_study(tmp_path, **(only | change))
-    with pytest.raises(ValueError, match='an? Inpainter is needed'):
+    with pytest.raises(ValueError, match='Inpainter.* is needed'):
         inpainting_study(tmp_path, **(only | dict(trained=settings['free'])))
 
 def test_a_stopped_ablation_ends_with_the_same_table(dls, tmp_path, monkeypatch):

@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 import torch
 from functools import partial
+from scipy.fft import idctn
 from scipy.linalg import sqrtm
 from scipy.stats import mannwhitneyu, wasserstein_distance
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.metrics.pairwise import polynomial_kernel
 from sklearn.neighbors import NearestNeighbors
+from torchvision.transforms.functional import gaussian_blur
 import cell_diffusion.metrics as module
 from cell_diffusion.classifier import (
     CellClassifier, features_and_predictions, train_classifier,
@@ -24,8 +26,9 @@ from cell_diffusion.metrics import (
     precision_recall, score_model, score_table, wilson,
 )
 from cell_diffusion.metrics import (
-    bias_curve, compare_features, dihedral_features, distance_draws, loaders_in_memory,
-    scored_records, simple_measures, summarize_draws, thumbnails, wasserstein_gaps,
+    bias_curve, block_energy, block_frequency, compare_features, dihedral_features,
+    distance_draws, energy_ratio, grain, loaders_in_memory, scored_records,
+    simple_measures, spectrum, summarize_draws, thumbnails, wasserstein_gaps,
 )
 from cell_diffusion.plots import (
     plot_bias, plot_class_accuracy, plot_report, show_nearest,
@@ -602,6 +605,58 @@ def test_report_without_extras(reported):
 
 # ---- scores in records
 
+# ---- grain
+
+def noise(n, sd, size=40, seed=0): # sd in grey levels, two channels
+    return sd/127.5*torch.randn(n, 2, size, size, generator=generator(seed))
+
+def cosine(u, v): # One wave of 10 grey levels in each block that `spectrum` looks at
+    block = np.zeros((8, 8))
+    block[u, v] = 10/127.5
+    wave = torch.from_numpy(idctn(block, norm='ortho')).float()
+    return torch.roll(wave.repeat(5, 5), (4, 4), (0, 1))[None, None]
+
+@pytest.mark.parametrize('size', [8, 11, 12, 40, 64])
+def test_the_spectrum_of_white_noise_is_flat(size):
+    energy = spectrum(noise(300, 5, size)).mean(0)
+    assert energy.shape == (2, 8)
+    assert np.allclose(energy, 25, rtol=.15)
+
+@pytest.mark.parametrize('u, v, band', [(1, 0, 0), (3, 0, 2), (4, 4, 4), (7, 7, 7)])
+def test_a_wave_is_in_its_band_alone(u, v, band):
+    energy = spectrum(cosine(u, v))[0, 0]
+    assert energy.argmax() == band
+    assert energy[band] == pytest.approx(energy.sum(), rel=1e-4)
+
+def test_grain_of_known_noise_and_of_blur():
+    real = gaussian_blur(noise(400, 40), 5, .8)
+    finest = block_energy(real)[..., block_frequency >= .75].mean()
+    noisy = grain(real, real + noise(400, 2, seed=1))
+    for channel in noisy:
+        assert channel['low'] < channel['ratio'] < channel['high']
+        assert channel['ratio'] == pytest.approx(1 + 4/finest, rel=.1)
+    assert all(c['high'] < .7 for c in grain(real, gaussian_blur(real, 3, .6)))
+
+def test_the_grid_of_a_jpeg_does_not_count():
+    "What a file rounded away within its own blocks is found at their edges"
+    weights = np.zeros((20, 1, 5, 5, 8, 8))
+    weights[..., :2, :2] = np.random.default_rng(0).normal(size=(20, 1, 5, 5, 2, 2))
+    blocks = idctn(weights, axes=(-2, -1), norm='ortho')
+    x = torch.from_numpy(blocks.swapaxes(3, 4).reshape(20, 1, 40, 40)).float()
+    assert spectrum(x)[..., 6:].mean() > 1
+    assert spectrum(torch.roll(x, (4, 4), (2, 3)))[..., 6:].max() < 1e-6
+
+def test_the_interval_of_an_energy_ratio():
+    "In 95 of 100 pairs of sets it holds the true ratio; flat cells give 1"
+    rng = np.random.default_rng(0)
+    held = 0
+    for seed in range(200):
+        a, b = rng.gamma(2, size=(2, 100))
+        ratio, low, high = energy_ratio(a, 3*b, seed)
+        held += low <= 3 <= high
+    assert 180 <= held <= 199
+    assert energy_ratio(np.zeros((5, 2)), np.zeros((4, 2)))[0].tolist() == [1, 1]
+
 @pytest.mark.parametrize('classes', [('a', 'b', 'c'), ()])
 def test_score_model(classes, monkeypatch):
     requested = []
@@ -615,6 +670,7 @@ def test_score_model(classes, monkeypatch):
     s = score_model(model, classifier(), images(34), labels, n=30, progress=False)
     json.dumps(s)
     assert s['n'] == 30 and s['classifier_accuracy'][-1]['n'] == 34
+    assert len(s['grain']) == 3 and all(c['ratio'] > 0 for c in s['grain'])
     if not classes:
         assert requested == [None] and 'labels' not in s
         assert s['generated']['n'] == s['reference']['n'] == 17

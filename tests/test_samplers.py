@@ -17,8 +17,9 @@ from cell_diffusion.plots import plot_cost
 from cell_diffusion.process import eps_from_x0
 from cell_diffusion.records import results_folder
 from cell_diffusion.sampling import (
-    ancestral, batched_denoise, ddim, ddim_inverse, dpm_solver, euler, heun, invert,
-    karras_timesteps, nfe, sample, samplers, slerp, spacings, steps_for, timesteps,
+    ancestral, batched_denoise, ddim, ddim_inverse, dpm_solver, early_timesteps, euler,
+    heun, invert, karras_timesteps, nfe, sample, samplers, slerp, spacings, steps_for,
+    timesteps,
 )
 from cell_diffusion.schedules import (
     cosine_schedule, linear_schedule, log_snr_schedule, rescale_zero_snr,
@@ -257,6 +258,17 @@ def test_karras_spacing_is_their_equation():
     i = torch.arange(18).double()/17
     theirs = (80**(1/7) + i*(.002**(1/7) - 80**(1/7)))**7
     assert torch.allclose(ours, theirs, rtol=1e-3)
+
+
+@pytest.mark.parametrize('schedule', all_schedules)
+@pytest.mark.parametrize('steps', [1, 2, 16])
+def test_an_early_end_leaves_grey_levels_to_the_last_call(schedule, steps):
+    ts = timesteps(schedule, steps, early_timesteps)
+    assert ts[0] == schedule.T - 1 and len(ts) == steps
+    left = 127.5*(-.5*schedule.log_snr[ts[-1]]).exp()
+    if steps > 1: assert left == pytest.approx(4, abs=.2)
+    end = dpm_solver(Oracle(Toy(), schedule), torch.zeros(3), schedule, ts)
+    assert torch.isfinite(end).all()
 
 
 def test_a_wrong_spacing_is_refused():

@@ -45,16 +45,15 @@ def race(
     out = as_path(out)
     check_out(out, 'study', data)
     check_race(data, size, dim, names, optimizers, rates, batches)
-    if epochs: minutes = None
-    settings = dict(data=str(data), minutes=minutes, epochs=epochs, n=n, size=size,
-                    dim=dim, set_aside=set_aside, processor=processor)
+    more = dict(set_aside=set_aside, processor=processor)
+    settings = dict(data=str(data), minutes=None if epochs else minutes, epochs=epochs,
+                    n=n, size=size, dim=dim, **more)
 
     def run(config, optimizer, rate, bs, seed):
         folder = out/f'{config}-{optimizer}-{rate}-{bs}-{seed}'
         record = train_model(data, size, True, minutes, epochs, folder, config, bs,
                              optimizer, rate, dim, seed=seed, scored=n, judged='valid',
-                             set_aside=set_aside, processor=processor,
-                             progress=progress)
+                             progress=progress, **more)
         return race_row(record)
 
     grid = dict(seed=range(seeds), config=names, optimizer=optimizers, rate=rates,
