@@ -202,7 +202,7 @@ fractions = dict(
 # Zero is fine for these, and these are told otherwise
 may_be_0 = '--seed', '--fold', '--guidance-scale'
 may_be_negative = '--guidance-scale',
-no_score = 'train --scored', 'distill --scored'
+may_be_none = 'train --scored', 'train --means', 'distill --scored'
 said = {'--window': 'not {}', '--fold': 'no fold {}', '--ddpm-epochs': 'epochs={}',
         '--gan-epochs': 'epochs={}'}
 
@@ -216,7 +216,7 @@ def numbers():
             name = option.lstrip('-').replace('-', '_')
             for value in beyond:
                 if value == '0' and option in may_be_0: continue
-                if value == '0' and f'{command} {option}' in no_score: continue
+                if value == '0' and f'{command} {option}' in may_be_none: continue
                 says = said.get(option, f'{name}={{}} should be').format(value)
                 yield f'{good[command]} {option} {value}', says, 1
     for command, options in fractions.items():

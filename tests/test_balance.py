@@ -22,7 +22,7 @@ from cell_diffusion.metrics import beside_real, class_accuracy, class_warning, d
 from cell_diffusion.recipes import (
     cells_to_score, train_model, train_reference_classifier,
 )
-from cell_diffusion.records import part_name
+from cell_diffusion.records import part_name, write_whole
 from cell_diffusion.studies.augmentation import AugmentationStudy
 
 
@@ -230,16 +230,16 @@ def test_a_killed_call_goes_on(folder, tmp_path, untrained, obeys, monkeypatch, 
     balance(folder, tmp_path/'whole', **call)
 
     written = []
-    def dies(path, content):
-        written.extend([path]*(path.suffix == '.png'))
-        if path.suffix == '.png' and len(written) == kill:
-            path.parent.mkdir(exist_ok=True)
-            part_name(path).write_bytes(b'half a pict')
-            raise KeyboardInterrupt
-        return write_whole(path, content)
-    write_whole = augmentation.write_whole
+    def dies(contents):
+        for path, content in contents.items():
+            written.append(path)
+            if len(written) == kill:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                part_name(path).write_bytes(b'half a pict')
+                raise KeyboardInterrupt
+            write_whole(path, content)
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(augmentation, 'write_whole', dies)
+        m.setattr(augmentation, 'write_together', dies)
         balance(folder, tmp_path/'killed', **call)
     for file in (tmp_path/'killed').rglob('synthetic*.png'):
         Image.open(file).load()
