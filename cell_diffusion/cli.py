@@ -214,7 +214,7 @@ def say_at_the_end(text):
 def in_sentences(kept):
     "Errors, warnings and Ctrl-C as sentences"
     def show(warning, category, filename, *where):
-        is_ours = Path(__file__).parent in Path(filename).parents
+        is_ours = Path(str(files('cell_diffusion'))) in Path(filename).parents
         said = ' '.join(str(warning).split('\n')) if is_ours else sentence(warning)
         say(f'warning: {said}')
 
