@@ -193,7 +193,7 @@ def is_ours(error):
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
-    return bool(trace) and trace.tb_frame.f_globals['__name__'].startswith(__package__)
+    return bool(trace) and 'cell_diffusion' in trace.tb_frame.f_globals['__name__']
 
 def say(text):
     "A line for the person at the terminal, above a progress bar if there is one"

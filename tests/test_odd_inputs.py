@@ -96,7 +96,7 @@ def test_white_that_is_high_enough_is_not_warned_of(tmp_path, recwarn):
      'blood64-inpaint .*train --inpaint`.* method clamp or repaint'),
     (Denoiser, '', {}, 'generates whole cells'),
     (Denoiser, '', dict(method='clamp', label='a'), 'plain was trained without classes '
-     'and takes no label .* blood64-inpaint .*--inpaint --classes'),
+     'and takes no label.* blood64-inpaint .*--inpaint --classes'),
     (Inpainter, '', dict(label='a'), 'without classes')])
 def test_networks_that_cannot_fill_say_so_in_plain_words(kind, classes, asked, says):
     network('plain', kind, classes)

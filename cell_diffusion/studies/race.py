@@ -51,9 +51,9 @@ def race(
 
     def run(config, optimizer, rate, bs, seed):
         folder = out/f'{config}-{optimizer}-{rate}-{bs}-{seed}'
-        record = train_model(data, size, True, minutes, epochs, folder, config, bs,
-                             optimizer, rate, dim, seed=seed, scored=n, judged='valid',
-                             progress=progress, **more)
+        record = train_model(data, size, True, minutes, epochs, folder, config, bs=bs,
+                             optimizer=optimizer, lr=rate, dim=dim, seed=seed, scored=n,
+                             judged='valid', progress=progress, **more)
         return race_row(record)
 
     grid = dict(seed=range(seeds), config=names, optimizer=optimizers, rate=rates,
@@ -99,8 +99,8 @@ def race_row(
     return dict(
         config=record['config'],
         optimizer=record.get('optimizer', 'adamw'),
-        lr=record['lr'],
-        bs=record['bs'],
+        lr=record.get('lr'),
+        bs=record.get('bs', 64),
         seed=record['seed'],
         seconds=record['seconds'],
         cells_seen=record['cells_seen'],
