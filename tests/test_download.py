@@ -382,8 +382,8 @@ def test_two_downloads_into_one_folder(server, tmp_path, capsys):
         found = threads.map(fetch, range(2))
         wait_until(lambda: 'is fetching cells in' in capsys.readouterr().out)
         # The process is killed in the middle: one of those that wait takes over
-        kill(process)
         server.files['/cells.zip'] = body, len(body)
+        kill(process)
         server.stays_open.set()
         assert [len(left(folder)) for folder in found] == [16, 16]
     assert len(server.starts) <= 3, 'fetched once more than needed'
