@@ -465,6 +465,7 @@ from fastai.torch_core import num_distrib, rank_distrib, to_device
 from fastcore.basics import patch, store_attr
 from fastcore.foundation import L
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import islice
 from tqdm.auto import tqdm
@@ -504,8 +505,9 @@ def mean_of_all(
 @cache
 def meeting_place():
     "The group of all processes that a launcher started, where they tell the news"
-    from accelerate import PartialState
-    PartialState(cpu=default_device().type == 'cpu')
+    # Only where it is used: accelerate is an extra
+    accelerate = import_module('accelerate')
+    accelerate.PartialState(cpu=default_device().type == 'cpu')
     # They wait here for a score, too: a process that ended is noticed at once
     return torch.distributed.new_group(backend='gloo', timeout=timedelta(days=1))
 

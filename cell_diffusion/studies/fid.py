@@ -51,10 +51,9 @@ class Inception(nn.Module): # From uint8 `(n, 3, height, width)` to `(n, 2048)`
     "Inception v3 as FID has it: the weights of 2015, images resized as TensorFlow did"
     def __init__(self, file):
         super().__init__()
-        from torch_fidelity.feature_extractor_inceptionv3 import (
-            FeatureExtractorInceptionV3)
-        self.network = FeatureExtractorInceptionV3('inception-v3-compat', ['2048'],
-                                                   str(file))
+        module = import_module('torch_fidelity.feature_extractor_inceptionv3')
+        make = module.FeatureExtractorInceptionV3
+        self.network = make('inception-v3-compat', ['2048'], str(file))
 
     def forward(self, x): return self.network(x)[0]
 
@@ -62,8 +61,7 @@ class DINOv2(nn.Module): # From uint8 `(n, 3, height, width)` to `(n, 1024)`
     "DINOv2 ViT-L/14: the class token of images of 224 × 224 (Stein et al. 2023)"
     def __init__(self, file):
         super().__init__()
-        import timm
-        self.network = timm.create_model(
+        self.network = import_module('timm').create_model(
             'vit_large_patch14_dinov2.lvd142m', pretrained=True, img_size=224,
             num_classes=0, pretrained_cfg_overlay=dict(file=str(file)))
         self.register_buffer('mean', torch.tensor([.485, .456, .406])[:, None, None])
