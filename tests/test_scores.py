@@ -402,3 +402,15 @@ def test_the_command_for_a_gpu_runs_in_miniature(tmp_path):
     result = CliRunner().invoke(app, ['train', *words])
     assert result.exit_code == 0, result.output
     assert record_of(tmp_path/'run')['lr'] == float(options['--lr'])
+
+
+@pytest.mark.parametrize('scored, says', [(16, 'at least 4 test cells'), (0, None)])
+def test_too_few_cells_to_compare_with_are_noticed_before_training(
+        tmp_path, monkeypatch, scored, says):
+    "Without a score there is nothing to compare"
+    def begun(*args): raise InterruptedError
+    monkeypatch.setattr(recipes, 'fit_run', begun)
+    few = dict(size=28, n=16, dim=8, mults=(1, 2), bs=4, epochs=1, progress=False)
+    with pytest.raises(ValueError if says else InterruptedError, match=says):
+        train_model('simulated', out=tmp_path/'out', scored=scored, **few)
+    assert not list((tmp_path/'out').glob('[!.]*'))
