@@ -270,13 +270,14 @@ def cells_of(
 def judge_loaders(
     dls, # From `cell_dls`
     balanced:bool=False, # Draw the training classes equally often
+    bs:int=64, # Cells in a batch; fewer where there are fewer
 )->CellLoaders: # Of the same split, with `cells` and `idxs`
     """Loaders to train a reference classifier with, the same however `dls` were made
 
     Where cells were set aside for the judge, those are its training cells."""
     idxs = dict(dls.idxs)
     if 'judge' in idxs: idxs['train'] = idxs.pop('judge')
-    bs = min(64, len(idxs['train']))
+    bs = min(bs, len(idxs['train']))
     def make(side, **options):
         return CellLoader(dls.train.images, dls.cells.labels, idxs[side], dls.vocab, bs,
                           **options)

@@ -743,8 +743,10 @@ def pictures(self:CellLoader, idx, g:torch.Generator)->torch.Tensor: # uint8
     if not (self.train and self.scales): return self.images[idx]
     n = len(idx)//4
     usual = self.images[idx[:n]]
-    crops = random_crop(self.fields[idx[n:]], usual.shape[-1], self.scales, g)
-    return torch.cat([usual, crops])
+    # Whole pictures may be too large for the GPU that holds the usual ones
+    fields = self.fields[idx[n:].to(self.fields.device)]
+    crops = random_crop(fields, usual.shape[-1], self.scales, g)
+    return torch.cat([usual, crops.to(usual.device)])
 
 # %% ../nbs/02_data.ipynb #c095
 @patch

@@ -673,8 +673,7 @@ def checksum(state):
     return digest.hexdigest()
 
 # %% ../nbs/weights.ipynb #n045
-later_settings = dict(white=255, bits=8, guidance_scale=1, interval=None,
-                      cell_scales=None, jumps=None)
+later_settings = dict(guidance_scale=1, interval=None, cell_scales=None, jumps=None)
 
 def guide_of(model):
     "The network that a network is guided away from, or None"
@@ -685,8 +684,10 @@ def weights_hash(
 )->str: # 16 hexadecimal digits
     "A text that two networks share only if they would be saved as the same files"
     settings = model.settings
+    # As in folders from before these were settings
+    if (settings.get('white'), settings.get('bits')) == (255, 8):
+        del settings['white'], settings['bits']
     for name, usual in later_settings.items():
-        # As in folders from before these were settings
         if settings.get(name, usual) == usual: settings.pop(name, None)
     if guide := guide_of(model): settings['guide'] = weights_hash(guide)
     h = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
@@ -737,12 +738,17 @@ def save(
     folder = as_path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder for the weights.")
+    guide = guide_of(model)
+    of_guide = _files_of(guide, folder/'guide') if guide else {}
+    write_together({**of_guide, **_files_of(model, folder)})
+
+def _files_of(model, folder):
+    "Weights and settings of one network: `{path: content}`"
     state = _tensors_to_save(model, folder)
     config = json.dumps(_config_to_save(model, folder), indent=2) + '\n'
     metadata = dict(format='pt', config=config, sha256=checksum(state))
     weights = file_bytes(state, metadata)
-    if guide := guide_of(model): save(guide, folder/'guide')
-    write_together({folder/'model.safetensors': weights, folder/'config.json': config})
+    return {folder/'model.safetensors': weights, folder/'config.json': config}
 
 # %% ../nbs/weights.ipynb #n027
 def _not_json(name): raise ValueError(f"{name} is no number of JSON")
@@ -982,7 +988,8 @@ def from_pretrained(cls:Network,
 
 def _download(name, kwargs):
     "The folder of a repository in the cache of `huggingface_hub`"
-    files = ['config.json', 'model.safetensors']
+    names = 'config.json', 'model.safetensors'
+    files = [*names, *(f'guide/{name}' for name in names)]
     try:
         return Path(snapshot_download(str(name), allow_patterns=files, **kwargs))
     except (OSError, ValueError) as e:

@@ -54,7 +54,10 @@ def jump_timesteps(
     calls = check_number('calls', calls, 1, len(ts), whole=True)
     log_snr = teacher.schedule.log_snr.cpu()[ts]
     wanted = torch.linspace(log_snr[0].clamp(min=-12), quiet, calls + 1)[:-1]
-    chosen = (wanted[:, None] - log_snr).abs().argmin(1).unique()
+    nearest = (wanted[:, None] - log_snr).abs().argmin(1)
+    # The first jump begins at the noise, even where many timesteps are as noisy
+    nearest[0] = 0
+    chosen = nearest.unique()
     if len(chosen) < calls:
         raise ValueError(f"{calls} jumps do not fit on a walk of {len(ts)} steps: "
                          "take fewer calls.")
@@ -179,6 +182,9 @@ class WalkLoader:
         self.epoch = 0
         self.calls = walks.states.shape[1] - 1
         self.device = torch.device('cpu')
+        if train and bs > self.pairs:
+            raise ValueError(f"{self.pairs} jumps do not fill a batch of bs={bs}: give "
+                             "more walks, or a smaller batch.")
 
     @property
     def pairs(self): return len(self.walks)*self.calls

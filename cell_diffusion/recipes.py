@@ -200,7 +200,7 @@ def train_reference_classifier(
         where = named_source(data, source)
         dls = cell_dls(*where, size=size, bs=bs, crop=crop, channels=channels, n=n,
                        balanced=balanced, white=white, set_aside=set_aside)
-        if set_aside: dls = judge_loaders(dls, balanced)
+        if set_aside: dls = judge_loaders(dls, balanced, bs)
         return classifier_run(dls, out, epochs, progress, channels, seed,
                               set_aside, dim=dim, lr=lr)
 
@@ -316,11 +316,12 @@ def distill_and_save(run)->dict: # The record
                      dim=teacher.settings['unet'].get('dim'))
     budget = fit_run(learn, settings, run)
     record = run_record(learn, budget, run)
-    record.update(settings, conditional=run.classes, loaded=its_record.get('loaded'),
+    record.update(settings, conditional=run.classes,
+                  loaded=run.n or its_record.get('loaded'),
                   set_aside=its_record.get('set_aside', 0),
                   seconds_walking=learn.dls.walks.seconds)
     model = learn.ema.averaged
-    save_run(model, record, run)
+    model = save_run(model, record, run)
     if run.scored: add_score(model, dls, record, run)
     return record
 
@@ -390,7 +391,7 @@ def cells_for(run, start):
 def prepare(run)->tuple: # The learner, and the settings that a record keeps
     "Read the cells of a run and build its network"
     if run.patch: run.kwargs = dict(run.kwargs, patch=run.patch)
-    trained = start_network(run.start, run.size)
+    trained = start_network(run.start, run.size, run.set_aside)
     settings = dict(config=run.config, optimizer=run.optimizer, lr=run.lr,
                     seed=run.seed, balanced=run.balanced, inpaint=run.inpaint,
                     scales=run.scales and list(run.scales), means=run.means,
@@ -409,7 +410,7 @@ def keep_run(learn, budget, settings, run)->dict: # The record
     record.update(settings, conditional=run.classes, loaded=run.n,
                   set_aside=run.set_aside)
     model = learn.ema.averaged
-    save_run(model, record, run)
+    model = save_run(model, record, run)
     if run.scored: add_score(model, learn.dls, record, run)
     return record
 
@@ -429,13 +430,17 @@ def check_start(start, out):
         raise ValueError(f"{out} holds the weights to start from, which this run would "
                          "replace: give it a folder of its own.")
 
-def start_network(start, size):
+def start_network(start, size, set_aside=0.):
     "The network to start from, or None. `ValueError` for one of another size"
     if not start: return None
     model = load(start, 'cpu', 'float32', kind=Denoiser)
     if model.size != size:
         raise ValueError(f"Cannot start from {start}: its size is {model.size} pixels, "
                          f"here it is {size}; give size={model.size}.")
+    kept = earlier_record(folder_of(start)).get('set_aside', 0)
+    if set_aside > kept:
+        raise ValueError(f"Cannot start from {start} with set_aside={set_aside:g}: it "
+                         f"was trained with {kept:g}, so it knows cells of the judge.")
     return model
 
 def learner_for(dls, start, run):
@@ -502,10 +507,17 @@ def read_record(folder):
 
 # %% ../nbs/recipes.ipynb #n038
 def save_run(model, record, run):
-    "Write weights, record, card and picture; what is known of the same weights stays"
+    "Write weights, record, card, picture; keep what is known of them. The network"
     out = run.out
     record['weights'] = weights_hash(model)
     earlier = earlier_record(out)
+    if earlier.get('unguided') == record['weights']:
+        record.update(earlier)
+        warnings.warn(nothing_left(out, record['seconds']))
+        return load(out, model.device, model.precision)
+    if 'guidance' in earlier:
+        warnings.warn(f"The weights in {out} have changed, so their guidance was taken "
+                      "out: `cell-diffusion guidance` finds it again.")
     same = is_same(earlier, record)
     if same:
         kept = 'score', 'went_on_after', 'machine'
@@ -520,9 +532,11 @@ def save_run(model, record, run):
                       f"taken out of their record: {new}.")
     save(model, out)
     write_run(out, record)
-    if same and is_picture(out/'samples.png'): return
-    save_grid(model, out/'samples.png', steps=run.steps, progress=run.progress)
+    if not (same and is_picture(out/'samples.png')):
+        save_grid(model, out/'samples.png', steps=run.steps, progress=run.progress)
+    return model
 
+# %% ../nbs/recipes.ipynb #z016
 def is_picture(file):
     "Is there a whole picture?"
     try:
@@ -548,7 +562,7 @@ def earlier_record(out):
 def is_same(earlier, record):
     "Do two records describe the same weights? The first release kept no hash of them"
     keys = ('weights',) if 'weights' in earlier else ('fingerprint', 'steps', 'seconds')
-    return all(earlier.get(key) == record[key] for key in keys)
+    return all(key in record and earlier.get(key) == record[key] for key in keys)
 
 def write_run(out, record):
     "Write record and card, with what a user should be told"
@@ -724,12 +738,14 @@ def choose_guidance(
                           progress=progress)
     check_number('scored', scored, 4, limits['scored']['high'], whole=True)
     check_limits(steps=steps)
+    scales = sorted({check_number('scale', scale) for scale in scales})
     if 1 not in scales:
         raise ValueError(f"scales={scales} should hold 1, which is no guidance.")
-    folder = folder_of(model)
+    folder = own_folder(model)
     with locked(folder, 'training'):
         network = load(folder, kind=Denoiser)
         weak = load(guide, kind=Denoiser) if guide else None
+        check_guidance(network, weak, scales, folder)
         dls = cells_to_score(network, read_record(folder), run)
         table = try_scales(network, weak, dls, scales, scored, steps, folder, progress)
         best = best_scale(table)
@@ -770,6 +786,25 @@ def try_scales(network, guide, dls, scales, scored, steps, folder, progress):
     grid = dict(guidance_scale=[float(scale) for scale in scales])
     return Records(folder/'guidance', settings).run(run, grid)
 
+def own_folder(model):
+    "The folder of a run. `ValueError` for weights that come with the package."
+    folder = as_path(model)
+    if not folder.is_dir() or folder.resolve().parent == weights_folder.resolve():
+        raise ValueError(f"{model} is no folder of a run of yours: copy those weights "
+                         "to a folder first, because the setting is stored with them.")
+    return folder
+
+def check_guidance(network, guide, scales, folder):
+    "Raise `ValueError` for a network that cannot be guided so"
+    if network.jumps:
+        raise ValueError(f"{folder} was distilled, and its guidance is learned: search "
+                         "for that of its teacher.")
+    if not network.classes and guide is None:
+        raise ValueError(f"{folder} knows no classes to guide towards: name a weaker "
+                         "network with guide (--guide in a shell).")
+    set_guidance(network, max(scales), guide=guide)
+
+# %% ../nbs/recipes.ipynb #z015
 def guidance_row(
     score:dict, # From `score_model`
 )->dict: # One row of the table
@@ -784,12 +819,15 @@ def guidance_row(
 
 def keep_guidance(network, folder, found):
     "Save weights with their guidance; a score without it is no longer theirs"
-    save(network, folder)
     record = read_record(folder)
+    unguided = record.get('unguided', record.get('weights'))
+    save(network, folder)
     if record.pop('score', None):
         warnings.warn(f"{folder} now generates with guidance, so its earlier score was "
                       "taken out of the record: `cell-diffusion score` makes one.")
-    write_run(folder, dict(record, guidance=found, weights=weights_hash(network)))
+    write_run(folder, dict(record, guidance=found, unguided=unguided,
+                           weights=weights_hash(network)))
+    save_grid(network, folder/'samples.png', steps=found['steps'], progress=False)
 
 # %% ../nbs/recipes.ipynb #n012
 def save_grid(

@@ -248,8 +248,8 @@ def stored_walk(model, steps=None, sampler=None, spacing=None):
 
 def stored_guidance(model, label, scale, interval, guide):
     "Scale, interval and guide for `Condition`, from what is given and what is stored"
-    if guide is None: guide = model.guide
     if scale is not None: return scale, interval, guide
+    if guide is None: guide = model.guide
     scale = model.guidance_scale
     # Without a class and without another network there is nothing to guide by
     if label is None and guide is None: scale = 1.
@@ -267,7 +267,7 @@ def sample(
     sampler=None, # A name in `samplers`, by default `dpm_solver`, or such a function
     guidance_scale:float=None, # 1: no guidance; by default as stored with the network
     interval:tuple=None, # Guide only at log-SNRs between these two
-    guide:Denoiser=None, # Guide away from this network; by default the stored one
+    guide:Denoiser=None, # Guide away from this network; stored with some scales
     known:torch.Tensor=None, # Images in -1..1, one for each or one for all
     mask:torch.Tensor=None, # bool `(n, 1, size, size)` or one: True is to be filled
     show_known:bool=True, # Show the known pixels to a network that can see them?

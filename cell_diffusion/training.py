@@ -709,10 +709,7 @@ def close(self:Budget):
 
 # %% ../nbs/06b_long_runs.ipynb #c064
 class Checkpoint(Callback):
-    """Writes all that a run needs to go on to the bit, and goes on from it
-
-    Where several processes train together, it goes on from the last whole epoch: what
-    a kill interrupts within an epoch is trained again."""
+    "Writes all that a run needs to go on to the bit, and goes on from it"
     order = -100 # Before any callback draws a random number for the batch
 
     def __init__(self,
@@ -953,10 +950,8 @@ class Rest:
 def progress_so_far(self:Checkpoint, budget):
     "How much of the run is done, as a sentence"
     batches = f", {self.batches} batches" if self.batches else ''
-    where = ''
-    if num_distrib() > 1: where = ' from its last whole epoch, as several processes do'
     return (f"{self.path}: {self.done} epochs{batches} and {budget.seconds/60:.1f} "
-            f"minutes of this run are done, it goes on{where}.")
+            f"minutes of this run are done, it goes on.")
 
 # %% ../nbs/06b_long_runs.ipynb #n007
 @contextmanager

@@ -391,7 +391,7 @@ def scale_study(
     settings = dict(
         networks=[network_settings(net) for net in (model, classifier)],
         fingerprint=fingerprint(dls), classes=list(dls.vocab), cells_per_class=n,
-        steps=steps, seed=seed)
+        steps=steps, seed=seed, sides=[pictures.shape[-1], min(sides.values())])
     grid = dict(window=list(windows), hole=list(holes), arm=list(arms))
     return Records(folder, settings).run(fill_and_score, grid, progress)
 
