@@ -484,3 +484,27 @@ def test_guidance_is_found_stored_and_written_into_the_card(tmp_path):
     # Called again it finds its records
     again = choose_guidance(out, **search)
     assert again.equals(table)
+
+    # A finished training that is called again leaves the guidance as it is
+    with pytest.warns(UserWarning, match='nothing was left to train'):
+        again = train_model('simulated', out=out, **dict(run, scored=0))
+    assert load(out).guide is not None and again['guidance'] == record['guidance']
+
+    # More training has other weights, which are to be searched again
+    with pytest.warns(UserWarning, match='guidance was taken out'):
+        train_model('simulated', out=out, **dict(run, epochs=3, scored=0))
+    assert load(out).guide is None
+
+
+def test_guidance_is_not_stored_with_what_comes_with_the_package(tmp_path):
+    with pytest.raises(ValueError, match='copy those weights'):
+        choose_guidance('blood32', 'simulated')
+    shutil.copytree(shipped('blood64'), tmp_path/'plain')
+    with pytest.raises(ValueError, match='knows no classes to guide towards'):
+        choose_guidance(tmp_path/'plain', 'simulated', progress=False)
+
+
+def test_the_judge_of_a_start_is_kept(tmp_path):
+    with pytest.raises(ValueError, match='knows cells of the judge'):
+        train_model('simulated', size=32, start='blood32', set_aside=.25, classes=True,
+                    out=tmp_path/'out', progress=False)
