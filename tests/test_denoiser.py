@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -978,3 +979,27 @@ def test_a_guide_of_a_guide_and_one_of_another_size_are_refused(tmp_path):
     os.symlink(tmp_path/'w', tmp_path/'w'/'guide')
     with pytest.raises(ValueError, match='guide of its own'):
         load(tmp_path/'w')
+
+
+def test_a_guide_comes_with_its_network_from_the_hub(tmp_path, monkeypatch):
+    model = _with_guide(tmp_path/'there')
+    def fetch(name, allow_patterns, **kwargs):
+        for file in (tmp_path/'there').rglob('*.*'):
+            path = file.relative_to(tmp_path/'there').as_posix()
+            if not any(fnmatch(path, pattern) for pattern in allow_patterns): continue
+            (tmp_path/'here'/path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, tmp_path/'here'/path)
+        return tmp_path/'here'
+    monkeypatch.setattr(denoiser, 'snapshot_download', fetch)
+    again = Denoiser.from_pretrained('somebody/cells')
+    assert weights_hash(again) == weights_hash(model)
+
+
+def test_a_network_and_its_guide_are_written_together(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(denoiser, 'write_together', written.append)
+    _with_guide(tmp_path/'w')
+    names = [path.relative_to(tmp_path/'w').as_posix() for path in written[0]]
+    assert len(written) == 1 and sorted(names) == [
+        'config.json', 'guide/config.json', 'guide/model.safetensors',
+        'model.safetensors']

@@ -10,8 +10,9 @@ from cell_diffusion.core import generator
 from cell_diffusion.data import cell_dls
 from cell_diffusion.denoiser import (Condition, Denoiser, denoise, load, save,
                                      set_guidance, weights_hash)
-from cell_diffusion.distillation import (distillation_learner, jump_timesteps,
-                                         jump_x0, student_of, teacher_walks, walk)
+from cell_diffusion.distillation import (WalkLoader, Walks, distillation_learner,
+                                         jump_timesteps, jump_x0, student_of,
+                                         teacher_walks, walk)
 from cell_diffusion.inpainting import Inpainter, fill_holes
 from cell_diffusion.sampling import ddim, invert, sample
 from cell_diffusion.training import fit_for
@@ -224,3 +225,19 @@ def test_distil_from_the_shell(tmp_path):
         (tmp_path/'s'/'record.json').read_text())['steps'] == record['steps']
     other = CliRunner().invoke(app, words[:4] + ['--calls', '1'] + words[6:])
     assert other.exit_code == 1 and 'calls was 2' in other.output
+
+
+@pytest.mark.parametrize('schedule', ['cosine', 'linear', 'log_snr', 'sigmoid'])
+@pytest.mark.parametrize('calls', [1, 2, 4])
+def test_the_first_jump_begins_at_the_noise(schedule, calls):
+    model = Denoiser(tiny, schedule, size=28)
+    jumps = jump_timesteps(model, calls)
+    assert jumps[0] == 999 and len(jumps) == calls
+    student_of(model, jumps)
+
+
+def test_too_few_walks_for_a_batch_are_refused():
+    walks = Walks(torch.zeros(3, 3, 3, 28, 28))
+    assert len(WalkLoader(walks, bs=6)) == 1
+    with pytest.raises(ValueError, match='6 jumps do not fill a batch of bs=7'):
+        WalkLoader(walks, bs=7)

@@ -704,6 +704,18 @@ def test_score_model_of_few_cells(cells, n, counts, monkeypatch):
     assert s['generated']['n'] == s['reference']['n'] == 2
     assert 'recall' not in s['generated']
 
+def test_grain_is_compared_with_real_cells_of_the_same_classes(monkeypatch):
+    labels = torch.tensor([0]*20 + [1]*12 + [2]*2)
+    # The shade of a cell is that of its class
+    real = (labels/2 - .5)[:, None, None, None].expand(-1, 3, 32, 32).contiguous()
+    seen = []
+    monkeypatch.setattr(module, 'grain', lambda real, fake, seed: seen.append(real))
+    monkeypatch.setattr(module, 'sample', lambda model, n, **kwargs: images(n, seed=2))
+    model = Denoiser(dict(dim=16), classes=('a', 'b', 'c'))
+    score_model(model, classifier(), real, labels, n=30, progress=False)
+    shades = seen[0][:, 0, 0, 0].unique(return_counts=True)[1]
+    assert shades.tolist() == [10, 10, 10]
+
 @pytest.mark.parametrize('requested, real, equal, in_data', [
     ([5, 5], [100, 100], [5, 5], [5, 5]),
     ([5, 5], [100, 25], [5, 5], [5, 1]),

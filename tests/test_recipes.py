@@ -504,7 +504,9 @@ def test_guidance_is_not_stored_with_what_comes_with_the_package(tmp_path):
         choose_guidance(tmp_path/'plain', 'simulated', progress=False)
 
 
-def test_the_judge_of_a_start_is_kept(tmp_path):
+def test_the_judge_of_a_start_is_kept(tmp_path, monkeypatch):
+    def begun(*args): raise InterruptedError
+    monkeypatch.setattr(recipes, 'fit_run', begun)
     with pytest.raises(ValueError, match='knows cells of the judge'):
         train_model('simulated', size=32, start='blood32', set_aside=.25, classes=True,
                     out=tmp_path/'out', progress=False)
