@@ -181,6 +181,11 @@ def mean(self:Denoiser, x):
     return self.pixel_mean.to(x.dtype)
 
 @patch
+def noisiest(self:Denoiser, eps):
+    "Images of the last timestep: noise about the mean of the data"
+    return eps + self.schedule.at('signal', self.schedule.T - 1, eps)*self.mean(eps)
+
+@patch
 def std(self:Denoiser, t, x):
     "Standard deviation of `xt`: √(ᾱ·data_std² + 1-ᾱ), or 1 when `data_std` is 1"
     signal = self.schedule.at('signal', t, x)*self.data_std

@@ -136,7 +136,7 @@ def teacher_walks(
     for x0, label in tqdm(islice(endless(source), rounds), 'walking', rounds,
                           disable=not progress):
         condition = random_condition(teacher, x0, label, rng)
-        x = torch.randn(x0.shape, generator=rng).to(x0.device)
+        x = teacher.noisiest(torch.randn(x0.shape, generator=rng).to(x0.device))
         states = walk(teacher, x, condition, jumps)
         seen = condition.seen_by(teacher)
         known = seen['known'].half() if seen else None

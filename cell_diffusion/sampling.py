@@ -211,8 +211,8 @@ def _generate(model, n, condition, sampler, seed, steps, spacing, bs, progress,
     "`n` images on a condition, and with `trajectory` the way to them"
     check_room_for(n, model.channels, model.size)
     rng = generator(seed)
-    x = torch.randn(n, model.channels, model.size, model.size, generator=rng)
-    x = x.to(model.device)
+    eps = torch.randn(n, model.channels, model.size, model.size, generator=rng)
+    x = model.noisiest(eps.to(model.device))
     every = sampler.every_timestep
     ts = None if every else timesteps(model.schedule, steps, spacing)
     if sampler.fills_holes: options.update(known=condition.known, mask=condition.mask)
