@@ -20,7 +20,7 @@ from cell_diffusion.denoiser import (
     Denoiser, check_masks, check_types, class_numbers, load)
 from cell_diffusion.imageio import read_image, read_mask
 from cell_diffusion.morphology import find_cells, find_nuclei, optical_density
-from cell_diffusion.sampling import sample
+from cell_diffusion.sampling import refuse_distilled, sample
 from cell_diffusion.training import NoiseCallback, diffusion_learner
 
 # %% ../nbs/10_inpainting.ipynb #c013
@@ -585,6 +585,7 @@ def find_network(
     if not isinstance(model, Denoiser):
         raise TypeError("A network is expected, or its name or folder, got a "
                         f"{type(model).__name__}.")
+    if method == 'repaint': refuse_distilled(model, 'fill by method repaint')
     if method == 'trained' and not model.sees_known:
         raise ValueError(
             f"{name} generates whole cells and was not trained to fill holes: use "
@@ -629,6 +630,8 @@ def inpaint(
     pixels = read_image(image)
     hole = read_mask(mask, pixels.shape[:2])
     model = find_network(model or default_model, method, label)
+    # A distilled network has steps of its own
+    if model.jumps and steps is None: settings.pop('steps', None)
     grey = is_grey(pixels, hole)
     check_channels(model, grey, as_colour)
     window = find_window(hole, window)

@@ -472,6 +472,7 @@ def show_progress(p, trace):
 
 def network_calls_of(p):
     "How often a fill will call the network"
+    if p.net.jumps: return len(p.net.jumps)
     method = methods.get(p.kwargs.get('method', 'trained'), {})
     chosen = {**method, **p.kwargs}
     options = {name: chosen[name] for name in ('jump', 'repeats') if name in chosen}

@@ -280,7 +280,7 @@ class SampleEachEpoch(Callback):
 
     def __init__(self,
         n:int=8, # How many cells
-        steps:int=20, # Network calls
+        steps:int=None, # Network calls, see `sample`
         every:int=1, # Epochs between two pictures
         seed:int=0, # The same noise each time
     ):

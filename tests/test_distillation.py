@@ -1,10 +1,14 @@
 "A student's jumps end where its teacher's walk does, and it knows how many there are"
+import ast
 import json
 from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
 import pytest
 import torch
 from fastai.learner import Callback
 from typer.testing import CliRunner
+from common import package
 from cell_diffusion.cli import app
 from cell_diffusion.core import generator
 from cell_diffusion.data import cell_dls
@@ -13,9 +17,12 @@ from cell_diffusion.denoiser import (Condition, Denoiser, denoise, load, save,
 from cell_diffusion.distillation import (WalkLoader, Walks, distillation_learner,
                                          jump_timesteps, jump_x0, student_of,
                                          teacher_walks, walk)
-from cell_diffusion.inpainting import Inpainter, fill_holes
+from cell_diffusion.inpainting import Inpainter, fill_holes, inpaint
 from cell_diffusion.sampling import ddim, invert, sample
-from cell_diffusion.training import fit_for
+from cell_diffusion.studies.guidance import generate_arms
+from cell_diffusion.studies.inpainting import NetworkArm
+from cell_diffusion.studies.samplers import quality_against_cost
+from cell_diffusion.training import SampleEachEpoch, fit_for
 from cell_diffusion.web import page_facts
 
 tiny = dict(dim=16, mults=[1, 2])
@@ -184,7 +191,7 @@ def test_student_refuses_other_walks(given, said):
 
 def test_what_a_student_cannot_be(tmp_path):
     student = student_of(network(classes=kinds), (999, 500))
-    with pytest.raises(ValueError, match='have no way back'):
+    with pytest.raises(ValueError, match='walks in one way only: invert with'):
         invert(student, noise(2, 3, 28, 28))
     with pytest.raises(ValueError, match='guide was distilled'):
         set_guidance(network(classes=kinds), 2, guide=student)
@@ -194,6 +201,70 @@ def test_what_a_student_cannot_be(tmp_path):
     assert jump_timesteps(student, 1) == (999,)
     with pytest.raises(ValueError, match='calls'):
         jump_timesteps(student, 3)
+
+def pictures_after_an_epoch(student):
+    pictures = SampleEachEpoch(n=2)
+    means = SimpleNamespace(averaged=student)
+    pictures.learn = SimpleNamespace(ema=means, epoch=0)
+    pictures.after_epoch()
+    assert len(pictures.images[0]) == 2
+
+def an_arm(student):
+    arm = NetworkArm(student)
+    images = noise(1, 3, 28, 28).clamp(-1, 1)
+    mask = torch.ones(1, 1, 28, 28).bool()
+    assert arm.nfe == 2 and len(arm.fill(images, mask, None, 0)) == 1
+
+def a_clamped_picture(student):
+    hole = np.zeros((28, 28), bool)
+    hole[8:20, 8:20] = True
+    picture = np.full((28, 28, 3), 200, np.uint8)
+    assert len(inpaint(picture, hole, method='clamp', model=student, progress=False))
+
+@pytest.mark.parametrize('use', [pictures_after_an_epoch, an_arm, a_clamped_picture])
+@pytest.mark.filterwarnings('ignore::UserWarning')
+def test_a_student_makes_its_own_steps_unless_told(use):
+    use(student_of(network(), (999, 500)))
+
+in_several_ways = {
+    'invert': lambda net: invert(net, noise(2, 3, 28, 28)),
+    'compare samplers': lambda net: quality_against_cost(net, *[None]*3),
+    'compare guidance scales': generate_arms,
+    'fill by method repaint': lambda net: inpaint(
+        np.zeros((28, 28, 3), np.uint8), np.eye(28) > 0, method='repaint', model=net),
+}
+
+@pytest.mark.parametrize('doing, work', in_several_ways.items(), ids=in_several_ways)
+def test_a_student_is_refused_where_walks_are_compared(doing, work):
+    student = student_of(network(classes=kinds), (999, 500))
+    with pytest.raises(ValueError, match=f'walks in one way only: {doing} with'):
+        work(student)
+
+# These sample with networks of their own training, or refuse students
+own_networks = {
+    'c2st', 'classifier_accuracy_score', 'train_model', 'gan_beside_ddpm', 'ddpm_cells',
+    'longtail_study', 'choose_guidance', 'generate_arms', 'write_studies', 'invert',
+    'orthogonalize', 'AugmentationStudy', 'export_onnx', 'sampler'}
+
+def with_steps(node):
+    "Does a function or a dataclass have a number of steps by default?"
+    pairs = []
+    if isinstance(node, ast.FunctionDef):
+        names = [a.arg for a in node.args.args]
+        pairs = zip(names[::-1], node.args.defaults[::-1])
+    if isinstance(node, ast.ClassDef):
+        fields = [f for f in node.body if isinstance(f, ast.AnnAssign) and f.value]
+        pairs = [(f.target.id, f.value) for f in fields]
+    return any(name.endswith('steps') and ast.unparse(value) != 'None'
+               for name, value in pairs)
+
+def test_nobody_else_has_steps_by_default():
+    "`None` is what a network is made for, so distilled ones work everywhere"
+    found = set()
+    for file in package.rglob('[a-z]*.py'):
+        tree = ast.walk(ast.parse(file.read_text(encoding='utf-8')))
+        found |= {node.name for node in tree if with_steps(node)}
+    assert found == own_networks
 
 def test_a_page_knows_the_jumps():
     "And that it should not guide"

@@ -25,7 +25,7 @@ from cell_diffusion.inpainting import (
 from cell_diffusion.metrics import diversity
 from cell_diffusion.denoiser import network_settings
 from cell_diffusion.records import Records, results_folder
-from cell_diffusion.sampling import nfe
+from cell_diffusion.sampling import nfe, refuse_distilled, stored_walk
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import fit_for
 from cell_diffusion.transforms import crop_resize
@@ -98,15 +98,18 @@ class Baseline:
 class NetworkArm:
     "Fills holes with a network"
     model:Denoiser           # An `Inpainter` or any other network
-    steps:int=20             # Steps of the sampler
-    sampler:str='dpm_solver' # A name in `samplers`
+    steps:int=None           # Steps of the sampler; by default as `sample` takes them
+    sampler:str=None         # A name in `samplers`; likewise
     give_class:bool=False    # Condition on the true class?
     show_known:bool=True     # Show the known pixels to an `Inpainter`?
     options:dict=field(default_factory=dict) # More arguments of the sampler
     random = True
 
     @property
-    def nfe(self): return nfe(self.sampler, self.steps, **self.options)
+    def nfe(self):
+        "Network calls for a cell"
+        steps, sampler, _ = stored_walk(self.model, self.steps, self.sampler)
+        return nfe(sampler, steps, **self.options)
 
     def fill(self, images, masks, labels, seed):
         return fill_holes(
@@ -237,6 +240,8 @@ def inpainting_study(
     """
     trained = load(trained, kind=Inpainter)
     free = load(free, kind=Denoiser)
+    for network in (trained, free):
+        refuse_distilled(network, 'compare methods')
     classifier = classifier or reference_classifier(dls)
     images, labels = dls.test.arrays
     pick = draw_of_each(labels, n, len(dls.vocab), seed)
@@ -360,13 +365,14 @@ def scale_study(
     windows:tuple=(.386, .482, .551, .744, 1.), # Shares of the side of a picture
     holes:tuple=('brush', 'nucleus'), # Names in `study_holes`
     n:int=8, # Test cells of each class
-    steps:int=20, # Network calls
+    steps:int=None, # Network calls, see `sample`
     seed:int=0, # Which cells, which holes, which noise
     classifier:CellClassifier=None, # By default `reference_classifier(dls)`
     progress:bool=True, # Show a progress bar
 )->pd.DataFrame: # A row for each window, hole, arm and cell, for `study_table`
     "Fill the same holes of test cells through windows of several sizes, and measure"
     model = load(model, kind=Inpainter)
+    steps, *_ = stored_walk(model, steps)
     classifier = classifier or reference_classifier(dls)
     pick, pictures, labels = pictures_to_fill(dls, n, seed)
     sides = {share: round(share*pictures.shape[-1]) for share in windows}
