@@ -33,7 +33,7 @@ from cell_diffusion.records import (
 from cell_diffusion.sampling import check_room_for, sample, stored_walk
 from cell_diffusion.sources import named_source, resolve_source
 from cell_diffusion.splits import assert_disjoint, fingerprint
-from cell_diffusion.training import diffusion_learner, fit_for
+from cell_diffusion.training import check_one_process, diffusion_learner, fit_for
 
 # %% ../nbs/12_augmentation.ipynb #c018
 def deficit(
@@ -410,6 +410,7 @@ def balance(
     `made`, and how many of the class are recognised: `class_accuracy`, `real_accuracy`,
     `obeyed`. Test cells are read by the same white; none may be a cell of `folder`.
     """
+    check_one_process('balance')
     goal, seed, steps = check_limits(goal=goal, seed=seed, steps=steps)
     minutes = check_number('minutes', minutes, **limits['minutes'])
     out = as_path(out)

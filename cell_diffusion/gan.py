@@ -11,7 +11,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from fastai.learner import Learner, OptimWrapper
-from fastai.torch_core import num_distrib
 from fastcore.basics import patch, store_attr
 from functools import partial
 from torch.nn.utils.parametrizations import spectral_norm
@@ -19,7 +18,8 @@ from typing import Callable, NamedTuple
 from cell_diffusion.core import (
     check_limits, check_number, check_numbers, default_device, generator, old_keywords)
 from cell_diffusion.denoiser import Network, class_numbers
-from cell_diffusion.training import EMA, NoiseCallback, StopAtNaN, check_loss
+from cell_diffusion.training import (
+    EMA, NoiseCallback, StopAtNaN, check_loss, check_one_process)
 from cell_diffusion.transforms import diff_augment, random_dihedral
 from cell_diffusion.denoiser import choose_precision
 
@@ -455,9 +455,7 @@ def gan_learner(
     cbs=(), # More callbacks
 )->Learner: # Ready for `fit_for`; `learn.ema.averaged` is the generator to use
     "A fastai `Learner` that trains a GAN; it stops when the loss is not finite"
-    if num_distrib() > 1:
-        raise ValueError("A GAN is trained by one process: start it without the "
-                         "launcher.")
+    check_one_process('gan_learner')
     seed, = check_limits(seed=seed)
     check_number('r1', r1, 0)
     check_number('ema', ema, 0, 1)

@@ -612,6 +612,14 @@ def check_processes():
         raise ValueError(f"Each process needs a GPU of its own, and there are {gpus}: "
                          "start no more processes than that.")
 
+def check_one_process(
+    what:str, # What was called, for the message
+):
+    "Raise `ValueError` where several processes were started for the work of one"
+    if num_distrib() > 1:
+        raise ValueError(f"{what} runs in one process: start it without accelerate or "
+                         "torchrun.")
+
 def warn_of_one(places):
     "accelerate names a meeting place but starts one process, if it is told `--cpu`"
     if not places or os.environ.get('ACCELERATE_USE_CPU') != 'True': return

@@ -9,6 +9,7 @@ import torch
 from fastai.learner import Callback
 from typer.testing import CliRunner
 from common import package
+from cell_diffusion.augmentation import balance
 from cell_diffusion.cli import app
 from cell_diffusion.core import generator
 from cell_diffusion.data import cell_dls
@@ -17,10 +18,18 @@ from cell_diffusion.denoiser import (Condition, Denoiser, denoise, load, save,
 from cell_diffusion.distillation import (WalkLoader, Walks, distillation_learner,
                                          jump_timesteps, jump_x0, student_of,
                                          teacher_walks, walk)
+from cell_diffusion.gan import gan_learner
 from cell_diffusion.inpainting import Inpainter, fill_holes, inpaint
+from cell_diffusion.recipes import (
+    choose_guidance, describe_data, distill_model, score_weights,
+    train_and_save_classifier, train_reference_classifier)
+from cell_diffusion.records import write_json
 from cell_diffusion.sampling import ddim, invert, sample
+from cell_diffusion.studies.augmentation import AugmentationStudy
+from cell_diffusion.studies.fid import published_distances
 from cell_diffusion.studies.guidance import generate_arms
 from cell_diffusion.studies.inpainting import NetworkArm
+from cell_diffusion.studies.race import race
 from cell_diffusion.studies.samplers import quality_against_cost
 from cell_diffusion.training import SampleEachEpoch, fit_for
 from cell_diffusion.web import page_facts
@@ -312,3 +321,69 @@ def test_too_few_walks_for_a_batch_are_refused():
     assert len(WalkLoader(walks, bs=6)) == 1
     with pytest.raises(ValueError, match='6 jumps do not fill a batch of bs=7'):
         WalkLoader(walks, bs=7)
+
+
+# What a record says of cells, and which are refused
+
+@pytest.fixture
+def taught(tmp_path):
+    "Makes the folder of a teacher whose record says what it was trained on"
+    def make(kind=Denoiser, known=True):
+        dls = cell_dls('simulated', size=28, bs=16, n=96)
+        folder = tmp_path/'teacher'
+        save(network(kind, classes=dls.vocab), folder)
+        if known: write_json(folder/'record.json', dict(describe_data(dls), loaded=96))
+        return folder
+    return make
+
+def distilled(teacher, **given):
+    how = dict(calls=1, walks=10, epochs=1, bs=4, scored=0, progress=False)
+    return distill_model(teacher, 'simulated', out=teacher.parent/'s', **how | given)
+
+@pytest.mark.filterwarnings('ignore:The training was too short')
+@pytest.mark.parametrize('given', [{}, dict(n=80)])
+def test_a_student_knows_the_cells_of_its_teacher(taught, given):
+    "Even where it walked on others, so that a score of other cells warns"
+    teacher = taught()
+    of_teacher = json.loads((teacher/'record.json').read_text())
+    record = distilled(teacher, **given)
+    for key in ('fingerprint', 'cells', 'loaded', 'source'):
+        assert record[key] == of_teacher[key], key
+    assert (record['walked_on'] == record['fingerprint']) is not bool(given)
+
+@pytest.mark.filterwarnings('ignore:The training was too short')
+def test_cells_that_nothing_is_known_of(taught):
+    said = 'Nothing says which cells .* was trained on'
+    with pytest.warns(UserWarning, match=said):
+        record = distilled(taught(known=False), n=96)
+    assert record['fingerprint'] == 'unknown' and record['loaded'] == 96
+    assert 'Nothing says which cells its teacher' in record['advice'][1]
+
+@pytest.mark.parametrize('kind, scored, said', [
+    (Denoiser, 4, 'scored=0'), (Inpainter, 0, 'distil it on the same cells')])
+def test_other_cells_are_refused_before_any_walk(taught, kind, scored, said):
+    teacher = taught(kind)
+    with pytest.raises(ValueError, match=f'not the cells that .* trained on.*{said}'):
+        distilled(teacher, n=80, scored=scored)
+    assert not list(teacher.parent.glob('s/*.pt'))
+
+in_one_process = dict(
+    distill_model=distilled,
+    score_weights=lambda to: score_weights(to, 'nowhere'),
+    choose_guidance=lambda to: choose_guidance(to, 'nowhere'),
+    train_reference_classifier=lambda to: train_reference_classifier('nowhere', out=to),
+    train_and_save_classifier=lambda to: train_and_save_classifier(None, to),
+    race=lambda to: race('nowhere', to),
+    balance=lambda to: balance('nowhere', to),
+    published_distances=lambda to: published_distances('nowhere'),
+    gan_learner=lambda to: gan_learner(None),
+)
+in_one_process['AugmentationStudy.run'] = lambda to: AugmentationStudy.run(None)
+
+@pytest.mark.parametrize('what, work', in_one_process.items(), ids=in_one_process)
+def test_several_processes_are_told_at_once(what, work, tmp_path, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setenv('RANK', '1')
+    with pytest.raises(ValueError, match=f'{what} runs in one process: start it witho'):
+        work(tmp_path/'new')
+    assert not list(tmp_path.iterdir())

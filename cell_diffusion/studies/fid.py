@@ -23,6 +23,7 @@ from cell_diffusion.metrics import frechet_distance, kernel_draws
 from cell_diffusion.recipes import cells_to_score, earlier_record
 from cell_diffusion.sampling import sample, stored_walk
 from cell_diffusion.sources import cache_folder, what_broke
+from cell_diffusion.training import check_one_process
 
 # %% ../../nbs/recipes.ipynb #z005
 github = 'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0'
@@ -128,6 +129,7 @@ def published_distances(
     `ImportError` without the extra `fid`, `ConnectionError` where nothing can be
     fetched, and `ValueError` for cells that do not fit.
     """
+    check_one_process('published_distances')
     check_limits(n=n, seed=seed, bs=bs)
     network = load(model, kind=Denoiser)
     if network.channels != 3:

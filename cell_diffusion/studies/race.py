@@ -15,7 +15,7 @@ from cell_diffusion.metrics import scored_records
 from cell_diffusion.optimizers import learning_rates
 from cell_diffusion.recipes import train_model, with_new_keys
 from cell_diffusion.records import Records, check_out, locked
-from cell_diffusion.training import check_unet, training_configs
+from cell_diffusion.training import check_one_process, check_unet, training_configs
 
 # %% ../../nbs/recipes.ipynb #c035
 def race(
@@ -40,6 +40,7 @@ def race(
     The ways are all combinations of config, optimizer, learning rate and batch size.
     They are scored beside validation cells: test cells are for the chosen model alone.
     """
+    check_one_process('race')
     check_budget(n, minutes, epochs)
     check_limits(seeds=seeds, size=size, dim=dim, set_aside=set_aside)
     out = as_path(out)
