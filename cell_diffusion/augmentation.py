@@ -354,7 +354,9 @@ def cells_to_balance(folder, source, size, model, test, white, kwargs)->tuple:
     return dls, size, made
 
 # %% ../nbs/12_augmentation.ipynb #s001
-def depth_of(dls): return dict(bits=dls.cells.bits, white=dls.cells.white)
+def depth_of(dls):
+    "Depth and white of the files that cells were read from"
+    return dict(bits=dls.cells.bits, white=dls.cells.white)
 
 def suffix_for(cells:CellImages)->str: # `tif` or `png`
     "The form of generated files: that of the real ones where nothing is lost in it"

@@ -181,6 +181,7 @@ def forward(self:Generator,
 
 @patch
 def check_label(self:Generator, label):
+    "Raise `ValueError` for class numbers that do not fit"
     if self.dtype != torch.float32:
         raise ValueError(f"A generator with weights in {self.dtype} does not run: call "
                          ".float(), and set precision = 'bfloat16' to be faster.")
@@ -276,6 +277,7 @@ def forward(self:Discriminator,
 
 @patch
 def check(self:Discriminator, x, label):
+    "Raise `ValueError` for images or class numbers that do not fit"
     if x.shape[1:] != self.shape:
         raise ValueError(f"This discriminator scores images of shape {self.shape}, "
                          f"got {tuple(x.shape[1:])}.")
@@ -430,7 +432,9 @@ class GeneratorEMA(EMA):
         super().__init__(decay)
 
     @property
-    def network(self): return self.learn.model.generator
+    def network(self):
+        "The network whose running mean is kept"
+        return self.learn.model.generator
 
     def mix(self, averaged, weights, n_averaged):
         "Of weights and statistics, but not of the counters of the norms"

@@ -579,7 +579,9 @@ def text_chunks(notes)->PngImagePlugin.PngInfo:
         info.add_text(name, str(text))
     return info
 
-def is_name(file)->bool: return isinstance(file, (str, Path))
+def is_name(file)->bool:
+    "Is this the name of a file?"
+    return isinstance(file, (str, Path))
 
 def picture_bytes(
     pixels:np.ndarray, # As from `read_image`

@@ -145,7 +145,9 @@ class Inpainter(Denoiser):
     sees_known = True
 
     @property
-    def channels(self): return (self.unet.channels - 1)//2
+    def channels(self):
+        "Channels of the images, without those of known pixels and mask"
+        return (self.unet.channels - 1)//2
 
     def forward(self,
         xt, # Noisy images `(batch, channel, height, width)`

@@ -277,13 +277,19 @@ class MaskPainter:
     def mask(self, mask): self.canvas.mask = mask
 
     @cached_property
-    def net(self): return ready_network(self.model)
+    def net(self):
+        "The network, loaded when it is first needed"
+        return ready_network(self.model)
 
     @cached_property
-    def ui(self): return make_controls(self)
+    def ui(self):
+        "The buttons and fields"
+        return make_controls(self)
 
     @cached_property
-    def widget(self): return arrange(self)
+    def widget(self):
+        "Everything in one widget"
+        return arrange(self)
 
 # %% ../nbs/painter.ipynb #z000
 @patch
@@ -360,6 +366,7 @@ def picture_with_hole(picture, mask):
     return grid_frame(masked_view(encode(x[None]), mask[None, None]), zoom=1)
 
 def count_fills(n):
+    "`n` fills in words"
     return '1 fill' if n == 1 else f'{n} fills'
 
 # %% ../nbs/painter.ipynb #c036a

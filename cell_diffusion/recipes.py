@@ -170,6 +170,7 @@ def check_goes_on(folder):
                               "weights.")
 
 def write_card(folder, text):
+    "Write the model card of a folder"
     write_whole(folder/'README.md', text)
 
 # %% ../nbs/recipes.ipynb #n032
@@ -1017,6 +1018,7 @@ def history_of(record):
 
 # %% ../nbs/recipes.ipynb #s000
 def images_of(record):
+    "Size and channels of the images of a record, in words"
     n = record['channels']
     text = f"{record['size']} × {record['size']} cells with {n} channel{'s'*(n > 1)}"
     names = record.get('channel_names')
@@ -1047,11 +1049,13 @@ def choices_of(record):
     return text
 
 def machine_of(record, more=''):
+    "On which machine a run was made, in words"
     m = record['machine']
     return f"{m['name']} ({m['device']}, {threads_of(m)}{more})"
 
 # %% ../nbs/recipes.ipynb #s001
 def threads_of(m):
+    "With how many threads and processes, in words"
     text = f"{m['threads']} thread{'s'*(m['threads'] > 1)}"
     several = m.get('processes', 1) > 1
     return f"{m['processes']} processes of {text}" if several else text
@@ -1217,6 +1221,7 @@ licences = {
 }
 
 def licence_of(record):
+    "What the card of weights says of the licence of their cells"
     other = 'The licence is that of the cells it was trained on.'
     return licences.get(record['source'], other)
 
@@ -1240,6 +1245,7 @@ def result_lines()->str: # Markdown
 
 # %% ../nbs/recipes.ipynb #z009
 def training_time(record):
+    "Minutes and machine of a training, in words"
     m = record['machine']
     after = f" after `{record['start']}`" if record.get('start') else ''
     minutes = f"{record['seconds']/60:.0f} minutes{after}"

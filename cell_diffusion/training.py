@@ -869,6 +869,7 @@ def read_checkpoint(path, device):
     return state
 
 def no_checkpoint(path):
+    "The error for a file that cannot be gone on from"
     return ValueError(f"{path} is damaged, or no checkpoint of a training run: delete "
                       "it to begin anew, or give this run a folder of its own.")
 
@@ -1036,6 +1037,7 @@ class AtShares(Callback):
     def after_cancel_fit(self): self.look()
 
     def look(self):
+        "Act if a share of the budget was passed since the last look"
         used = self.learn.budget.used
         passed = any(self.last < share <= used for share in self.shares)
         self.last = used
@@ -1051,7 +1053,9 @@ class KeepEarly(AtShares):
         store_attr()
         self.shares = [share]
 
-    def act(self): save(self.learn.ema.averaged, self.folder)
+    def act(self):
+        "Save the running mean as it is now"
+        save(self.learn.ema.averaged, self.folder)
 
 # %% ../nbs/06b_long_runs.ipynb #pm04
 class RunningMeans(AtShares):
@@ -1082,6 +1086,7 @@ class RunningMeans(AtShares):
             update_mean(list(mean.parameters()), weights, step, gamma)
 
     def act(self):
+        "Save both running means"
         for mean, length in zip(self.means, self.sigma_rel):
             save(mean, self.folder/f'{self.learn.budget.steps:07d}-{length:g}')
 

@@ -125,7 +125,7 @@ def test_a_page_guides_where_the_library_does(tmp_path):
     model = set_guidance(tiny(classes=('a', 'b')), 1.5, interval=(-2., 3.))
     facts = page_facts(model, tmp_path/'net.onnx', b'', '', (20,))
     steps = facts['walks'][20]['t']
-    expected = Condition(None, 1.5, model.interval).scale_at(
+    expected = Condition(torch.tensor([0]), 1.5, model.interval).scale_at(
         torch.tensor(steps), model.schedule).tolist()
     assert len(set(expected)) == 2
     shutil.copy(package/'browser'/'diffusion.js', tmp_path/'diffusion.mjs')

@@ -705,7 +705,9 @@ class StudyResults:
     settings:dict     # Of the whole study
 
     @property
-    def tested(self): return self.fold >= 0
+    def tested(self):
+        "Which cells were in a test fold, bool `(n,)`"
+        return self.fold >= 0
 
     @property
     def counts(self):

@@ -92,7 +92,9 @@ class Baseline:
     nfe = 0           # Network calls for a cell
     random = False    # Does another seed give another fill?
 
-    def fill(self, images, masks, labels, seed): return self.function(images, masks)
+    def fill(self, images, masks, labels, seed):
+        "Fill holes; classes and seed make no difference"
+        return self.function(images, masks)
 
 @dataclass
 class NetworkArm:
@@ -112,6 +114,7 @@ class NetworkArm:
         return nfe(sampler, steps, **self.options)
 
     def fill(self, images, masks, labels, seed):
+        "Fill holes as `fill_holes` does"
         return fill_holes(
             self.model, images, masks, labels if self.give_class else None, seed,
             steps=self.steps, sampler=self.sampler, show_known=self.show_known,
