@@ -632,8 +632,6 @@ def inpaint(
     pixels = read_image(image)
     hole = read_mask(mask, pixels.shape[:2])
     model = find_network(model or default_model, method, label)
-    # A distilled network has steps of its own
-    if model.jumps and steps is None: settings.pop('steps', None)
     grey = is_grey(pixels, hole)
     check_channels(model, grey, as_colour)
     window = find_window(hole, window)
@@ -641,6 +639,7 @@ def inpaint(
     if not grey: check_scale(model, x, small_hole, label, window[2])
     x = x[:, :model.channels].expand(n, model.channels, -1, -1)
     settings.update(show_known=method == 'trained', guidance_scale=guidance_scale)
+    if model.jumps: settings['steps'] = steps # It has steps of its own
     fills = fill_holes(model, x, small_hole, label, seed, progress=progress, **settings)
     return np.stack([put_back(pixels, hole, window, fill, white, grey)
                      for fill in fills])
