@@ -123,6 +123,7 @@ def resized(
 # %% ../nbs/12_augmentation.ipynb #n028
 def check_output_folder(folder, out:Path):
     "Raise an error unless `out` is new or empty, or an earlier call can go on there"
+    check_one_process('balance')
     check_out(out, 'cells', folder)
     if kind_of_folder(out) == 'cells' and not (out/'.work').is_dir():
         raise FileExistsError(
@@ -412,7 +413,6 @@ def balance(
     `made`, and how many of the class are recognised: `class_accuracy`, `real_accuracy`,
     `obeyed`. Test cells are read by the same white; none may be a cell of `folder`.
     """
-    check_one_process('balance')
     goal, seed, steps = check_limits(goal=goal, seed=seed, steps=steps)
     minutes = check_number('minutes', minutes, **limits['minutes'])
     out = as_path(out)

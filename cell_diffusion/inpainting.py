@@ -574,6 +574,7 @@ def settings_of(method, steps, more):
     if method not in methods:
         raise ValueError(f"Unknown method {method!r}: use one of {', '.join(methods)}.")
     settings = {**methods[method], **more}
+    settings.pop('model')
     return settings if steps is None else settings | dict(steps=steps)
 
 def find_network(
@@ -625,13 +626,12 @@ def inpaint(
     of 16 bits a measured level, with a warning. Cells of another size get one too.
     """
     settings = settings_of(method, steps, kwargs)
-    default_model = settings.pop('model')
     n = check_number('n', n, **limits['n'])
     seed, _ = check_limits(seed=seed, guidance_scale=guidance_scale)
 
     pixels = read_image(image)
     hole = read_mask(mask, pixels.shape[:2])
-    model = find_network(model or default_model, method, label)
+    model = find_network(model or methods[method]['model'], method, label)
     grey = is_grey(pixels, hole)
     check_channels(model, grey, as_colour)
     window = find_window(hole, window)

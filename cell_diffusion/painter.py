@@ -277,19 +277,13 @@ class MaskPainter:
     def mask(self, mask): self.canvas.mask = mask
 
     @cached_property
-    def net(self):
-        "The network, loaded when it is first needed"
-        return ready_network(self.model)
+    def net(self): return ready_network(self.model)
 
     @cached_property
-    def ui(self):
-        "The buttons and fields"
-        return make_controls(self)
+    def ui(self): return make_controls(self)
 
     @cached_property
-    def widget(self):
-        "Everything in one widget"
-        return arrange(self)
+    def widget(self): return arrange(self)
 
 # %% ../nbs/painter.ipynb #z000
 @patch

@@ -146,13 +146,6 @@ def walks_of(model, steps):
     return {k: walk(schedule, timesteps(schedule, k).tolist())
             for k in steps if k <= schedule.T}
 
-def without_guide(model)->str: # A sentence, or nothing
-    "What a page cannot do that `sample` does: guide away from another network"
-    if model.guide is None or model.guidance_scale == 1: return ''
-    return ("This network is guided away from another one, which is not in the file, "
-            "so a page makes other cells than `sample`. A student made by "
-            "`cell-diffusion distill` has the guidance within it.")
-
 def page_facts(model, file, data, about, steps):
     "What a page must know about an exported network"
     schedule = model.schedule
@@ -177,6 +170,14 @@ def page_facts(model, file, data, about, steps):
         interval=None if model.guide else model.interval,
         walks=walks_of(model, steps),
     )
+
+# %% ../nbs/web.ipynb #c024w
+def without_guide(model)->str: # A sentence, or nothing
+    "What a page cannot do that `sample` does: guide away from another network"
+    if model.guide is None or model.guidance_scale == 1: return ''
+    return ("This network is guided away from another one, which is not in the file, "
+            "so a page makes other cells than `sample`. A student made by "
+            "`cell-diffusion distill` has the guidance within it.")
 
 # %% ../nbs/web.ipynb #c024b
 def single_precision(model):

@@ -222,7 +222,7 @@ def test_the_list_names_files_that_exist():
         pytest.xfail(f'tests/style_todo.txt names files that are gone: {gone}')
 
 
-# Docstrings. What fastai, PyTorch and setters call by name needs none
+# Docstrings. What fastai and PyTorch call by name, setters and kept values need none
 
 modules = [p for p in sorted(package.rglob('*.py'))
            if p.name not in ('_modidx.py', 'moved.py')]
@@ -234,7 +234,8 @@ def _needs_docstring(node):
     kinds = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
     if not isinstance(node, kinds) or called_by_others.fullmatch(node.name):
         return False
-    return not any(ast.unparse(d).endswith('.setter') for d in node.decorator_list)
+    kinds = '.setter', 'cached_property'
+    return not any(ast.unparse(d).endswith(kinds) for d in node.decorator_list)
 
 
 def without_docstring(tree):

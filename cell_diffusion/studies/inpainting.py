@@ -375,7 +375,6 @@ def scale_study(
 )->pd.DataFrame: # A row for each window, hole, arm and cell, for `study_table`
     "Fill the same holes of test cells through windows of several sizes, and measure"
     model = load(model, kind=Inpainter)
-    steps, *_ = stored_walk(model, steps)
     classifier = classifier or reference_classifier(dls)
     pick, pictures, labels = pictures_to_fill(dls, n, seed)
     sides = {share: round(share*pictures.shape[-1]) for share in windows}
@@ -398,9 +397,9 @@ def scale_study(
             nfe=arms[arm].nfe if arms[arm] else 0)
 
     settings = dict(
-        networks=[network_settings(net) for net in (model, classifier)],
+        networks=[network_settings(net) for net in (model, classifier)], seed=seed,
         fingerprint=fingerprint(dls), classes=list(dls.vocab), cells_per_class=n,
-        steps=steps, seed=seed, sides=[pictures.shape[-1], min(sides.values())])
+        steps=arms['network'].nfe, sides=[pictures.shape[-1], min(sides.values())])
     grid = dict(window=list(windows), hole=list(holes), arm=list(arms))
     return Records(folder, settings).run(fill_and_score, grid, progress)
 

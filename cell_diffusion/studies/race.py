@@ -40,7 +40,6 @@ def race(
     The ways are all combinations of config, optimizer, learning rate and batch size.
     They are scored beside validation cells: test cells are for the chosen model alone.
     """
-    check_one_process('race')
     check_budget(n, minutes, epochs)
     check_limits(seeds=seeds, size=size, dim=dim, set_aside=set_aside)
     out = as_path(out)
@@ -65,6 +64,7 @@ def race(
 # %% ../../nbs/recipes.ipynb #n046
 def check_budget(n, minutes, epochs):
     "Raise `ValueError` unless cells to score and a time or epochs to train are given"
+    check_one_process('race')
     check_number('n', n, **limits['n'])
     if epochs is None: check_number('minutes', minutes, **limits['minutes'])
     check_limits(minutes=minutes, epochs=epochs)
