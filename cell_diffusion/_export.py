@@ -21,6 +21,7 @@ def module_map():
 class BeginModules(Processor):
     "Before the first notebook is exported, write every module anew, with nothing in it"
     def begin(self):
+        "Before the first notebook is exported"
         first = nbglob(as_path=True).sorted('name')[0]
         if Path(self.nb.path_).name != first.name: return
         package = get_config().lib_path

@@ -33,7 +33,7 @@ from cell_diffusion.records import (
 from cell_diffusion.sampling import check_room_for, sample, stored_walk
 from cell_diffusion.sources import named_source, resolve_source
 from cell_diffusion.splits import assert_disjoint, fingerprint
-from cell_diffusion.training import diffusion_learner, fit_for
+from cell_diffusion.training import check_one_process, diffusion_learner, fit_for
 
 # %% ../nbs/12_augmentation.ipynb #c018
 def deficit(
@@ -123,6 +123,7 @@ def resized(
 # %% ../nbs/12_augmentation.ipynb #n028
 def check_output_folder(folder, out:Path):
     "Raise an error unless `out` is new or empty, or an earlier call can go on there"
+    check_one_process('balance')
     check_out(out, 'cells', folder)
     if kind_of_folder(out) == 'cells' and not (out/'.work').is_dir():
         raise FileExistsError(
@@ -354,7 +355,9 @@ def cells_to_balance(folder, source, size, model, test, white, kwargs)->tuple:
     return dls, size, made
 
 # %% ../nbs/12_augmentation.ipynb #s001
-def depth_of(dls): return dict(bits=dls.cells.bits, white=dls.cells.white)
+def depth_of(dls):
+    "Depth and white of the files that cells were read from"
+    return dict(bits=dls.cells.bits, white=dls.cells.white)
 
 def suffix_for(cells:CellImages)->str: # `tif` or `png`
     "The form of generated files: that of the real ones where nothing is lost in it"

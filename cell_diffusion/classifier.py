@@ -190,6 +190,7 @@ def _new_classifier(network, classes, x, dim):
     return net.to(memory_format=torch.channels_last)
 
 def _as_weights(class_weights):
+    "Weights of the classes as a tensor, or None"
     if class_weights is None: return None
     return torch.as_tensor(class_weights, dtype=torch.float32)
 

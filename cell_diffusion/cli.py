@@ -258,7 +258,9 @@ def refuse_launcher(name):
     raise error
 
 # %% ../nbs/cli.ipynb #lch3
-def is_one_of_several(): return os.environ.get('WORLD_SIZE', '') not in ('', '0', '1')
+def is_one_of_several():
+    "Did a launcher start several processes?"
+    return os.environ.get('WORLD_SIZE', '') not in ('', '0', '1')
 
 def say_when_ended(kept):
     "End with a sentence when a launcher or Ctrl-C ends this process, one of several"
@@ -312,13 +314,17 @@ def close_stdout():
 # %% ../nbs/cli.ipynb #n006
 class Commands(TyperGroup):
     "Lists all commands without building any of them"
-    def list_commands(self, ctx): return list(commands)
+    def list_commands(self, ctx):
+        "The names of the commands"
+        return list(commands)
 
     def get_command(self, ctx, name):
+        "One command, built when it is called"
         if name not in commands: return None
         return build(name)
 
     def main(self, *args, **options):
+        "Run the command line; of several processes only the first one speaks"
         prepare_streams()
         try:
             if not is_first(): silent(super().main, *args, **options)
@@ -327,6 +333,7 @@ class Commands(TyperGroup):
             close_stdout()
 
     def format_commands(self, ctx, formatter):
+        "Write the list of commands with their first sentences"
         rows = [(name, entry['run'].__doc__) for name, entry in commands.items()]
         with formatter.section('Commands'):
             formatter.write_dl(rows)
@@ -384,7 +391,9 @@ def check_picture(path, *suffixes):
 # Pixels that the sides of a picture may have
 largest_side = {'.webp': 16_383, '.jpg': 65_500, '.jpeg': 65_500, '.png': 1_000_000}
 
-def sheet_columns(n): return max(1, round(n**.5))
+def sheet_columns(n):
+    "Columns of a picture of `n` cells that is about square"
+    return max(1, round(n**.5))
 
 def check_sheet(path, n, size, zoom):
     "Raise `ValueError` where all cells make a picture that is too large"

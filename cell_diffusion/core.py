@@ -112,7 +112,9 @@ def check_numbers(
                  for i, value in enumerate(values))
 
 # %% ../nbs/00_core.ipynb #n002
-def whole(low, high): return dict(low=low, high=high, whole=True)
+def whole(low, high):
+    "Limits of a whole number"
+    return dict(low=low, high=high, whole=True)
 
 # What the numbers may be that many functions take, by the name of the argument
 limits = dict(

@@ -839,7 +839,9 @@ def show_batch(self:CellLoader,
 class CellLoaders(DataLoaders):
     "fastai `DataLoaders` with a `test` loader, and the `cells` and `idxs` behind them"
     @property
-    def test(self): return self.loaders[2]
+    def test(self):
+        "The loader of the test cells"
+        return self.loaders[2]
 
 def loaders_of(cells, idxs, *loaders, device):
     "`CellLoaders` that know their cells, and which of them each side has"

@@ -11,7 +11,6 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from fastai.learner import Learner, OptimWrapper
-from fastai.torch_core import num_distrib
 from fastcore.basics import patch, store_attr
 from functools import partial
 from torch.nn.utils.parametrizations import spectral_norm
@@ -19,7 +18,8 @@ from typing import Callable, NamedTuple
 from cell_diffusion.core import (
     check_limits, check_number, check_numbers, default_device, generator, old_keywords)
 from cell_diffusion.denoiser import Network, class_numbers
-from cell_diffusion.training import EMA, NoiseCallback, StopAtNaN, check_loss
+from cell_diffusion.training import (
+    EMA, NoiseCallback, StopAtNaN, check_loss, check_one_process)
 from cell_diffusion.transforms import diff_augment, random_dihedral
 from cell_diffusion.denoiser import choose_precision
 
@@ -181,6 +181,7 @@ def forward(self:Generator,
 
 @patch
 def check_label(self:Generator, label):
+    "Raise `ValueError` for class numbers that do not fit"
     if self.dtype != torch.float32:
         raise ValueError(f"A generator with weights in {self.dtype} does not run: call "
                          ".float(), and set precision = 'bfloat16' to be faster.")
@@ -276,6 +277,7 @@ def forward(self:Discriminator,
 
 @patch
 def check(self:Discriminator, x, label):
+    "Raise `ValueError` for images or class numbers that do not fit"
     if x.shape[1:] != self.shape:
         raise ValueError(f"This discriminator scores images of shape {self.shape}, "
                          f"got {tuple(x.shape[1:])}.")
@@ -430,7 +432,9 @@ class GeneratorEMA(EMA):
         super().__init__(decay)
 
     @property
-    def network(self): return self.learn.model.generator
+    def network(self):
+        "The network whose running mean is kept"
+        return self.learn.model.generator
 
     def mix(self, averaged, weights, n_averaged):
         "Of weights and statistics, but not of the counters of the norms"
@@ -455,9 +459,7 @@ def gan_learner(
     cbs=(), # More callbacks
 )->Learner: # Ready for `fit_for`; `learn.ema.averaged` is the generator to use
     "A fastai `Learner` that trains a GAN; it stops when the loss is not finite"
-    if num_distrib() > 1:
-        raise ValueError("A GAN is trained by one process: start it without the "
-                         "launcher.")
+    check_one_process('gan_learner')
     seed, = check_limits(seed=seed)
     check_number('r1', r1, 0)
     check_number('ema', ema, 0, 1)

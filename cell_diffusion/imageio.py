@@ -579,8 +579,6 @@ def text_chunks(notes)->PngImagePlugin.PngInfo:
         info.add_text(name, str(text))
     return info
 
-def is_name(file)->bool: return isinstance(file, (str, Path))
-
 def picture_bytes(
     pixels:np.ndarray, # As from `read_image`
     suffix:str,        # `.png`, `.tif` or `.tiff`
@@ -589,6 +587,11 @@ def picture_bytes(
     file = io.BytesIO()
     save_pixels(file, pixels, Image.registered_extensions()[suffix.lower()])
     return file.getvalue()
+
+# %% ../nbs/imageio.ipynb #s00n
+def is_name(file)->bool:
+    "Is this the name of a file?"
+    return isinstance(file, (str, Path))
 
 # %% ../nbs/imageio.ipynb #n010
 def image_bytes(

@@ -20,7 +20,7 @@ from cell_diffusion.denoiser import (
     Denoiser, check_masks, check_types, class_numbers, load)
 from cell_diffusion.imageio import read_image, read_mask
 from cell_diffusion.morphology import find_cells, find_nuclei, optical_density
-from cell_diffusion.sampling import sample
+from cell_diffusion.sampling import refuse_distilled, sample
 from cell_diffusion.training import NoiseCallback, diffusion_learner
 
 # %% ../nbs/10_inpainting.ipynb #c013
@@ -145,7 +145,9 @@ class Inpainter(Denoiser):
     sees_known = True
 
     @property
-    def channels(self): return (self.unet.channels - 1)//2
+    def channels(self):
+        "Channels of the images, without those of known pixels and mask"
+        return (self.unet.channels - 1)//2
 
     def forward(self,
         xt, # Noisy images `(batch, channel, height, width)`
@@ -572,6 +574,7 @@ def settings_of(method, steps, more):
     if method not in methods:
         raise ValueError(f"Unknown method {method!r}: use one of {', '.join(methods)}.")
     settings = {**methods[method], **more}
+    settings.pop('model')
     return settings if steps is None else settings | dict(steps=steps)
 
 def find_network(
@@ -585,6 +588,7 @@ def find_network(
     if not isinstance(model, Denoiser):
         raise TypeError("A network is expected, or its name or folder, got a "
                         f"{type(model).__name__}.")
+    if method == 'repaint': refuse_distilled(model, 'fill by method repaint')
     if method == 'trained' and not model.sees_known:
         raise ValueError(
             f"{name} generates whole cells and was not trained to fill holes: use "
@@ -622,13 +626,12 @@ def inpaint(
     of 16 bits a measured level, with a warning. Cells of another size get one too.
     """
     settings = settings_of(method, steps, kwargs)
-    default_model = settings.pop('model')
     n = check_number('n', n, **limits['n'])
     seed, _ = check_limits(seed=seed, guidance_scale=guidance_scale)
 
     pixels = read_image(image)
     hole = read_mask(mask, pixels.shape[:2])
-    model = find_network(model or default_model, method, label)
+    model = find_network(model or methods[method]['model'], method, label)
     grey = is_grey(pixels, hole)
     check_channels(model, grey, as_colour)
     window = find_window(hole, window)
@@ -636,6 +639,7 @@ def inpaint(
     if not grey: check_scale(model, x, small_hole, label, window[2])
     x = x[:, :model.channels].expand(n, model.channels, -1, -1)
     settings.update(show_known=method == 'trained', guidance_scale=guidance_scale)
+    if model.jumps: settings['steps'] = steps # It has steps of its own
     fills = fill_holes(model, x, small_hole, label, seed, progress=progress, **settings)
     return np.stack([put_back(pixels, hole, window, fill, white, grey)
                      for fill in fills])

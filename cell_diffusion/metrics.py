@@ -539,6 +539,7 @@ class CellSet:
 
     @classmethod
     def seen_by(cls, classifier, images, labels):
+        "Images with a classifier's features and predictions"
         return cls(images, labels, *features_and_predictions(classifier, images))
 
 @dataclass

@@ -360,6 +360,7 @@ def picture_with_hole(picture, mask):
     return grid_frame(masked_view(encode(x[None]), mask[None, None]), zoom=1)
 
 def count_fills(n):
+    "`n` fills in words"
     return '1 fill' if n == 1 else f'{n} fills'
 
 # %% ../nbs/painter.ipynb #c036a
@@ -472,6 +473,7 @@ def show_progress(p, trace):
 
 def network_calls_of(p):
     "How often a fill will call the network"
+    if p.net.jumps: return len(p.net.jumps)
     method = methods.get(p.kwargs.get('method', 'trained'), {})
     chosen = {**method, **p.kwargs}
     options = {name: chosen[name] for name in ('jump', 'repeats') if name in chosen}

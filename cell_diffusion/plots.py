@@ -24,13 +24,19 @@ class Box:
     h: float = 0.       # height
 
     @property
-    def middle(self): return self.y + self.h/2
+    def middle(self):
+        "Height of the box's middle"
+        return self.y + self.h/2
 
     @property
-    def right(self): return self.x + self.w
+    def right(self):
+        "Where the box ends"
+        return self.x + self.w
 
     @property
-    def top(self): return self.y + self.h
+    def top(self):
+        "Height of the box's upper edge"
+        return self.y + self.h
 
 # %% ../nbs/05_unet.ipynb #c055a
 def feature_maps(model, size):

@@ -222,6 +222,7 @@ def eps_from_v(
 predictions = ('eps', 'x0', 'v')
 
 def _check_prediction(prediction):
+    "Raise `ValueError` for an unknown prediction"
     if prediction not in predictions:
         known = ', '.join(map(repr, predictions))
         raise ValueError(f"Unknown prediction {prediction!r}: use one of {known}.")

@@ -53,8 +53,9 @@ from cell_diffusion.sampling import sample, stored_walk
 from cell_diffusion.sources import channel_names, named_source
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import (
-    KeepEarly, RunningMeans, check_processes, diffusion_learner, first_then_others,
-    fit_for, in_first, loss_by_timestep, read_checkpoint, together, training_configs,
+    KeepEarly, RunningMeans, check_one_process, check_processes, diffusion_learner,
+    first_then_others, fit_for, in_first, loss_by_timestep, read_checkpoint, together,
+    training_configs,
 )
 from cell_diffusion.unet import gflops, n_params
 
@@ -118,6 +119,7 @@ def train_and_save_classifier(
     """Train a classifier on the training cells and save it with the record of its run
 
     Killed and called again it goes on where it was; a finished one is returned."""
+    check_one_process('train_and_save_classifier')
     folder = as_path(folder)
     check_out(folder, 'classifier')
     check_goes_on(folder)
@@ -168,6 +170,7 @@ def check_goes_on(folder):
                               "weights.")
 
 def write_card(folder, text):
+    "Write the model card of a folder"
     write_whole(folder/'README.md', text)
 
 # %% ../nbs/recipes.ipynb #n032
@@ -190,6 +193,7 @@ def train_reference_classifier(
     progress:bool=True, # Show fastai's progress
 )->CellClassifier: # Trained
     "Load cells, and train and save a classifier of them"
+    check_one_process('train_reference_classifier')
     out = as_path(out)
     check_out(out, 'classifier', data)
     check_goes_on(out)
@@ -272,6 +276,7 @@ def distill_model(
 
     It learns the walks that `sample` makes, with the guidance that is stored with the
     teacher. Leaves what `train_model` does."""
+    check_one_process('distill_model')
     run = SimpleNamespace(**locals(), processes=1, means=0, early_at=0,
                           kwargs={})
     run.out = as_path(out)
@@ -303,7 +308,8 @@ def distill_and_save(run)->dict: # The record
     teacher = load(run.teacher, kind=Denoiser)
     folder = folder_of(run.teacher)
     its_record = earlier_record(folder)
-    dls = cells_to_score(teacher, its_record, run)
+    dls = cells_as_trained(teacher, its_record, run)
+    check_taught(teacher, its_record, dls, run)
 
     settings = dict(
         config=its_record.get('config', 'unknown'), optimizer=run.optimizer, lr=run.lr,
@@ -316,14 +322,44 @@ def distill_and_save(run)->dict: # The record
                      dim=teacher.settings['unet'].get('dim'))
     budget = fit_run(learn, settings, run)
     record = run_record(learn, budget, run)
-    record.update(settings, conditional=run.classes,
-                  loaded=run.n or its_record.get('loaded'),
-                  set_aside=its_record.get('set_aside', 0),
-                  seconds_walking=learn.dls.walks.seconds)
+    record.update(settings, conditional=run.classes, walked_on=record['fingerprint'],
+                  seconds_walking=learn.dls.walks.seconds,
+                  **cells_of_teacher(its_record, run.n))
     model = learn.ema.averaged
     model = save_run(model, record, run)
     if run.scored: add_score(model, dls, record, run)
     return record
+
+
+# %% ../nbs/recipes.ipynb #d005
+# What a record says of the cells of a training
+of_cells = ('source', 'crop', 'white', 'bits', 'cells', 'channel_names', 'fingerprint',
+            'loaded', 'set_aside')
+
+def cells_of_teacher(record, n):
+    "What a student's record says of cells: what it knows of them is its teacher's"
+    if 'fingerprint' not in record:
+        return dict(fingerprint='unknown', loaded=n, set_aside=0)
+    known = {key: value for key, value in record.items() if key in of_cells}
+    return dict(loaded=None, set_aside=0) | known
+
+def check_taught(teacher, record, dls, run):
+    "Raise `ValueError` for cells that would make a student's score too good"
+    known = record.get('fingerprint', 'unknown')
+    if known == fingerprint(dls): return
+    if known == 'unknown':
+        warnings.warn(f"Nothing says which cells {run.model} was trained on: {unsure}")
+        return
+    others = f"These are not the cells that {run.model} was trained on, "
+    if teacher.sees_known:
+        raise ValueError(f"{others}and it fills holes in cells: distil it on the same "
+                         "cells, split in the same way.")
+    if run.scored:
+        raise ValueError(f"{others}and {unsure} Give the cells of its training, split "
+                         "in the same way, or scored=0 (--scored 0 in a shell) for no "
+                         "score.")
+
+unsure = "test cells of the score may be among its training cells."
 
 
 # %% ../nbs/recipes.ipynb #z000
@@ -601,6 +637,8 @@ def class_table(score):
 def advice_on(record)->list: # Sentences
     "What a user of a network should be told before anything else"
     said = [too_short(record)]
+    if record.get('fingerprint') == 'unknown':
+        said.append(f"Nothing says which cells its teacher was trained on: {unsure}")
     score = record.get('score', {})
     if 'class_accuracy' in score:
         said.append(class_warning(class_table(score), 1/len(record['classes'])))
@@ -642,6 +680,7 @@ def score_weights(
     written in the end. Raises `ValueError` for cells of other classes or channels, and
     `OSError` for a folder that another run holds or that cannot be written.
     """
+    check_one_process('score_weights')
     run = SimpleNamespace(**locals())
     check_limits(n=n)
     check_number('scored', scored, 4, limits['scored']['high'], whole=True)
@@ -663,6 +702,14 @@ def score_weights(
 # %% ../nbs/recipes.ipynb #n015
 def cells_to_score(network, record, run):
     "Cells as in the training of a network, split; warns if they are others"
+    dls = cells_as_trained(network, record, run)
+    if record.get('fingerprint') != fingerprint(dls):
+        warnings.warn(f"These are not the cells that {run.model} was trained on: some "
+                      "test cells may have been among its training cells.")
+    return dls
+
+def cells_as_trained(network, record, run):
+    "Cells, read and split as the record of a network says"
     channels = run.channels
     where = named_source(run.data, run.source)
     trained = record.get('white', network.white), record.get('bits', network.bits)
@@ -680,9 +727,6 @@ def cells_to_score(network, record, run):
         raise ValueError(f"{run.model} was trained on files of {bits} bits, and these "
                          f"are of {dls.cells.bits}: save them in the same way, or say "
                          "with white which grey level is white.")
-    if record.get('fingerprint') != fingerprint(dls):
-        warnings.warn(f"These are not the cells that {run.model} was trained on: some "
-                      "test cells may have been among its training cells.")
     return dls
 
 def check_fit(network, dls):
@@ -733,6 +777,7 @@ def choose_guidance(
 
     The rule is that of `best_scale`. Guidance goes away from `guide`, or without one
     from the same network without a class. Stopped and called again it goes on."""
+    check_one_process('choose_guidance')
     run = SimpleNamespace(model=model, data=data, source=source, judged='valid',
                           crop=None, channels=None, n=None, white=None,
                           progress=progress)
@@ -973,6 +1018,7 @@ def history_of(record):
 
 # %% ../nbs/recipes.ipynb #s000
 def images_of(record):
+    "Size and channels of the images of a record, in words"
     n = record['channels']
     text = f"{record['size']} × {record['size']} cells with {n} channel{'s'*(n > 1)}"
     names = record.get('channel_names')
@@ -1003,11 +1049,13 @@ def choices_of(record):
     return text
 
 def machine_of(record, more=''):
+    "On which machine a run was made, in words"
     m = record['machine']
     return f"{m['name']} ({m['device']}, {threads_of(m)}{more})"
 
 # %% ../nbs/recipes.ipynb #s001
 def threads_of(m):
+    "With how many threads and processes, in words"
     text = f"{m['threads']} thread{'s'*(m['threads'] > 1)}"
     several = m.get('processes', 1) > 1
     return f"{m['processes']} processes of {text}" if several else text
@@ -1173,6 +1221,7 @@ licences = {
 }
 
 def licence_of(record):
+    "What the card of weights says of the licence of their cells"
     other = 'The licence is that of the cells it was trained on.'
     return licences.get(record['source'], other)
 
@@ -1196,6 +1245,7 @@ def result_lines()->str: # Markdown
 
 # %% ../nbs/recipes.ipynb #z009
 def training_time(record):
+    "Minutes and machine of a training, in words"
     m = record['machine']
     after = f" after `{record['start']}`" if record.get('start') else ''
     minutes = f"{record['seconds']/60:.0f} minutes{after}"

@@ -108,7 +108,9 @@ def write_json(
     "Write JSON whole or not at all. Raises `TypeError` for what JSON cannot hold."
     write_whole(path, json_text(obj))
 
-def json_text(obj): return json.dumps(obj, indent=1, default=_as_json) + '\n'
+def json_text(obj):
+    "An object as the text of a JSON file"
+    return json.dumps(obj, indent=1, default=_as_json) + '\n'
 
 # %% ../nbs/records.ipynb #c010
 def _as_json(obj):
@@ -281,6 +283,7 @@ def check_file(
 
 # %% ../nbs/records.ipynb #s001
 def _check_outside(out, data):
+    "Raise `ValueError` for results within the folder of the data"
     if data is None or not as_path(data).is_dir(): return
     data = as_path(data)
     here = out.resolve()

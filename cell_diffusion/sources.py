@@ -127,7 +127,9 @@ def class_folders(root:Path)->list: # Sorted paths
     "The folders that may be classes"
     return [p for p in entries(root) if p.is_dir()]
 
-def is_picture(p:Path): return p.suffix.lower() in Image.registered_extensions()
+def is_picture(p:Path):
+    "Does a file's name end like that of a picture?"
+    return p.suffix.lower() in Image.registered_extensions()
 
 def picture_count(folder:Path)->str:
     "How many pictures a folder holds, in words"

@@ -280,7 +280,7 @@ class SampleEachEpoch(Callback):
 
     def __init__(self,
         n:int=8, # How many cells
-        steps:int=20, # Network calls
+        steps:int=None, # Network calls, see `sample`
         every:int=1, # Epochs between two pictures
         seed:int=0, # The same noise each time
     ):
@@ -612,6 +612,14 @@ def check_processes():
         raise ValueError(f"Each process needs a GPU of its own, and there are {gpus}: "
                          "start no more processes than that.")
 
+def check_one_process(
+    what:str, # What was called, for the message
+):
+    "Raise `ValueError` where several processes were started for the work of one"
+    if num_distrib() > 1:
+        raise ValueError(f"{what} runs in one process: start it without accelerate or "
+                         "torchrun.")
+
 def warn_of_one(places):
     "accelerate names a meeting place but starts one process, if it is told `--cpu`"
     if not places or os.environ.get('ACCELERATE_USE_CPU') != 'True': return
@@ -861,6 +869,7 @@ def read_checkpoint(path, device):
     return state
 
 def no_checkpoint(path):
+    "The error for a file that cannot be gone on from"
     return ValueError(f"{path} is damaged, or no checkpoint of a training run: delete "
                       "it to begin anew, or give this run a folder of its own.")
 
@@ -1028,6 +1037,7 @@ class AtShares(Callback):
     def after_cancel_fit(self): self.look()
 
     def look(self):
+        "Act if a share of the budget was passed since the last look"
         used = self.learn.budget.used
         passed = any(self.last < share <= used for share in self.shares)
         self.last = used
@@ -1043,7 +1053,9 @@ class KeepEarly(AtShares):
         store_attr()
         self.shares = [share]
 
-    def act(self): save(self.learn.ema.averaged, self.folder)
+    def act(self):
+        "Save the running mean as it is now"
+        save(self.learn.ema.averaged, self.folder)
 
 # %% ../nbs/06b_long_runs.ipynb #pm04
 class RunningMeans(AtShares):
@@ -1074,6 +1086,7 @@ class RunningMeans(AtShares):
             update_mean(list(mean.parameters()), weights, step, gamma)
 
     def act(self):
+        "Save both running means"
         for mean, length in zip(self.means, self.sigma_rel):
             save(mean, self.folder/f'{self.learn.budget.steps:07d}-{length:g}')
 

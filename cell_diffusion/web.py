@@ -21,7 +21,7 @@ from .core import as_path, decode, generator
 from .simulation import simulate_blood
 from .denoiser import Denoiser, folder_of, load, shipped
 from .records import (
-    check_out, json_text, locked, remove_parts, write_json, write_together)
+    check_out, json_text, locked, read_json, remove_parts, write_json, write_together)
 from .sampling import sample, timesteps
 from .inpainting import stained_masks
 
@@ -165,8 +165,19 @@ def page_facts(model, file, data, about, steps):
         about=about,
         # What guidance does is part of the weights of a distilled network
         guided=not model.jumps,
+        # A stored scale is that of the guide, where there is one
+        guidance_scale=1. if model.guide else model.guidance_scale,
+        interval=None if model.guide else model.interval,
         walks=walks_of(model, steps),
     )
+
+# %% ../nbs/web.ipynb #c024w
+def without_guide(model)->str: # A sentence, or nothing
+    "What a page cannot do that `sample` does: guide away from another network"
+    if model.guide is None or model.guidance_scale == 1: return ''
+    return ("This network is guided away from another one, which is not in the file, "
+            "so a page makes other cells than `sample`. A student made by "
+            "`cell-diffusion distill` has the guidance within it.")
 
 # %% ../nbs/web.ipynb #c024b
 def single_precision(model):
@@ -197,6 +208,9 @@ def export_onnx(
     if file.suffix != '.onnx':
         raise ValueError(f"{file.name} should end in .onnx.")
 
+    if note := without_guide(model):
+        warnings.warn(note)
+        about = f'{about} {note}'.strip()
     model = single_precision(model)
     proto = onnx.load_from_string(trace(model))
     store_in_half(proto.graph)
@@ -353,8 +367,6 @@ def find_runtime(folder):
         f"{folder} does not hold {runtime_files[0]}: name the folder in which "
         "`npm install onnxruntime-web` was run, or leave it out.")
 
-def check_page_folder(folder):
-    "Raise `FileExistsError` unless a folder is new, empty, or an earlier page"
 @contextmanager
 def all_or_none(out):
     "A folder whose files are in `out` at the end, all of them or none"
@@ -419,6 +431,8 @@ def export_page(
     """
     Write a folder with a network and the page that runs it in a browser.
 
+    A stored guidance scale comes along; a guide does not, which warns.
+
     Raises `ValueError` or `FileNotFoundError` for a network or a runtime that cannot be
     used, `FileExistsError` for a folder of something else, `ImportError` without onnx.
     """
@@ -437,6 +451,7 @@ def export_page(
         verify_onnx(file, model, batches=(1,))
         copy_files([*assets.glob('*.js'), *assets.glob('*.css')], made/'browser')
         if place: copy_files([place/f for f in runtime_files], made/'browser'/'ort')
+        about = read_json(file.with_suffix('.json'), 'export it again.')['about']
         paints = write_pages(model, made, name=name, about=about,
                              runtime='ort/' if place else published)
     if not paints: (out/'paint.html').unlink(missing_ok=True)

@@ -1,10 +1,15 @@
 "A student's jumps end where its teacher's walk does, and it knows how many there are"
+import ast
 import json
 from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
 import pytest
 import torch
 from fastai.learner import Callback
 from typer.testing import CliRunner
+from common import package
+from cell_diffusion.augmentation import balance
 from cell_diffusion.cli import app
 from cell_diffusion.core import generator
 from cell_diffusion.data import cell_dls
@@ -13,9 +18,20 @@ from cell_diffusion.denoiser import (Condition, Denoiser, denoise, load, save,
 from cell_diffusion.distillation import (WalkLoader, Walks, distillation_learner,
                                          jump_timesteps, jump_x0, student_of,
                                          teacher_walks, walk)
-from cell_diffusion.inpainting import Inpainter, fill_holes
+from cell_diffusion.gan import gan_learner
+from cell_diffusion.inpainting import Inpainter, fill_holes, inpaint
+from cell_diffusion.recipes import (
+    choose_guidance, describe_data, distill_model, score_weights,
+    train_and_save_classifier, train_reference_classifier)
+from cell_diffusion.records import write_json
 from cell_diffusion.sampling import ddim, invert, sample
-from cell_diffusion.training import fit_for
+from cell_diffusion.studies.augmentation import AugmentationStudy
+from cell_diffusion.studies.fid import published_distances
+from cell_diffusion.studies.guidance import generate_arms
+from cell_diffusion.studies.inpainting import NetworkArm
+from cell_diffusion.studies.race import race
+from cell_diffusion.studies.samplers import quality_against_cost
+from cell_diffusion.training import SampleEachEpoch, fit_for
 from cell_diffusion.web import page_facts
 
 tiny = dict(dim=16, mults=[1, 2])
@@ -184,7 +200,7 @@ def test_student_refuses_other_walks(given, said):
 
 def test_what_a_student_cannot_be(tmp_path):
     student = student_of(network(classes=kinds), (999, 500))
-    with pytest.raises(ValueError, match='have no way back'):
+    with pytest.raises(ValueError, match='walks in one way only: invert with'):
         invert(student, noise(2, 3, 28, 28))
     with pytest.raises(ValueError, match='guide was distilled'):
         set_guidance(network(classes=kinds), 2, guide=student)
@@ -194,6 +210,70 @@ def test_what_a_student_cannot_be(tmp_path):
     assert jump_timesteps(student, 1) == (999,)
     with pytest.raises(ValueError, match='calls'):
         jump_timesteps(student, 3)
+
+def pictures_after_an_epoch(student):
+    pictures = SampleEachEpoch(n=2)
+    means = SimpleNamespace(averaged=student)
+    pictures.learn = SimpleNamespace(ema=means, epoch=0)
+    pictures.after_epoch()
+    assert len(pictures.images[0]) == 2
+
+def an_arm(student):
+    arm = NetworkArm(student)
+    images = noise(1, 3, 28, 28).clamp(-1, 1)
+    mask = torch.ones(1, 1, 28, 28).bool()
+    assert arm.nfe == 2 and len(arm.fill(images, mask, None, 0)) == 1
+
+def a_clamped_picture(student):
+    hole = np.zeros((28, 28), bool)
+    hole[8:20, 8:20] = True
+    picture = np.full((28, 28, 3), 200, np.uint8)
+    assert len(inpaint(picture, hole, method='clamp', model=student, progress=False))
+
+@pytest.mark.parametrize('use', [pictures_after_an_epoch, an_arm, a_clamped_picture])
+@pytest.mark.filterwarnings('ignore::UserWarning')
+def test_a_student_makes_its_own_steps_unless_told(use):
+    use(student_of(network(), (999, 500)))
+
+in_several_ways = {
+    'invert': lambda net: invert(net, noise(2, 3, 28, 28)),
+    'compare samplers': lambda net: quality_against_cost(net, *[None]*3),
+    'compare guidance scales': generate_arms,
+    'fill by method repaint': lambda net: inpaint(
+        np.zeros((28, 28, 3), np.uint8), np.eye(28) > 0, method='repaint', model=net),
+}
+
+@pytest.mark.parametrize('doing, work', in_several_ways.items(), ids=in_several_ways)
+def test_a_student_is_refused_where_walks_are_compared(doing, work):
+    student = student_of(network(classes=kinds), (999, 500))
+    with pytest.raises(ValueError, match=f'walks in one way only: {doing} with'):
+        work(student)
+
+# These sample with networks of their own training, or refuse students
+own_networks = {
+    'c2st', 'classifier_accuracy_score', 'train_model', 'gan_beside_ddpm', 'ddpm_cells',
+    'longtail_study', 'choose_guidance', 'generate_arms', 'write_studies', 'invert',
+    'orthogonalize', 'AugmentationStudy', 'export_onnx', 'sampler'}
+
+def with_steps(node):
+    "Does a function or a dataclass have a number of steps by default?"
+    pairs = []
+    if isinstance(node, ast.FunctionDef):
+        names = [a.arg for a in node.args.args]
+        pairs = zip(names[::-1], node.args.defaults[::-1])
+    if isinstance(node, ast.ClassDef):
+        fields = [f for f in node.body if isinstance(f, ast.AnnAssign) and f.value]
+        pairs = [(f.target.id, f.value) for f in fields]
+    return any(name.endswith('steps') and ast.unparse(value) != 'None'
+               for name, value in pairs)
+
+def test_nobody_else_has_steps_by_default():
+    "`None` is what a network is made for, so distilled ones work everywhere"
+    found = set()
+    for file in package.rglob('[a-z]*.py'):
+        tree = ast.walk(ast.parse(file.read_text(encoding='utf-8')))
+        found |= {node.name for node in tree if with_steps(node)}
+    assert found == own_networks
 
 def test_a_page_knows_the_jumps():
     "And that it should not guide"
@@ -241,3 +321,69 @@ def test_too_few_walks_for_a_batch_are_refused():
     assert len(WalkLoader(walks, bs=6)) == 1
     with pytest.raises(ValueError, match='6 jumps do not fill a batch of bs=7'):
         WalkLoader(walks, bs=7)
+
+
+# What a record says of cells, and which are refused
+
+@pytest.fixture
+def taught(tmp_path):
+    "Makes the folder of a teacher whose record says what it was trained on"
+    def make(kind=Denoiser, known=True):
+        dls = cell_dls('simulated', size=28, bs=16, n=96)
+        folder = tmp_path/'teacher'
+        save(network(kind, classes=dls.vocab), folder)
+        if known: write_json(folder/'record.json', dict(describe_data(dls), loaded=96))
+        return folder
+    return make
+
+def distilled(teacher, **given):
+    how = dict(calls=1, walks=10, epochs=1, bs=4, scored=0, progress=False)
+    return distill_model(teacher, 'simulated', out=teacher.parent/'s', **how | given)
+
+@pytest.mark.filterwarnings('ignore:The training was too short')
+@pytest.mark.parametrize('given', [{}, dict(n=80)])
+def test_a_student_knows_the_cells_of_its_teacher(taught, given):
+    "Even where it walked on others, so that a score of other cells warns"
+    teacher = taught()
+    of_teacher = json.loads((teacher/'record.json').read_text())
+    record = distilled(teacher, **given)
+    for key in ('fingerprint', 'cells', 'loaded', 'source'):
+        assert record[key] == of_teacher[key], key
+    assert (record['walked_on'] == record['fingerprint']) is not bool(given)
+
+@pytest.mark.filterwarnings('ignore:The training was too short')
+def test_cells_that_nothing_is_known_of(taught):
+    said = 'Nothing says which cells .* was trained on'
+    with pytest.warns(UserWarning, match=said):
+        record = distilled(taught(known=False), n=96)
+    assert record['fingerprint'] == 'unknown' and record['loaded'] == 96
+    assert 'Nothing says which cells its teacher' in record['advice'][1]
+
+@pytest.mark.parametrize('kind, scored, said', [
+    (Denoiser, 4, 'scored=0'), (Inpainter, 0, 'distil it on the same cells')])
+def test_other_cells_are_refused_before_any_walk(taught, kind, scored, said):
+    teacher = taught(kind)
+    with pytest.raises(ValueError, match=f'not the cells that .* trained on.*{said}'):
+        distilled(teacher, n=80, scored=scored)
+    assert not list(teacher.parent.glob('s/*.pt'))
+
+in_one_process = dict(
+    distill_model=distilled,
+    score_weights=lambda to: score_weights(to, 'nowhere'),
+    choose_guidance=lambda to: choose_guidance(to, 'nowhere'),
+    train_reference_classifier=lambda to: train_reference_classifier('nowhere', out=to),
+    train_and_save_classifier=lambda to: train_and_save_classifier(None, to),
+    race=lambda to: race('nowhere', to),
+    balance=lambda to: balance('nowhere', to),
+    published_distances=lambda to: published_distances('nowhere'),
+    gan_learner=lambda to: gan_learner(None),
+)
+in_one_process['AugmentationStudy.run'] = lambda to: AugmentationStudy.run(None)
+
+@pytest.mark.parametrize('what, work', in_one_process.items(), ids=in_one_process)
+def test_several_processes_are_told_at_once(what, work, tmp_path, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setenv('RANK', '1')
+    with pytest.raises(ValueError, match=f'{what} runs in one process: start it witho'):
+        work(tmp_path/'new')
+    assert not list(tmp_path.iterdir())

@@ -220,3 +220,51 @@ def test_the_list_names_files_that_exist():
     gone = sorted(_todo() - known)
     if gone:
         pytest.xfail(f'tests/style_todo.txt names files that are gone: {gone}')
+
+
+# Docstrings. What fastai and PyTorch call by name, setters and kept values need none
+
+modules = [p for p in sorted(package.rglob('*.py'))
+           if p.name not in ('_modidx.py', 'moved.py')]
+called_by_others = re.compile(r'(before|after)_\w+|forward|__\w+__')
+
+
+def _needs_docstring(node):
+    "Functions and classes but those whose name or decorator says what they are for"
+    kinds = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+    if not isinstance(node, kinds) or called_by_others.fullmatch(node.name):
+        return False
+    kinds = '.setter', 'cached_property'
+    return not any(ast.unparse(d).endswith(kinds) for d in node.decorator_list)
+
+
+def without_docstring(tree):
+    for node in tree.body:
+        if _needs_docstring(node) and not ast.get_docstring(node):
+            yield node.name
+        if isinstance(node, ast.ClassDef):
+            for name in without_docstring(node):
+                yield f'{node.name}.{name}'
+
+
+@pytest.mark.parametrize('path', modules, ids=lambda p: f'{p.parent.name}-{p.stem}')
+def test_everything_has_a_docstring(path):
+    "A sentence of what it is for, also for helpers; names of version 0.1 have none"
+    bare = list(without_docstring(ast.parse(path.read_text(encoding='utf-8'))))
+    assert not bare, f'without a docstring: {bare}'
+
+
+def test_a_missing_docstring_is_found():
+    code = """class A(Callback):
+    'Does it'
+    def after_batch(self): pass
+    def plain(self): pass
+    @mask.setter
+    def mask(self, mask): pass
+    def __len__(self): return 0
+def f(x): return x
+def g(x):
+    "It"
+    def inner(): pass
+"""
+    assert list(without_docstring(ast.parse(code))) == ['A.plain', 'f']

@@ -2,17 +2,17 @@
 Networks as ONNX: the same answers as PyTorch, a JSON file that a page can trust, cells
 to choose from, errors that are sentences
 """
-import hashlib, json, re, sys
+import hashlib, json, re, shutil, subprocess, sys
 from pathlib import Path
 import numpy as np, onnx, pytest, torch
 from PIL import Image
 from common import cells, nbs, package
-from cell_diffusion.denoiser import Condition, Denoiser, load, save
+from cell_diffusion.denoiser import Condition, Denoiser, load, save, set_guidance
 from cell_diffusion.inpainting import Inpainter
 from cell_diffusion.sampling import batched_denoise, dpm_solver, timesteps
 from cell_diffusion.web import (
-    DenoiserStep, browser_noise, export_onnx, export_page, onnx_session, run_session,
-    published, runtime_files, verify_onnx, write_browser_files)
+    DenoiserStep, browser_noise, export_onnx, export_page, onnx_session, page_facts,
+    run_session, published, runtime_files, verify_onnx, write_browser_files)
 
 def tiny(kind=Denoiser, channels=3, **kwargs):
     "An untrained network that does not answer zero"
@@ -104,6 +104,38 @@ def test_a_whole_run_with_the_json_file_alone(tmp_path):
     guided = batched_denoise(model, Condition(label, guidance_scale=2))
     library = dpm_solver(guided, x, model.schedule, ts)
     assert torch.allclose(exported, library, atol=1e-4)
+
+def test_stored_guidance_travels(tmp_path):
+    model = set_guidance(tiny(classes=('a', 'b')), 1.5, interval=(-2., 3.))
+    about = facts(export_onnx(model, tmp_path/'net.onnx'))
+    assert about['guidance_scale'] == 1.5 and about['interval'] == [-2, 3]
+
+def test_a_guide_stays_behind_and_this_is_said(tmp_path):
+    model = set_guidance(tiny(classes=('a', 'b')), 2., guide=tiny(classes=('a', 'b')))
+    with pytest.warns(UserWarning, match='cell-diffusion distill') as said:
+        index = export_page(model, tmp_path/'page')
+    assert len(said) == 1
+    about = facts(index.parent/'browser'/'model'/'network.onnx')
+    assert about['guidance_scale'] == 1 and about['interval'] is None
+    note = 'guided away from another one, which is not in the file'
+    assert note in about['about'] and note in index.read_text()
+
+@pytest.mark.skipif(shutil.which('node') is None, reason='needs node')
+def test_a_page_guides_where_the_library_does(tmp_path):
+    model = set_guidance(tiny(classes=('a', 'b')), 1.5, interval=(-2., 3.))
+    facts = page_facts(model, tmp_path/'net.onnx', b'', '', (20,))
+    steps = facts['walks'][20]['t']
+    expected = Condition(torch.tensor([0]), 1.5, model.interval).scale_at(
+        torch.tensor(steps), model.schedule).tolist()
+    assert len(set(expected)) == 2
+    shutil.copy(package/'browser'/'diffusion.js', tmp_path/'diffusion.mjs')
+    script = (f"import {{ scaleIn }} from '{tmp_path/'diffusion.mjs'}';"
+              f"const {{ interval, walks, guidance_scale }} = {json.dumps(facts)};"
+              "const scale = scaleIn(interval, walks[20], guidance_scale);"
+              "console.log(JSON.stringify(walks[20].t.map(scale)))")
+    said = subprocess.run(['node', '--input-type=module', '-e', script], check=True,
+                          capture_output=True)
+    assert json.loads(said.stdout) == expected
 
 def test_another_network_is_noticed(tmp_path):
     file = export_onnx(tiny(), tmp_path/'net.onnx')

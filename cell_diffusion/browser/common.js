@@ -88,6 +88,9 @@ export function fillIn(root, about, words, chosen) {
   named('label').append(...all.map(([value, text]) => option(text, value, String(value) === String(chosen))));
   named('steps').append(...Object.keys(about.walks).map(k => option(k, k, k === '20')));
   for (const n of ['label', 'w']) named(n).closest('label').hidden = !about.classes.length;   // nothing to choose without classes
+  const stored = about.guidance_scale ?? 1;                                      // what the library's `sample` uses
+  Object.assign(named('w'), { max: Math.max(4, stored), step: stored % .5 ? 'any' : .5, value: stored });
+  named('shown').value = stored;
   if (about.guided === false) named('w').closest('label').hidden = true;   // guidance is in the weights of a distilled network
 }
 
@@ -103,7 +106,7 @@ export function wire(root, engine, work) {
   const fail = text => { error.hidden = !text; error.textContent = text; };
   const busy = on => { named('go').disabled = on; named('cancel').disabled = !on; bar.hidden = !on; root.setAttribute('aria-busy', on); };
   named('dice').onclick = () => { named('seed').value = Math.floor(Math.random()*10000); };
-  named('w').oninput = () => { named('shown').value = named('w').value; };
+  named('w').oninput = () => { named('shown').value = Number(named('w').valueAsNumber.toFixed(2)); };
   named('cancel').onclick = () => { engine.cancel(); say('Cancelling …'); };
   named('go').onclick = async () => {
     const seed = named('seed');

@@ -18,10 +18,17 @@ export function noise(seed, length) {
   return z.subarray(0, length);
 }
 
-// One estimate of the clean picture: unconditional + w (conditional - unconditional), clipped to -1..1
-export function guided(ask, label, none, w) {
+// The guidance scale at the timesteps of a walk: 1 outside of an interval of log-SNRs
+export const scaleIn = (interval, { t, signal, noise }, w) => at => {
+  const i = t.indexOf(at), logSnr = 2*Math.log(signal[i]/noise[i]);
+  return !interval || (interval[0] <= logSnr && logSnr <= interval[1]) ? w : 1;
+};
+
+// One estimate of the clean picture: unconditional + w (conditional - unconditional), clipped to -1..1; w is `scale(t)`
+export function guided(ask, label, none, scale) {
   const clip = v => Math.min(1, Math.max(-1, v));
   return async (x, t) => {
+    const w = scale(t);
     if (label === null || w === 0) return (await ask(x, t, none)).map(clip);
     const asked = await ask(x, t, label);
     if (w === 1) return asked.map(clip);

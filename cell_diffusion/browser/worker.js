@@ -1,5 +1,5 @@
 // Runs the network beside the page, so that the page stays awake: onnxruntime-web as WebAssembly, and the sampler of diffusion.js
-import { sample, guided } from './diffusion.js';
+import { sample, guided, scaleIn } from './diffusion.js';
 
 let ort, session, info, cancelled = false;
 const tell = (type, data = {}) => self.postMessage({ type, ...data });
@@ -41,8 +41,9 @@ async function run({ x, labels = null, w = 1, steps, known, mask }) {
   const told = inputs.includes('mask') ? { known: floats(repeat(known), channels), mask: floats(repeat(mask), 1) } : {};
   const ask = async (x, t, label) => (await session.run({ x: floats(x, channels), t: ints(new Array(n).fill(t)), ...(inputs.includes('label') && { label: ints(label) }), ...told })).x0.data;
   const started = performance.now();
-  const x0 = await sample(guided(ask, labels, new Array(n).fill(null_class), w), x, info.walks[steps], async (step, xt, x0) => {
-    tell('step', { step, steps: info.walks[steps].t.length, xt, x0 });
+  const walk = info.walks[steps], scale = scaleIn(info.interval, walk, w);
+  const x0 = await sample(guided(ask, labels, new Array(n).fill(null_class), scale), x, walk, async (step, xt, x0) => {
+    tell('step', { step, steps: walk.t.length, xt, x0 });
     await new Promise(resolve => setTimeout(resolve));                           // a moment in which Cancel is heard
     if (cancelled) throw Object.assign(Error('Cancelled.'), { name: 'AbortError' });
   });

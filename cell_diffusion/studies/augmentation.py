@@ -35,7 +35,8 @@ from cell_diffusion.records import (
 )
 from cell_diffusion.sampling import check_room_for, sample
 from cell_diffusion.splits import assert_disjoint, kfold_cells, split_cells
-from cell_diffusion.training import check_unet, diffusion_learner, fit_for
+from cell_diffusion.training import (
+    check_one_process, check_unet, diffusion_learner, fit_for)
 from cell_diffusion.transforms import affine_jitter, dihedral_views, random_dihedral
 
 # %% ../../nbs/12b_augmentation_study.ipynb #c021
@@ -614,6 +615,7 @@ def run(self:AugmentationStudy,
     seeds=None, # Numbers of the seeds to do; by default all
 )->pd.DataFrame: # A row for each record
     "Do what has no record yet. Killed and started again it continues where it was."
+    check_one_process('AugmentationStudy.run')
     grid = dict(
         fold=numbers_below('fold', folds, self.folds),
         seed=numbers_below('seed', seeds, self.seeds),
@@ -703,7 +705,9 @@ class StudyResults:
     settings:dict     # Of the whole study
 
     @property
-    def tested(self): return self.fold >= 0
+    def tested(self):
+        "Which cells were in a test fold, bool `(n,)`"
+        return self.fold >= 0
 
     @property
     def counts(self):

@@ -25,15 +25,20 @@ class Candidate:
     bfloat16:bool # Precision
 
     @property
-    def layout(self): return 'channels_last' if self.channels_last else 'contiguous'
+    def layout(self):
+        "The order of numbers in memory, in words"
+        return 'channels_last' if self.channels_last else 'contiguous'
 
     @property
     def memory_format(self):
+        "The same as PyTorch names it"
         if self.channels_last: return torch.channels_last
         return torch.contiguous_format
 
     @property
-    def precision(self): return 'bfloat16' if self.bfloat16 else 'float32'
+    def precision(self):
+        "The type that it computes in"
+        return 'bfloat16' if self.bfloat16 else 'float32'
 
 def candidates(device):
     "Our network at its best layout, theirs in both, each in every useful precision"
@@ -44,7 +49,9 @@ def candidates(device):
     return found
 
 # %% ../../nbs/recipes.ipynb #n049
-def our_network(size): return UNet(dim=48, mults=(1, 2, 3, 3))
+def our_network(size):
+    "A U-Net of this package; it takes any `size`"
+    return UNet(dim=48, mults=(1, 2, 3, 3))
 
 def their_network(size):
     "diffusers' U-Net, of the size and cost of ours"
@@ -64,6 +71,7 @@ networks = dict(cell_diffusion=our_network, diffusers=their_network)
 
 # %% ../../nbs/recipes.ipynb #c038
 def autocast(x, bfloat16):
+    "A context in which bfloat16 is used where that is wanted"
     return torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16)
 
 def train_step(model, x, bfloat16):
@@ -135,6 +143,7 @@ def median_seconds(steps, rounds):
     return {name: statistics.median(s) for name, s in seconds.items()}
 
 def timed(step):
+    "Seconds that a function takes"
     started = time.perf_counter()
     step()
     if torch.cuda.is_available(): torch.cuda.synchronize()

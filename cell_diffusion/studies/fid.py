@@ -21,8 +21,9 @@ from cell_diffusion.core import (
 from cell_diffusion.denoiser import Denoiser, load, weights_folder
 from cell_diffusion.metrics import frechet_distance, kernel_draws
 from cell_diffusion.recipes import cells_to_score, earlier_record
-from cell_diffusion.sampling import sample
+from cell_diffusion.sampling import sample, stored_walk
 from cell_diffusion.sources import cache_folder, what_broke
+from cell_diffusion.training import check_one_process
 
 # %% ../../nbs/recipes.ipynb #z005
 github = 'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0'
@@ -115,7 +116,7 @@ def published_distances(
     model, # Folder of a run, or the name of shipped weights
     data:str='bloodmnist', # A source with its own split, or cells as for `train`
     n:int=None, # Cells to generate; by default as many as there are training cells
-    steps:int=20, # Network calls
+    steps:int=None, # Network calls, see `sample`
     seed:int=0, # Seed of the noise
     bs:int=64, # Images that Inception and DINOv2 see at a time
     source:str=None, # How to read data; folder for class folders of your own
@@ -128,11 +129,13 @@ def published_distances(
     `ImportError` without the extra `fid`, `ConnectionError` where nothing can be
     fetched, and `ValueError` for cells that do not fit.
     """
+    check_one_process('published_distances')
     check_limits(n=n, seed=seed, bs=bs)
     network = load(model, kind=Denoiser)
     if network.channels != 3:
         raise ValueError(f"{model} has {network.channels} channels, and Inception and "
                          "DINOv2 see three, red, green and blue.")
+    steps, *_ = stored_walk(network, steps)
     check_number('steps', steps, 1, network.schedule.T, whole=True)
     networks, hashes = networks or published_networks(progress)
     dls = cells_to_compare(model, network, data, source)

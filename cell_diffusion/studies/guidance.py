@@ -21,7 +21,7 @@ from cell_diffusion.denoiser import Denoiser, load
 from cell_diffusion.metrics import class_accuracy, compare_features, diversity
 from cell_diffusion.denoiser import network_settings
 from cell_diffusion.records import Records, results_folder
-from cell_diffusion.sampling import sample
+from cell_diffusion.sampling import refuse_distilled, sample
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.studies.morphology import morphology_study
 
@@ -43,6 +43,7 @@ def generate_arms(
     """Generate the same number of cells of each class with every guidance scale
 
     The keys of the dict are pairs of the scale and `everywhere` or `interval`."""
+    refuse_distilled(model, 'compare guidance scales')
     requested = torch.arange(len(model.classes)).repeat_interleave(n)
     generated = {}
     for scale, interval in arms:
@@ -169,6 +170,7 @@ def write_studies(
     Studies that were stopped go on. Raises `ValueError` for a folder with results of
     other settings."""
     model = load(name)
+    refuse_distilled(model, 'compare guidance scales')
     dls = cell_dls(data, size=model.size, device='cpu')
     cells = encode(dls.test.arrays[0]), torch.as_tensor(dls.test.arrays[1])
     run = ArmCells(model, arms, n, steps, seed, progress)

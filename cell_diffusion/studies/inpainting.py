@@ -25,7 +25,7 @@ from cell_diffusion.inpainting import (
 from cell_diffusion.metrics import diversity
 from cell_diffusion.denoiser import network_settings
 from cell_diffusion.records import Records, results_folder
-from cell_diffusion.sampling import nfe
+from cell_diffusion.sampling import nfe, refuse_distilled, stored_walk
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import fit_for
 from cell_diffusion.transforms import crop_resize
@@ -92,23 +92,29 @@ class Baseline:
     nfe = 0           # Network calls for a cell
     random = False    # Does another seed give another fill?
 
-    def fill(self, images, masks, labels, seed): return self.function(images, masks)
+    def fill(self, images, masks, labels, seed):
+        "Fill holes; classes and seed make no difference"
+        return self.function(images, masks)
 
 @dataclass
 class NetworkArm:
     "Fills holes with a network"
     model:Denoiser           # An `Inpainter` or any other network
-    steps:int=20             # Steps of the sampler
-    sampler:str='dpm_solver' # A name in `samplers`
+    steps:int=None           # Steps of the sampler; by default as `sample` takes them
+    sampler:str=None         # A name in `samplers`; likewise
     give_class:bool=False    # Condition on the true class?
     show_known:bool=True     # Show the known pixels to an `Inpainter`?
     options:dict=field(default_factory=dict) # More arguments of the sampler
     random = True
 
     @property
-    def nfe(self): return nfe(self.sampler, self.steps, **self.options)
+    def nfe(self):
+        "Network calls for a cell"
+        steps, sampler, _ = stored_walk(self.model, self.steps, self.sampler)
+        return nfe(sampler, steps, **self.options)
 
     def fill(self, images, masks, labels, seed):
+        "Fill holes as `fill_holes` does"
         return fill_holes(
             self.model, images, masks, labels if self.give_class else None, seed,
             steps=self.steps, sampler=self.sampler, show_known=self.show_known,
@@ -237,6 +243,8 @@ def inpainting_study(
     """
     trained = load(trained, kind=Inpainter)
     free = load(free, kind=Denoiser)
+    for network in (trained, free):
+        refuse_distilled(network, 'compare methods')
     classifier = classifier or reference_classifier(dls)
     images, labels = dls.test.arrays
     pick = draw_of_each(labels, n, len(dls.vocab), seed)
@@ -360,7 +368,7 @@ def scale_study(
     windows:tuple=(.386, .482, .551, .744, 1.), # Shares of the side of a picture
     holes:tuple=('brush', 'nucleus'), # Names in `study_holes`
     n:int=8, # Test cells of each class
-    steps:int=20, # Network calls
+    steps:int=None, # Network calls, see `sample`
     seed:int=0, # Which cells, which holes, which noise
     classifier:CellClassifier=None, # By default `reference_classifier(dls)`
     progress:bool=True, # Show a progress bar
@@ -389,9 +397,9 @@ def scale_study(
             nfe=arms[arm].nfe if arms[arm] else 0)
 
     settings = dict(
-        networks=[network_settings(net) for net in (model, classifier)],
+        networks=[network_settings(net) for net in (model, classifier)], seed=seed,
         fingerprint=fingerprint(dls), classes=list(dls.vocab), cells_per_class=n,
-        steps=steps, seed=seed, sides=[pictures.shape[-1], min(sides.values())])
+        steps=arms['network'].nfe, sides=[pictures.shape[-1], min(sides.values())])
     grid = dict(window=list(windows), hole=list(holes), arm=list(arms))
     return Records(folder, settings).run(fill_and_score, grid, progress)
 

@@ -15,7 +15,7 @@ from cell_diffusion.metrics import scored_records
 from cell_diffusion.optimizers import learning_rates
 from cell_diffusion.recipes import train_model, with_new_keys
 from cell_diffusion.records import Records, check_out, locked
-from cell_diffusion.training import check_unet, training_configs
+from cell_diffusion.training import check_one_process, check_unet, training_configs
 
 # %% ../../nbs/recipes.ipynb #c035
 def race(
@@ -64,6 +64,7 @@ def race(
 # %% ../../nbs/recipes.ipynb #n046
 def check_budget(n, minutes, epochs):
     "Raise `ValueError` unless cells to score and a time or epochs to train are given"
+    check_one_process('race')
     check_number('n', n, **limits['n'])
     if epochs is None: check_number('minutes', minutes, **limits['minutes'])
     check_limits(minutes=minutes, epochs=epochs)

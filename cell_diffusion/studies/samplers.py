@@ -14,7 +14,8 @@ from cell_diffusion.classifier import CellClassifier, features_and_predictions
 from cell_diffusion.denoiser import Denoiser, weights_hash
 from cell_diffusion.metrics import distance_draws
 from cell_diffusion.records import Records
-from cell_diffusion.sampling import nfe, sample, steps_for, timesteps
+from cell_diffusion.sampling import (
+    nfe, refuse_distilled, sample, steps_for, timesteps)
 from cell_diffusion.splits import pixel_hash
 
 # %% ../../nbs/08_samplers.ipynb #c053
@@ -101,6 +102,7 @@ def quality_against_cost(
     A row is a draw; real cells against real ones are the sampler `real cells`. In one
     folder, a name of `samplers` must always have the same arguments. Raises
     `ValueError` for a folder with results of another network or other settings."""
+    refuse_distilled(model, 'compare samplers')
     study = SamplerStudy(model, classifier, x, y, samplers, n, draws, seed)
     jobs = sampler_jobs(model.schedule, samplers, calls)
     if folder: return Records(folder, study.settings()).run(study.measure, jobs)
