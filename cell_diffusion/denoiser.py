@@ -27,10 +27,14 @@ class Network(nn.Module, PyTorchModelHubMixin, library_name='cell_diffusion'):
     precision = 'float32' # Of the computation: `float32` or `bfloat16` (autocast)
 
     @property
-    def device(self): return next(self.parameters()).device
+    def device(self):
+        "Where the weights are"
+        return next(self.parameters()).device
 
     @property
-    def dtype(self): return next(self.parameters()).dtype
+    def dtype(self):
+        "The type of the weights"
+        return next(self.parameters()).dtype
 
     @property
     def settings(self):
@@ -584,6 +588,7 @@ def _in_words(name):
     return f"{kinds_of_network[name]} ({name})" if name in kinds_of_network else name
 
 def _refuse(folder, reason):
+    "Raise `ValueError` for a folder that does not hold a network"
     raise ValueError(f"{folder} cannot be loaded: {reason}.")
 
 def _parameters(function):
@@ -647,7 +652,9 @@ def _for_file(tensor):
     tensor = tensor.detach().cpu().contiguous()
     return tensor.half() if tensor.is_floating_point() else tensor
 
-def _is_finite(tensor): return bool(torch.isfinite(tensor.float()).all())
+def _is_finite(tensor):
+    "Are all values of a tensor numbers?"
+    return bool(torch.isfinite(tensor.float()).all())
 
 def _tensors_to_save(model, folder):
     "The tensors of a network by name, as they go into the file"
@@ -756,7 +763,9 @@ def _files_of(model, folder):
     return {folder/'model.safetensors': weights, folder/'config.json': config}
 
 # %% ../nbs/weights.ipynb #n027
-def _not_json(name): raise ValueError(f"{name} is no number of JSON")
+def _not_json(name):
+    "Raise `ValueError` for NaN and infinity, which JSON does not have"
+    raise ValueError(f"{name} is no number of JSON")
 
 def _read_config(folder):
     "The table in a folder's config.json"
@@ -829,7 +838,9 @@ def _build(folder, cls, settings):
                         f"{largest:,} are loaded")
     return cls(**settings)
 
-def _first_line(error): return str(error).strip().split('\n')[0].rstrip('.')
+def _first_line(error):
+    "The first line of an error's message"
+    return str(error).strip().split('\n')[0].rstrip('.')
 
 # %% ../nbs/weights.ipynb #n031
 def _read_tensors(folder, expected, config):

@@ -187,16 +187,23 @@ class WalkLoader:
                              "more walks, or a smaller batch.")
 
     @property
-    def pairs(self): return len(self.walks)*self.calls
+    def pairs(self):
+        "Jumps in all walks"
+        return len(self.walks)*self.calls
 
     def __len__(self):
         return self.pairs//self.bs if self.train else -(-self.pairs//self.bs)
 
-    def one_batch(self): return next(iter(self))
+    def one_batch(self):
+        "The first batch"
+        return next(iter(self))
 
-    def set_epoch(self, epoch): self.epoch = epoch
+    def set_epoch(self, epoch):
+        "Go on with the order of an epoch"
+        self.epoch = epoch
 
     def to(self, device):
+        "Move batches to a device; fastai asks for this"
         self.device = torch.device(device)
         return self
 

@@ -246,6 +246,12 @@ def stored_walk(model, steps=None, sampler=None, spacing=None):
                          "timesteps of its own: leave steps, sampler and spacing out.")
     return calls, find_sampler('ddim'), lambda *_: model.jumps
 
+def refuse_distilled(model, doing):
+    "Raise a `ValueError` for a distilled network where walks are varied or undone"
+    if model.jumps:
+        raise ValueError("This network was distilled and walks in one way only: "
+                         f"{doing} with the network that it was distilled from.")
+
 def stored_guidance(model, label, scale, interval, guide):
     "Scale, interval and guide for `Condition`, from what is given and what is stored"
     if scale is not None: return scale, interval, guide
@@ -439,9 +445,7 @@ def invert(
     spacing='log_snr', # How the timesteps are spaced, see `timesteps`
 )->torch.Tensor: # Noise, of the shape of `x0`, from which `ddim` returns
     "DDIM backwards, from cells to their noise (Song et al. 2021, section 4.3)"
-    if model.jumps:
-        raise ValueError("A distilled network jumps, and its jumps have no way back: "
-                         "invert with the network that it was distilled from.")
+    refuse_distilled(model, 'invert')
     check_number('steps', steps, 2, model.schedule.T, whole=True)
     label = class_numbers(model, label, len(x0))
     condition = Condition(_for_all(label, len(x0), model.device, torch.long))
