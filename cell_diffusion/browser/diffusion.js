@@ -18,6 +18,12 @@ export function noise(seed, length) {
   return z.subarray(0, length);
 }
 
+// Between the noise of a seed (share 0) and that of the next (share 1): on a quarter of a circle it stays normal
+export function noiseBetween(seed, share, length) {
+  const angle = share*Math.PI/2, next = noise(seed + 1, length);
+  return noise(seed, length).map((v, i) => Math.cos(angle)*v + Math.sin(angle)*next[i]);
+}
+
 // One estimate of the clean picture: unconditional + w (conditional - unconditional), clipped to -1..1
 export function guided(ask, label, none, w) {
   const clip = v => Math.min(1, Math.max(-1, v));

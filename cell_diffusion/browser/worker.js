@@ -6,11 +6,18 @@ const tell = (type, data = {}) => self.postMessage({ type, ...data });
 const here = path => new URL(path, import.meta.url), shown = path => path.includes('://') ? path : `browser/${path}`;
 
 async function bytesOf(path, what, report) {
-  const response = await fetch(here(path)).catch(() => { throw Error(`${what} could not be fetched. Is there a connection?`); });
+  const response = await fetch(here(path), { cache: 'no-cache' }).catch(() => { throw Error(`${what} could not be fetched. Is there a connection?`); });
   if (!response.ok) throw Error(`${what} is missing on this site (${shown(path)}, answer ${response.status}).`);
   const parts = [], reader = response.body.getReader();
   for (let part; !(part = await reader.read()).done;) { parts.push(part.value); report(part.value.length); }
   return new Uint8Array(await new Blob(parts).arrayBuffer());
+}
+
+// The runtime is packed, a quarter as long. A server may have unpacked it on the way.
+async function unpack(bytes) {
+  if (bytes[0] !== 0x1f) return bytes;
+  if (!self.DecompressionStream) throw Error('This browser is too old to unpack the runtime. A current browser will do.');
+  return new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'))).arrayBuffer());
 }
 
 async function check(bytes, sha256) {
@@ -25,7 +32,7 @@ async function load({ about, total }) {
   info = about;
   const report = n => tell('loading', { share: Math.min(1, (done += n)/total) });
   const { model, runtime: ortPath } = info.place, beside = model.slice(0, model.lastIndexOf('/') + 1), script = `${ortPath}ort.wasm.bundle.min.mjs`;
-  const [runtime, network] = await Promise.all([bytesOf(`${ortPath}ort-wasm-simd-threaded.wasm`, 'The runtime', report), bytesOf(`${beside}${info.file}`, 'The network', report)]);
+  const [runtime, network] = await Promise.all([bytesOf(`${ortPath}ort-wasm-simd-threaded.wasm.gz`, 'The runtime', report).then(unpack), bytesOf(`${beside}${info.file}`, 'The network', report)]);
   await check(network, info.sha256);
   ort = await import(here(script)).catch(() => { throw Error(`The runtime is missing on this site (${shown(script)}).`); });
   Object.assign(ort.env.wasm, { wasmBinary: runtime, numThreads: self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1 });

@@ -2,10 +2,6 @@
 
 Classes have names that would be markup or code if they were not text.
 """
-import functools
-import http.server
-import threading
-
 import numpy as np
 import pytest
 import torch
@@ -36,27 +32,6 @@ def network(kind=Denoiser, channels=3, classes=names):
         if not p.detach().any():
             torch.nn.init.normal_(p, std=.1)
     return model.eval().requires_grad_(False)
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    "Python's own server, without its messages"
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def serve():
-    "Serves folders on this machine alone: `serve(folder)` is the address"
-    servers = []
-
-    def start(folder):
-        handler = functools.partial(Quiet, directory=str(folder))
-        servers.append(http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        return f'http://127.0.0.1:{servers[-1].server_port}'
-    yield start
-    for server in servers:
-        server.shutdown()
 
 
 def visit(page, address, heard):
