@@ -103,7 +103,7 @@ export function fillIn(root, about, words, chosen) {
   root.querySelector('summary').textContent = about.few ? 'Seed' : classes ? 'Seed, steps, guidance' : 'Seed, steps';
   named('why').textContent = about.few
     ? `This network was distilled: it learned to do in ${calls === '1' ? 'one call' : `${calls} calls`} what its teacher does in many steps. The steps${classes ? ' and the guidance' : ''} are part of its weights, so there is nothing to set here.`
-    : `More steps take longer and make a finer picture.${classes ? ' Guidance above 1 follows the class more strictly, and more than about 3 gives caricatures.' : ''}`;
+    : `Few steps give a rough picture, twenty a good one, and fifty a hardly better one.${classes ? ' Guidance above 1 follows the class more strictly, and more than about 3 gives caricatures.' : ''}`;
   named('live').checked = about.few && remembered() !== 'false';
 }
 

@@ -204,7 +204,7 @@ def grown(student, label, x):
 
 
 def test_cells_grow_at_every_change(visit, student):
-    page = visit('grow')
+    page = visit('index')
     assert page.is_checked('[name=live]') and not heavy(page)
     assert not page.is_visible('[name=steps]') and not page.is_visible('[name=w]')
 
@@ -244,7 +244,7 @@ def test_cells_grow_at_every_change(visit, student):
 
 def test_what_fails_by_itself_is_said_once(visit, page):
     page.route('**/network.onnx', lambda r: r.fulfill(status=404, body=''))
-    visit('grow')
+    visit('index')
     page.select_option('[name=label]', '1')
     assert 'The network is missing on this site' in error(page)
     assert not page.is_checked('[name=live]')
@@ -256,7 +256,7 @@ def test_a_network_of_many_steps_waits_for_its_button(page, serve, tmp_path):
     export_page(network(Inpainter, classes=kinds), tmp_path/'page', runtime=runtime)
     fetched = []
     page.on('request', lambda r: fetched.append(r.url))
-    for name, change in ('paint', '[name=half]'), ('grow', '[name=dice]'):
+    for name, change in ('paint', '[name=half]'), ('index', '[name=dice]'):
         page.goto(f"{serve(tmp_path/'page')}/{name}.html")
         page.wait_for_selector('[name=go]')
         page.eval_on_selector('details', 'd => { d.open = true }')
