@@ -1,6 +1,6 @@
 // What the two pages share: the network in its worker, the settings, messages, and files to download
 
-const runtimeBytes = 3_760_000;                                                   // of onnxruntime-web, packed
+const runtimeBytes = 3_730_000;                                                   // of onnxruntime-web, packed
 const url = path => new URL(path, import.meta.url);
 
 // Where the network and its runtime lie, beside this file or at another address: `data-model` and `data-runtime` of the page's element
@@ -140,7 +140,7 @@ export function wire(root, engine, work, possible = () => true, pause = 400) {
     busy(true, alone); tell(0, '');
     engine.stopped = hushed = false;
     try {
-      if (!engine.ready) say(`Loading the network, ${((engine.about.bytes + runtimeBytes)/1e6).toFixed(0)} MB. This is needed once.`);
+      if (!engine.ready) say(`Loading the network, ${((engine.about.bytes + runtimeBytes)/1e6).toFixed(1)} MB. This is needed once.`);
       await engine.load(({ share }) => tell(share, `${Math.round(100*share)} %`));
       if (engine.stopped) throw aborted();
       bar.hidden = alone;
