@@ -75,7 +75,7 @@ export class Engine {
 
 // The settings of a run, the button that starts it, and what is said while it goes on
 // as markup without names; `fillIn` adds those, as text
-export const settings = (go, live, more = '', open = '') => `
+export const settings = (go, live, more = '', open = '', last = '') => `
   <div class="cd-fields">
     <label>Class <select name="label" class="form-select"></select></label>
     ${more}
@@ -84,6 +84,7 @@ export const settings = (go, live, more = '', open = '') => `
     <label>Steps <select name="steps" class="form-select"></select></label>
     <label>Seed <span class="cd-pair"><input name="seed" type="number" class="form-control" value="7" min="0" max="4294967295" step="1" required><button type="button" name="dice" title="Another seed" aria-label="Another seed">⚄</button></span></label>
     <label class="cd-wide">Guidance <output name="shown">1</output> <input name="w" type="range" class="form-range" min="0" max="4" step="0.5" value="1"></label>
+    ${last}
   </div><p class="cd-hint" name="why"></p></details>
   <label class="cd-live" hidden><input type="checkbox" name="live"> ${live}</label>
   <div class="cd-go"><button type="button" name="go" class="cd-primary">${go}</button><button type="button" name="cancel" disabled>Cancel</button>

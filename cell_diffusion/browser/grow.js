@@ -10,7 +10,7 @@ const mix = '<label class="cd-wide" hidden>Noise: <output name="mixed"></output>
 
 const page = `
   <section aria-labelledby="cd-1"><h2 id="cd-1"><b>1</b> Make a wish</h2>
-    ${settings('Grow', 'Grow at every change', mix, 'open')}</section>
+    ${settings('Grow', 'Grow at every change', '', 'open', mix)}</section>
   <section aria-labelledby="cd-2"><h2 id="cd-2"><b>2</b> Watch it form</h2>
     <div class="cd-empty">Your cells will form here, out of noise.</div>
     <div class="cd-result" hidden><div class="cd-grid"></div>${stepSlider}
@@ -23,7 +23,7 @@ async function begin() {
   const { changed } = wire(root, engine, grow, undefined, 150);
   named('mix').closest('label').hidden = !about.few;
   const tellMix = () => {
-    const seed = named('seed').valueAsNumber || 0, share = named('mix').valueAsNumber, text = share ? `${Math.round(100*share)} % of the way from seed ${seed} to ${seed + 1}` : `of seed ${seed}`;
+    const seed = named('seed').valueAsNumber || 0, share = named('mix').valueAsNumber, text = share ? `${Math.round(100*share)} % towards seed ${seed + 1}` : `of seed ${seed}`;
     named('mixed').value = text; named('mix').setAttribute('aria-valuetext', text);
   };
   named('mix').oninput = named('seed').oninput = () => { tellMix(); changed(); };

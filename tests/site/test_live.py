@@ -224,7 +224,7 @@ def test_cells_grow_at_every_change(visit, student):
     halfway = (noise[0] + noise[1])/2**.5
     assert abs(cell() - grown(student, 1, halfway)).max() <= 1
     told = page.get_attribute('[name=mix]', 'aria-valuetext')
-    assert told == '50 % of the way from seed 5 to 6'
+    assert told == '50 % towards seed 6'
     page.fill('[name=mix]', '1')
     assert abs(cell() - grown(student, 1, noise[1])).max() <= 1
 
