@@ -103,7 +103,7 @@ def test_a_hole_is_filled_as_the_brush_is_lifted(visit):
 
     stroke(page, (.3, .3), (.3, .6))
     words = said(page, 2)
-    assert words[0].startswith('Loading the network, 3.8 MB') and len(words) == 2
+    assert words[0].startswith('Loading the network, 4.0 MB') and len(words) == 2
     n = hole(page).sum()
     assert words[1].startswith(f'Done: 4 fills of {n} pixels')
     first = shown(page)
