@@ -8,7 +8,7 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/web.html.md"""
 __all__ = ['export_onnx', 'verify_onnx', 'write_browser_files', 'export_page']
 
 # %% ../nbs/web.ipynb #c006
-import hashlib, html, importlib, io, math, shutil, warnings
+import gzip, hashlib, html, importlib, io, math, shutil, warnings
 from contextlib import contextmanager
 from copy import deepcopy
 from importlib.resources import files
@@ -337,14 +337,14 @@ def browser_cells(
 def write_browser_files(
     folder, # Where the pages look for them: `browser/model` beside them
     name:str='blood64-inpaint', # Shipped weights of an inpainting network with classes
-)->list: # The files
+)->list: # The files, under names that do not depend on the weights
     "Write what the two pages need: the network, compared with PyTorch, and the cells"
     folder = as_path(folder)
     model = load(name, 'cpu', 'float32')
     card = (shipped(name)/'README.md').read_text(encoding='utf-8')
     about = ' '.join(card.partition('## Licence and limits')[2].split())
     with all_or_none(folder) as made:
-        file = export_onnx(model, made/f'{name}.onnx', about)
+        file = export_onnx(model, made/'network.onnx', about)
         verify_onnx(file, model, batches=(1,))
         sheet, titles = browser_cells(model)
         sheet.save(made/'cells.png', optimize=True)
@@ -356,6 +356,7 @@ assets = Path(str(files('cell_diffusion')))/'browser'
 published = 'https://cell-diffusion.github.io/cell_diffusion/browser/ort/'
 runtime_files = ('ort.wasm.bundle.min.mjs', 'ort-wasm-simd-threaded.mjs',
                  'ort-wasm-simd-threaded.wasm')
+packed_runtime = 3.73e6 # Bytes that a page loads of it
 
 def find_runtime(folder):
     "Where onnxruntime-web's files lie, at or below `folder`"
@@ -394,6 +395,11 @@ def copy_files(files, folder):
     folder.mkdir(exist_ok=True)
     for file in files:
         shutil.copy(file, folder)
+
+def pack(file, folder):
+    "Copy a file in packed form, which a browser unpacks"
+    data = gzip.compress(file.read_bytes(), mtime=0)
+    (folder/f'{file.name}.gz').write_bytes(data)
 
 def limits_of(name):
     "What the card of weights says of licence and limits, as one line"
@@ -450,7 +456,10 @@ def export_page(
         file = export_onnx(model, made/'browser'/'model'/'network.onnx', about)
         verify_onnx(file, model, batches=(1,))
         copy_files([*assets.glob('*.js'), *assets.glob('*.css')], made/'browser')
-        if place: copy_files([place/f for f in runtime_files], made/'browser'/'ort')
+        if place:
+            ort = made/'browser'/'ort'
+            copy_files([place/f for f in runtime_files[:2]], ort)
+            pack(place/runtime_files[2], ort)
         about = read_json(file.with_suffix('.json'), 'export it again.')['about']
         paints = write_pages(model, made, name=name, about=about,
                              runtime='ort/' if place else published)
@@ -466,7 +475,7 @@ def write_pages(model, out, **texts)->bool:
         sheet, titles = starting_cells(model)
         sheet.save(model_folder/'cells.png', optimize=True)
         write_json(model_folder/'cells.json', titles)
-    size = (model_folder/'network.onnx').stat().st_size + 14.3e6
+    size = (model_folder/'network.onnx').stat().st_size + packed_runtime
     scripts = list(page_texts) if paints else ['grow']
     for script in scripts:
         links = [f'<a href="{page_texts[s][0]}.html">{page_texts[s][1]}</a>'

@@ -1,4 +1,5 @@
 "Files beside the pages: KaTeX, ONNX Runtime, the network, and the package's scripts"
+import gzip
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -8,13 +9,12 @@ import sys
 from pathlib import Path
 
 here = Path(__file__).resolve().parent
+package = here.parent/'cell_diffusion'
 modules = here/'node_modules'
-ort = (
-    'ort.wasm.bundle.min.mjs',
-    'ort-wasm-simd-threaded.mjs',
-    'ort-wasm-simd-threaded.wasm',
-)
-network = 'blood64-inpaint'
+scripts = 'ort.wasm.bundle.min.mjs', 'ort-wasm-simd-threaded.mjs'
+wasm = 'ort-wasm-simd-threaded.wasm'
+# The two browser pages run the first of these that the package ships
+networks = 'blood64-inpaint-4', 'blood64-inpaint'
 
 no_npm = (
     'The site needs Node.js with npm (version 20 or later) for KaTeX and '
@@ -59,18 +59,30 @@ def copy(source, target):
     shutil.copy2(source, target)
 
 
+def pack(source, target):
+    "A file in packed form, which the pages unpack"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(gzip.compress(source.read_bytes(), mtime=0))
+
+
+def network():
+    "The name of the network that the two browser pages run"
+    return next(n for n in networks if (package/'weights'/n/'config.json').is_file())
+
+
 def export(model):
     "The network of the two browser pages as ONNX, if its code or weights have changed"
-    package = here.parent/'cell_diffusion'
-    weights = package/'weights'/network
-    sources = [*sorted(package.rglob('*.py')), *sorted(weights.iterdir())]
-    now = _sha256(b''.join(s.read_bytes() for s in sources))
+    name = network()
+    weights = package/'weights'/name
+    sources = [*sorted(package.rglob('*.py')), *sorted(weights.rglob('*'))]
+    now = _sha256(b''.join(s.read_bytes() for s in sources if s.is_file()))
     stamp = model/'.sources-sha256'
     if _says(stamp, now) and any(model.glob('*.onnx')):
         return
+    shutil.rmtree(model, ignore_errors=True)
     code = (
         'from cell_diffusion.web import write_browser_files\n'
-        f'write_browser_files({str(model)!r}, {network!r})')
+        f'write_browser_files({str(model)!r}, {name!r})')
     command = [sys.executable, '-c', code]
     done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True)
     if done.returncode:
@@ -107,10 +119,12 @@ def licences(folder):
 
 def make(nbs):
     "Bring the assets into `nbs`, beside the sources of the pages"
-    for file in sorted((here.parent/'cell_diffusion'/'browser').glob('*.[jc]s*')):
+    for file in sorted((package/'browser').glob('*.[jc]s*')):
         copy(file, nbs/'browser'/file.name)
-    for name in ort:
-        copy(modules/'onnxruntime-web'/'dist'/name, nbs/'browser'/'ort'/name)
+    runtime = modules/'onnxruntime-web'/'dist'
+    for name in scripts:
+        copy(runtime/name, nbs/'browser'/'ort'/name)
+    pack(runtime/wasm, nbs/'browser'/'ort'/f'{wasm}.gz')
     katex = modules/'katex'/'dist'
     fonts = sorted((katex/'fonts').glob('*.woff2'))
     for file in [katex/'katex.min.css', katex/'katex.min.js', *fonts]:

@@ -14,6 +14,7 @@ from PIL import Image
 from common import cells, chapters, nbs, root, without_magics
 
 sys.path.insert(0, str(root/'site'))
+import assets
 import finish
 import refs
 import stage
@@ -369,3 +370,15 @@ def test_imports_stand_alone(path):
         rest = [ast.unparse(n) for n in tree.body if not isinstance(n, around)]
         bad = [r for r in rest if not r.startswith(('warnings.', 'os.environ'))]
         assert not bad, f'{path.name}: a cell imports and does more:\n{c.source[:300]}'
+
+
+# The network of the browser pages
+
+def test_the_pages_take_the_first_network_that_is_shipped(tmp_path, monkeypatch):
+    assert assets.network() in assets.networks
+    monkeypatch.setattr(assets, 'package', tmp_path)
+    for name in reversed(assets.networks):
+        folder = tmp_path/'weights'/name
+        folder.mkdir(parents=True)
+        (folder/'config.json').write_text('{}')
+        assert assets.network() == name

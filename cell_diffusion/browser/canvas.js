@@ -3,10 +3,10 @@
 const ink = new Uint32Array(new Uint8Array([64, 172, 223, 170]).buffer)[0], most = 20;      // most: how many strokes can be undone
 
 export class HoleCanvas {
-  // `stage` holds two canvases (picture, paint) and a ring; `changed()` is called after every stroke
+  // `stage` holds two canvases (picture, paint) and a ring; `changed()` is called after every stroke and key, `edited(over)` where a change of the hole begins or is over
   constructor(stage, brush, changed) {
     [this.picture, this.canvas, this.ring] = ['.cd-picture', '.cd-paint', '.cd-ring'].map(s => stage.querySelector(s));
-    Object.assign(this, { stage, changed, brush, erase: false, down: false, locked: false });
+    Object.assign(this, { stage, changed, brush, edited() {}, erase: false, down: false, locked: false });
     this.hands();
   }
 
@@ -33,7 +33,7 @@ export class HoleCanvas {
     this.fill(hole);
   }
 
-  fill(hole) { hole.forEach((v, i) => { this.ink[i] = v ? ink : 0; }); this.pen.putImageData(this.layer, 0, 0); this.changed(); }
+  fill(hole) { hole.forEach((v, i) => { this.ink[i] = v ? ink : 0; }); this.pen.putImageData(this.layer, 0, 0); this.changed(); this.edited(true); }
   undo() { if (this.past.length) this.fill(this.past.pop()); }
 
   dab(x, y, r) {
@@ -55,8 +55,8 @@ export class HoleCanvas {
     Object.assign(this.ring.style, { display: 'block', left: `${100*x/w}%`, top: `${100*y/h}%`, width: `${200*r/w}%` });
   }
 
-  press() { if (!this.down) { this.remember(); this.down = true; } }
-  lift() { if (this.down) { this.down = false; this.changed(); } }
+  press() { if (!this.down) { this.remember(); this.down = true; this.edited(false); } }
+  lift() { if (this.down) { this.down = false; this.changed(); this.edited(true); } }
 
   hands() {
     const c = this.canvas, hide = () => { this.ring.style.display = 'none'; };

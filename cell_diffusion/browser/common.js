@@ -1,20 +1,20 @@
 // What the two pages share: the network in its worker, the settings, messages, and files to download
 
-const runtimeBytes = 14_300_000;                                                  // of onnxruntime-web
+const runtimeBytes = 3_730_000;                                                   // of onnxruntime-web, packed
 const url = path => new URL(path, import.meta.url);
 
 // Where the network and its runtime lie, beside this file or at another address: `data-model` and `data-runtime` of the page's element
-export const places = ({ model = 'model/blood64-inpaint.json', runtime = 'ort/' } = {}) => ({ model, runtime });
+export const places = ({ model = 'model/network.json', runtime = 'ort/' } = {}) => ({ model, runtime });
 
 export async function fetchFrom(path, what) {
-  const response = await fetch(url(path)).catch(() => null);
+  const response = await fetch(url(path), { cache: 'no-cache' }).catch(() => null);
   if (!response?.ok) throw Error(`${what} is missing on this site (browser/${path}).`);
   return response;
 }
 
 export async function describe(root) {
   const place = places(root?.dataset), about = await (await fetchFrom(place.model, 'The description of the network')).json();
-  return { ...about, place };
+  return { ...about, place, few: about.guided === false };                       // few: a distilled network, which makes a cell in a few calls
 }
 
 const aborted = () => Object.assign(Error('Cancelled.'), { name: 'AbortError' });
@@ -54,28 +54,39 @@ export class Engine {
   }
 
   // Samples; `watch` hears `{step, steps, xt, x0}`. Resolves to `{x0, seconds}`. See `run` in worker.js for a job.
-  run(job, watch) { return this.send({ type: 'run', ...job }, watch); }
+  async run(job, watch) {
+    const result = await this.send({ type: 'run', ...job }, watch);
+    if (this.stopped) throw aborted();                                           // a moment too late
+    return result;
+  }
+
+  // Ends a run; a network that is being fetched still arrives
+  interrupt() {
+    this.stopped = true;
+    if (this.ready) this.worker.postMessage({ type: 'cancel' });
+  }
 
   // Ends what goes on; while the network is being fetched by ending the worker
   cancel() {
-    this.stopped = true;
-    if (this.ready) this.worker.postMessage({ type: 'cancel' });
-    else { this.worker?.terminate(); this.job?.reject(aborted()); }
+    this.interrupt();
+    if (!this.ready) { this.worker?.terminate(); this.job?.reject(aborted()); }
   }
 }
 
 // The settings of a run, the button that starts it, and what is said while it goes on
 // as markup without names; `fillIn` adds those, as text
-export const settings = (go, more = '', open = '') => `
+export const settings = (go, live, more = '', open = '', last = '') => `
   <div class="cd-fields">
     <label>Class <select name="label" class="form-select"></select></label>
     ${more}
   </div>
-  <details ${open}><summary>Seed, steps, guidance</summary><div class="cd-fields">
+  <details ${open}><summary></summary><div class="cd-fields">
     <label>Steps <select name="steps" class="form-select"></select></label>
     <label>Seed <span class="cd-pair"><input name="seed" type="number" class="form-control" value="7" min="0" max="4294967295" step="1" required><button type="button" name="dice" title="Another seed" aria-label="Another seed">⚄</button></span></label>
     <label class="cd-wide">Guidance <output name="shown">1</output> <input name="w" type="range" class="form-range" min="0" max="4" step="0.5" value="1"></label>
-  </div></details>
+    ${last}
+  </div><p class="cd-hint" name="why"></p></details>
+  <label class="cd-live" hidden><input type="checkbox" name="live"> ${live}</label>
   <div class="cd-go"><button type="button" name="go" class="cd-primary">${go}</button><button type="button" name="cancel" disabled>Cancel</button>
     <div class="cd-progress" hidden><progress max="1" value="0" aria-label="Progress"></progress><span></span></div></div>
   <p class="cd-status" role="status"></p>
@@ -87,44 +98,87 @@ export function fillIn(root, about, words, chosen) {
   const all = [...words.filter(([, , first]) => first), ...about.classes.map((name, i) => [i, name]), ...words.filter(([, , first]) => !first)];
   named('label').append(...all.map(([value, text]) => option(text, value, String(value) === String(chosen))));
   named('steps').append(...Object.keys(about.walks).map(k => option(k, k, k === '20')));
-  for (const n of ['label', 'w']) named(n).closest('label').hidden = !about.classes.length;   // nothing to choose without classes
+  const hide = (n, on) => { named(n).closest('label').hidden = on; }, calls = Object.keys(about.walks)[0], classes = about.classes.length;
   const stored = about.guidance_scale ?? 1;                                      // what the library's `sample` uses
   Object.assign(named('w'), { max: Math.max(4, stored), step: stored % .5 ? 'any' : .5, value: stored });
   named('shown').value = stored;
-  if (about.guided === false) named('w').closest('label').hidden = true;   // guidance is in the weights of a distilled network
+  hide('label', !classes);                                                       // nothing to choose without classes
+  hide('steps', about.few); hide('w', about.few || !classes); hide('live', !about.few);
+  root.querySelector('summary').textContent = about.few ? 'Seed' : classes ? 'Seed, steps, guidance' : 'Seed, steps';
+  named('why').textContent = about.few
+    ? `This network was distilled: it learned to do in ${calls === '1' ? 'one call' : `${calls} calls`} what its teacher does in many steps. The steps${classes ? ' and the guidance' : ''} are part of its weights, so there is nothing to set here.`
+    : `Few steps give a rough picture, twenty a good one, and fifty a hardly better one.${classes ? ' Guidance above 1 follows the class more strictly, and more than about 3 gives caricatures.' : ''}`;
+  named('live').checked = about.few && remembered() !== 'false';
+}
+
+// Whether a page works without its button being pressed, kept until the tab is closed
+function remembered(value) {
+  try {
+    if (value !== undefined) sessionStorage.setItem('cell-diffusion-live', value);
+    return sessionStorage.getItem('cell-diffusion-live');
+  } catch { return null; }                                                       // a browser may forbid it
 }
 
 // What a choice is called, and a name without what a file name cannot hold
 export const labelName = (about, label) => about.classes[label] ?? label;
 export const fileName = text => [...String(text).replace(/[<>:"/\\|?*\x00-\x1f]/g, '_')].slice(0, 50).join('');
 
-// Wires `settings` up; `work(values, tell)` does what the button promises, `tell(share, text)` moves the bar
-export function wire(root, engine, work) {
-  const $ = s => root.querySelector(s), named = n => $(`[name=${n}]`), bar = $('.cd-progress'), error = $('.cd-error');
+// Wires `settings` up; `work(values, tell, say)` does what the button promises, `tell(share, text)` moves the bar.
+// With a network of few calls it also does so by itself, `pause` milliseconds after `changed`, where `possible()` is true; what goes on then ends.
+export function wire(root, engine, work, possible = () => true, pause = 400) {
+  const $ = s => root.querySelector(s), named = n => $(`[name=${n}]`), bar = $('.cd-progress'), error = $('.cd-error'), live = named('live');
+  let turn = 0, running = null, timer, hushed = false;                            // hushed: what ends makes room for another run, and says nothing
   const tell = (share, text) => { bar.firstElementChild.value = share; bar.lastElementChild.textContent = text; };
   const say = text => { $('.cd-status').textContent = text; };
   const fail = text => { error.hidden = !text; error.textContent = text; };
-  const busy = on => { named('go').disabled = on; named('cancel').disabled = !on; bar.hidden = !on; root.setAttribute('aria-busy', on); };
-  named('dice').onclick = () => { named('seed').value = Math.floor(Math.random()*10000); };
-  named('w').oninput = () => { named('shown').value = Number(named('w').valueAsNumber.toFixed(2)); };
-  named('cancel').onclick = () => { engine.cancel(); say('Cancelling …'); };
-  named('go').onclick = async () => {
+  const busy = (on, alone) => {                                                  // alone: no button was pressed, so buttons and live regions keep still
+    named('cancel').disabled = !on;
+    bar.hidden = !on || (alone && engine.ready);
+    if (!alone) { named('go').disabled = on; root.setAttribute('aria-busy', on); }
+  };
+
+  async function go(alone) {
     const seed = named('seed');
     fail('');
-    if (!seed.reportValidity()) return;
-    busy(true); tell(0, '');
-    engine.stopped = false;
+    if (!(alone ? seed.checkValidity() : seed.reportValidity())) return;
+    busy(true, alone); tell(0, '');
+    engine.stopped = hushed = false;
     try {
-      if (!engine.ready) say(`Loading the network, ${((engine.about.bytes + runtimeBytes)/1e6).toFixed(0)} MB. This is needed once.`);
+      if (!engine.ready) say(`Loading the network, ${((engine.about.bytes + runtimeBytes)/1e6).toFixed(1)} MB. This is needed once.`);
       await engine.load(({ share }) => tell(share, `${Math.round(100*share)} %`));
-      say(await work({ label: named('label').value, steps: named('steps').value, seed: seed.valueAsNumber, w: named('w').valueAsNumber }, tell, say));
+      if (engine.stopped) throw aborted();
+      bar.hidden = alone;
+      say(await work({ label: named('label').value, steps: named('steps').value, seed: seed.valueAsNumber, w: named('w').valueAsNumber }, tell, alone ? () => {} : say));
     } catch (e) {
-      say(e.name === 'AbortError' ? 'Cancelled. Nothing is lost: press the button to begin again.' : '');
-      if (e.name !== 'AbortError') fail(e.message);
+      const ended = e.name === 'AbortError';
+      say(ended && !hushed ? 'Cancelled. Nothing is lost: press the button to begin again.' : '');
+      if (!ended) fail(e.message);
+      if (!ended && alone) live.checked = false;                                 // one message is enough
     }
-    busy(false);
-  };
-  return { say, fail };
+    busy(false, alone);
+  }
+
+  const stop = () => { turn++; clearTimeout(timer); engine.interrupt(); };
+  async function start(alone) {                                                  // when the earlier run has ended, and unless a later one is wanted
+    stop(); hushed = true;
+    const mine = turn;
+    await running;
+    if (mine === turn) await (running = go(alone));
+  }
+
+  function changed() {
+    if (!live.checked) return;
+    stop(); hushed = true;
+    if (possible()) timer = setTimeout(() => start(true), pause);
+  }
+
+  named('w').oninput = () => { named('shown').value = Number(named('w').valueAsNumber.toFixed(2)); };
+  named('dice').onclick = () => { named('seed').value = Math.floor(Math.random()*10000); changed(); };
+  named('seed').oninput = named('label').onchange = changed;
+  live.onchange = () => { remembered(live.checked); clearTimeout(timer); changed(); };
+  named('cancel').onclick = () => { stop(); hushed = false; engine.cancel(); say('Cancelling …'); };
+  named('go').onclick = () => start(false);
+  return { say, fail, changed, end: () => { if (live.checked) { stop(); hushed = true; } else engine.cancel(); } };
 }
 
 // Which class number a choice stands for; none is null

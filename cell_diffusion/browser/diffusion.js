@@ -18,6 +18,15 @@ export function noise(seed, length) {
   return z.subarray(0, length);
 }
 
+// Pictures (n, channels, pixels) of the last timestep: noise about the mean of the data, of each channel or one for all
+export const noisiest = (eps, mean, signal, pixels) => eps.map((v, i) => v + signal*mean[Math.floor(i/pixels) % mean.length]);
+
+// Between the noise of a seed (share 0) and that of the next (share 1): on a quarter of a circle it stays normal
+export function noiseBetween(seed, share, length) {
+  const angle = share*Math.PI/2, next = noise(seed + 1, length);
+  return noise(seed, length).map((v, i) => Math.cos(angle)*v + Math.sin(angle)*next[i]);
+}
+
 // The guidance scale at the timesteps of a walk: 1 outside of an interval of log-SNRs
 export const scaleIn = (interval, { t, signal, noise }, w) => at => {
   const i = t.indexOf(at), logSnr = 2*Math.log(signal[i]/noise[i]);

@@ -21,7 +21,7 @@ const page = `
     <p class="cd-hint" id="cd-brush" role="status"></p>
     <p class="cd-hint" id="cd-keys">With keys: arrows move the brush (with shift by one pixel), space paints, Enter lowers and lifts the pen, Ctrl+Z takes a stroke back.</p></section>
   <section aria-labelledby="cd-3"><h2 id="cd-3"><b>3</b> Fill it</h2>
-    ${settings('Fill', '<label>How often <select name="fills" class="form-select"><option value="1">once</option><option value="2">twice</option><option value="3">three times</option><option value="4" selected>four times</option></select></label>')}
+    ${settings('Fill', 'Fill as the brush is lifted', '<label>How often <select name="fills" class="form-select"><option value="1">once</option><option value="2">twice</option><option value="3">three times</option><option value="4" selected>four times</option></select></label>')}
     <div class="cd-empty">Your fills will form here, out of noise.</div>
     <div class="cd-result" hidden><div class="cd-stage"><canvas class="cd-shown" role="img"></canvas></div>
       <fieldset class="cd-choose"><legend class="visually-hidden">Choose a fill</legend></fieldset>
@@ -38,7 +38,7 @@ async function begin() {
   root.innerHTML = page;
   fillIn(root, about, [['any', 'any', true]], 'any');
   const engine = new Engine(about), canvas = new HoleCanvas($('.cd-stage'), () => named('brush').valueAsNumber/100, tellBrush);
-  const { say, fail } = wire(root, engine, (values, tell, say) => fill(values, tell, say));
+  const { say, fail, changed, end } = wire(root, engine, fill, () => !canvas.down && canvas.painted > 0);
   const { classes } = about, thumbnails = URL.createObjectURL(picture);
   let nucleus = null, result = null;
   $('.cd-cells').append(...cells.map(thumbnail));
@@ -57,7 +57,7 @@ async function begin() {
   }
 
   function take(pixels, title) {
-    engine.cancel();
+    end();
     canvas.show(pixels);
     named('named').textContent = title;
     named('nucleus').disabled = !nucleus?.includes(1);
@@ -100,19 +100,18 @@ async function begin() {
     const { pixels, hole } = canvas, window = findWindow(hole, pixels.width, pixels.height);
     if (!window) throw Error('Nothing is hidden yet: paint on the cell first, or take one of the ready-made holes.');
     const seen = closeUp(pixels, hole, window, size, channels), number = classNumber(about, label), wanted = +named('fills').value;
-    const mine = result = { pixels, hole, window, fills: [], label };
-    $('.cd-empty').hidden = true; $('.cd-result').hidden = false; $('.cd-choose').querySelectorAll('label').forEach(l => l.remove());
-    Object.assign(named('original'), { disabled: true, ariaPressed: 'false' }); named('step').disabled = true; named('download').hidden = true;
-    stage();
+    const mine = { pixels, hole, window, fills: [], label };
+    if (!about.few) stage(mine);
     let seconds = 0;
     for (let k = 0; k < wanted; k++) {
       say(wanted > 1 ? `Filling: fill ${k + 1} of ${wanted}.` : 'Filling.');
       const frames = [], now = { frames, seed: seed + k, steps, w };
       const { x0, seconds: s } = await engine.run({ x: noise(seed + k, channels*size*size), labels: number === null ? null : [number], w, steps, ...seen }, ({ step, steps, xt }) => {
         frames.push(xt);
-        if (result === mine) inHole(xt);
+        if (result === mine && !about.few) inHole(xt);
         tell((k + (step + 1)/steps)/wanted, `step ${step + 1} of ${steps}`);
       });
+      if (about.few && !k) stage(mine);                                          // until now the last fill stayed
       if (result !== mine) throw Object.assign(Error(), { name: 'AbortError' });     // another cell was chosen meanwhile
       seconds += s;
       add(Object.assign(now, { filled: putBack(pixels, hole, window, x0, size, channels) }), k);
@@ -120,7 +119,11 @@ async function begin() {
     return `Done: ${wanted} fill${wanted > 1 ? 's' : ''} of ${hole.reduce((n, v) => n + v, 0).toLocaleString('en')} pixels in ${seconds.toFixed(1)} seconds.`;
   }
 
-  function stage() {                                                             // the large picture of the result takes the shape of what is filled
+  function stage(next) {                                                         // an empty list of fills, and the large picture takes the shape of what is filled
+    const chosen = $('.cd-choose');
+    result = Object.assign(next, { focus: chosen.contains(document.activeElement) });
+    $('.cd-empty').hidden = true; $('.cd-result').hidden = false; chosen.querySelectorAll('label').forEach(l => l.remove());
+    Object.assign(named('original'), { disabled: true, ariaPressed: 'false' }); named('step').disabled = true; named('download').hidden = true;
     const shown = $('.cd-shown'), { width, height } = result.pixels;
     Object.assign(shown, { width, height });
     shown.parentElement.style.cssText = $('.cd-stage').style.cssText;
@@ -153,8 +156,10 @@ async function begin() {
     result.fills.push(one);
     label.append(Object.assign(document.createElement('input'), { type: 'radio', name: 'fill', value: k, ariaLabel: `Fill ${k + 1}` }), small, `fill ${k + 1}`);
     $('.cd-choose').append(label);
-    label.firstChild.checked = true;
     label.firstChild.onchange = () => pick(k);
+    if (about.few && k) return;                                                  // the first one stays in view
+    label.firstChild.checked = true;
+    if (result.focus) label.firstChild.focus();                                  // it was on a fill that is gone
     pick(k);
   }
 
@@ -167,7 +172,7 @@ async function begin() {
       if (on) draw(canvasOf(result.pixels), 'The picture before it was filled'); else draw(finished, `Fill ${k + 1}, ${what}`);
     };
     trajectory(root, one.frames.length, step => step === one.frames.length ? draw(finished, `Fill ${k + 1}, ${what}`) : inHole(one.frames[step]));
-    offer(named('download'), finished, `synthetic-${fileName(asked)}-${one.seed}.png`, { label: asked, seed: one.seed, steps: one.steps, guidance: one.w });
+    offer(named('download'), finished, `synthetic-${fileName(asked)}-${one.seed}.png`, { label: asked, seed: one.seed, steps: one.steps, ...(!about.few && { guidance: one.w }) });
   }
 
   root.querySelectorAll('[name=cell]').forEach(c => { c.onchange = () => choose(+c.value); });
@@ -182,10 +187,12 @@ async function begin() {
     const { width: w, height: h } = canvas.pixels;
     canvas.set(Uint8Array.from({ length: w*h }, (_, i) => inside((i%w + .5)/w, (Math.floor(i/w) + .5)/h) ? 1 : 0));
   };
+  named('fills').onchange = changed;
   const first = Math.max(0, cells.findIndex(c => c.label === 'neutrophil'));
   root.querySelectorAll('[name=cell]')[first].checked = true;
   choose(first);
   if (nucleus.includes(1)) canvas.set(nucleus); else named('middle').click();
+  canvas.edited = changed;                                                       // from now on: nothing is loaded before a hand has moved
 }
 
 begin().catch(e => { root.innerHTML = `<section class="cd-all"><p class="cd-error" role="alert"></p></section>`; $('.cd-error').textContent = `${e.message} Without it nothing can be painted here; the notebooks can still do it.`; });

@@ -1,16 +1,23 @@
 // Runs the network beside the page, so that the page stays awake: onnxruntime-web as WebAssembly, and the sampler of diffusion.js
-import { sample, guided, scaleIn } from './diffusion.js';
+import { sample, guided, noisiest, scaleIn } from './diffusion.js';
 
 let ort, session, info, cancelled = false;
 const tell = (type, data = {}) => self.postMessage({ type, ...data });
 const here = path => new URL(path, import.meta.url), shown = path => path.includes('://') ? path : `browser/${path}`;
 
 async function bytesOf(path, what, report) {
-  const response = await fetch(here(path)).catch(() => { throw Error(`${what} could not be fetched. Is there a connection?`); });
+  const response = await fetch(here(path), { cache: 'no-cache' }).catch(() => { throw Error(`${what} could not be fetched. Is there a connection?`); });
   if (!response.ok) throw Error(`${what} is missing on this site (${shown(path)}, answer ${response.status}).`);
   const parts = [], reader = response.body.getReader();
   for (let part; !(part = await reader.read()).done;) { parts.push(part.value); report(part.value.length); }
   return new Uint8Array(await new Blob(parts).arrayBuffer());
+}
+
+// The runtime is packed, a quarter as long. A server may have unpacked it on the way.
+async function unpack(bytes) {
+  if (bytes[0] !== 0x1f) return bytes;
+  if (!self.DecompressionStream) throw Error('This browser is too old to unpack the runtime. A current browser will do.');
+  return new Uint8Array(await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'))).arrayBuffer());
 }
 
 async function check(bytes, sha256) {
@@ -25,7 +32,7 @@ async function load({ about, total }) {
   info = about;
   const report = n => tell('loading', { share: Math.min(1, (done += n)/total) });
   const { model, runtime: ortPath } = info.place, beside = model.slice(0, model.lastIndexOf('/') + 1), script = `${ortPath}ort.wasm.bundle.min.mjs`;
-  const [runtime, network] = await Promise.all([bytesOf(`${ortPath}ort-wasm-simd-threaded.wasm`, 'The runtime', report), bytesOf(`${beside}${info.file}`, 'The network', report)]);
+  const [runtime, network] = await Promise.all([bytesOf(`${ortPath}ort-wasm-simd-threaded.wasm.gz`, 'The runtime', report).then(unpack), bytesOf(`${beside}${info.file}`, 'The network', report)]);
   await check(network, info.sha256);
   ort = await import(here(script)).catch(() => { throw Error(`The runtime is missing on this site (${shown(script)}).`); });
   Object.assign(ort.env.wasm, { wasmBinary: runtime, numThreads: self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1 });
@@ -42,7 +49,8 @@ async function run({ x, labels = null, w = 1, steps, known, mask }) {
   const ask = async (x, t, label) => (await session.run({ x: floats(x, channels), t: ints(new Array(n).fill(t)), ...(inputs.includes('label') && { label: ints(label) }), ...told })).x0.data;
   const started = performance.now();
   const walk = info.walks[steps], scale = scaleIn(info.interval, walk, w);
-  const x0 = await sample(guided(ask, labels, new Array(n).fill(null_class), scale), x, walk, async (step, xt, x0) => {
+  const begin = noisiest(x, info.data_mean ?? [0], walk.signal[0], size*size);
+  const x0 = await sample(guided(ask, labels, new Array(n).fill(null_class), scale), begin, walk, async (step, xt, x0) => {
     tell('step', { step, steps: walk.t.length, xt, x0 });
     await new Promise(resolve => setTimeout(resolve));                           // a moment in which Cancel is heard
     if (cancelled) throw Object.assign(Error('Cancelled.'), { name: 'AbortError' });

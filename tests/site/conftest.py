@@ -39,6 +39,27 @@ class Served(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    "Python's own server, without its messages"
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def serve():
+    "Serves folders on this machine alone: `serve(folder)` is the address"
+    servers = []
+
+    def start(folder):
+        handler = functools.partial(Quiet, directory=str(folder))
+        servers.append(http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f'http://127.0.0.1:{servers[-1].server_port}'
+    yield start
+    for server in servers:
+        server.shutdown()
+
+
 @pytest.fixture(scope='session')
 def site_url():
     if not (docs/'index.html').is_file():
