@@ -620,9 +620,9 @@ def race_(
     race, # The function that does the work
     out:Path=Path('runs/race'), # Folder for the records; a killed race goes on there
     configs:str=None, # Such as edm,edm-mid; by default all
-    optimizers:str='adamw', # Such as adamw,muon
+    optimizers:str='muon', # Such as adamw,muon
     rates:str=None, # Learning rates such as 1e-3,4e-3; by default that of the optimizer
-    batches:str='64', # Cells in a batch, such as 16,32
+    batches:str='32', # Cells in a batch, such as 16,32
     **options, # More arguments of `race`
 ):
     "Train every config for the same time and compare the scores."

@@ -217,8 +217,8 @@ def train_model(
     epochs:int=None, # Passes over the training cells in all, in place of minutes
     out='runs/cells', # Folder for the results; a killed run goes on there
     config:str='edm-mid', # ddpm, cosine, v, min-snr, edm, edm-mid or eps-mid
-    bs:int=64, # Cells in a batch
-    optimizer:str='adamw', # adamw or muon
+    bs:int=32, # Cells in a batch
+    optimizer:str='muon', # adamw or muon
     lr:float=None, # Highest learning rate; by default 1e-3 for adamw, 4e-3 for muon
     dim:int=32, # Channels of the network's first level
     crop:str=None, # center or field; by default what fits the source

@@ -25,9 +25,9 @@ def race(
     epochs:int=None, # Passes over the training cells, in place of minutes
     seeds:int=3, # Runs of each config
     names:tuple=tuple(training_configs), # Which configs
-    optimizers:tuple=('adamw',), # Which optimizers
+    optimizers:tuple=('muon',), # Which optimizers
     rates:tuple=(None,), # Which learning rates; None: as usual for the optimizer
-    batches:tuple=(64,), # Which batch sizes
+    batches:tuple=(32,), # Which batch sizes
     set_aside:float=0., # Share of the training cells kept for the judge
     processor:bool=False, # Count seconds of the processor; use one thread
     n:int=500, # Cells to generate for the score
