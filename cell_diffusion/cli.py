@@ -653,16 +653,17 @@ def bench_(
     out:Path=None, # JSON file to write as well
     **options, # More arguments of `bench`
 ):
-    "Time a training step and a short sample beside diffusers (to be installed)."
+    "Time a training step and a short sample beside other packages."
     from cell_diffusion.records import check_file, write_json
     from cell_diffusion.studies.bench import bench_summary
-    if out: check_file(out, ('train_ratio', 'sample_ratio'))
+    if out: check_file(out, ('ratios', 'share'))
     table = bench(**options)
     summary = bench_summary(table)
     typer.echo(table.round(3).to_string(index=False))
-    typer.echo("Best setting of each: training {train_ratio:.2f} times as fast as "
-               "diffusers, sampling {sample_ratio:.2f} times; {share:.2f} of the "
-               "convolution ceiling.".format(**summary))
+    for name, ratio in summary['ratios'].items():
+        typer.echo("Best setting of each: training {train:.2f} times as fast as {}, "
+                   "sampling {sample:.2f} times.".format(name, **ratio))
+    typer.echo("{share:.2f} of the convolution ceiling.".format(**summary))
     if out:
         write_json(out, dict(summary, **options, rows=table.to_dict('records')))
 

@@ -431,19 +431,23 @@ def test_table_of_an_old_race(tmp_path):
 
 def test_bench_in_miniature():
     table = bench(size=16, bs=2, rounds=1, calls=1)
-    ratios = bench_summary(table)
-    assert table.parameters.max()/table.parameters.min() < 1.05
-    assert (table['train img/s'] > 0).all() and ratios['share'] > 0
+    summary = bench_summary(table)
+    ours = table.parameters[table.network == 'cell_diffusion'].iloc[0]
+    assert ((table.parameters/ours - 1).abs() < .05).all()
+    assert (table['train img/s'] > 0).all() and summary['share'] > 0
     best = table.groupby('network')['train img/s'].max()
-    assert ratios['train_ratio'] == best['cell_diffusion']/best['diffusers']
+    for name, ratio in summary['ratios'].items():
+        assert ratio['train'] == best['cell_diffusion']/best[name]
 
 
 def test_bench_line_tells_the_record(tmp_path):
-    found = dict(train_ratio=1.5, sample_ratio=.8, share=.25, size=64, bs=16, rounds=3,
+    ratios = dict(diffusers=dict(train=1.5, sample=.8),
+                  lucidrains=dict(train=2, sample=3))
+    found = dict(ratios=ratios, share=.25, size=64, bs=16, rounds=3,
                  machine=dict(name='A', device='cpu', threads=1))
     write_json(tmp_path/'b.json', found)
     line = bench_line(tmp_path/'b.json')
-    for said in ('1.50 times', '0.80 times', '25%', '64 × 64', '1 thread)'):
+    for said in ('1.50 and 2.00 times', '0.80 and 3.00 times', '25%', '64 × 64', '1 thread)'):
         assert said in line
 
 

@@ -179,7 +179,7 @@ def last_written(out, started):
     return max([started, *times])
 
 
-timed = re.compile(r'^(seconds.*|.*_seconds|machine|train_ratio)$')
+timed = re.compile(r'^(seconds.*|.*_seconds|machine|ratios)$')
 
 
 def timeless(obj):

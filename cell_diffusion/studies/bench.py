@@ -12,6 +12,8 @@ import time
 import torch
 import torch.nn as nn
 from dataclasses import dataclass
+from importlib import import_module
+from itertools import product
 from cell_diffusion.core import check_limits, default_device, fast_bfloat16
 from cell_diffusion.records import machine, read_json, results_folder
 from cell_diffusion.unet import UNet, gflops, n_params
@@ -20,7 +22,7 @@ from cell_diffusion.unet import UNet, gflops, n_params
 @dataclass(frozen=True)
 class Candidate:
     "A network in one memory layout and precision"
-    network:str # `cell_diffusion` or `diffusers`
+    network:str # One of `networks`
     channels_last:bool # Memory layout
     bfloat16:bool # Precision
 
@@ -40,12 +42,14 @@ class Candidate:
         "The type that it computes in"
         return 'bfloat16' if self.bfloat16 else 'float32'
 
+others = 'diffusers', 'lucidrains'
+
 def candidates(device):
     "Our network at its best layout, theirs in both, each in every useful precision"
     precisions = (False, True) if fast_bfloat16(device) else (False,)
     found = [Candidate('cell_diffusion', True, half) for half in precisions]
-    for channels_last in (False, True):
-        found += [Candidate('diffusers', channels_last, half) for half in precisions]
+    for name, channels_last, half in product(others, (False, True), precisions):
+        found.append(Candidate(name, channels_last, half))
     return found
 
 # %% ../../nbs/recipes.ipynb #n049
@@ -53,13 +57,18 @@ def our_network(size):
     "A U-Net of this package; it takes any `size`"
     return UNet(dim=48, mults=(1, 2, 3, 3))
 
-def their_network(size):
-    "diffusers' U-Net, of the size and cost of ours"
+def from_package(module, name):
+    "A class of a package that only the benchmark needs"
     try:
-        from diffusers import UNet2DModel
+        return getattr(import_module(module), name)
     except ImportError as e:
-        raise ImportError("The benchmark compares with diffusers: "
-                          "pip install diffusers") from e
+        raise ImportError(
+            "The benchmark compares with other packages: "
+            "pip install diffusers denoising-diffusion-pytorch") from e
+
+def of_diffusers(size):
+    "diffusers' U-Net, of the size and cost of ours"
+    UNet2DModel = from_package('diffusers', 'UNet2DModel')
     down = ('DownBlock2D', 'DownBlock2D', 'AttnDownBlock2D', 'DownBlock2D')
     up = ('UpBlock2D', 'AttnUpBlock2D', 'UpBlock2D', 'UpBlock2D')
     return UNet2DModel(
@@ -67,7 +76,15 @@ def their_network(size):
         block_out_channels=(32, 64, 128, 128), norm_num_groups=8,
         down_block_types=down, up_block_types=up)
 
-networks = dict(cell_diffusion=our_network, diffusers=their_network)
+def of_lucidrains(size):
+    "The U-Net of denoising-diffusion-pytorch, of the size and cost of ours"
+    Unet = from_package('denoising_diffusion_pytorch', 'Unet')
+    return Unet(dim=40, dim_mults=(1, 2, 3, 4))
+
+networks = dict(cell_diffusion=our_network, diffusers=of_diffusers,
+                lucidrains=of_lucidrains)
+titles = dict(diffusers="diffusers' `UNet2DModel`",
+              lucidrains="the `Unet` of denoising-diffusion-pytorch")
 
 # %% ../../nbs/recipes.ipynb #c038
 def autocast(x, bfloat16):
@@ -156,11 +173,11 @@ def bench(
     rounds:int=7, # Timed rounds, after one that warms up
     calls:int=20, # Network calls in a sample
 )->pd.DataFrame: # One row a candidate
-    """Training step and short sample beside diffusers' `UNet2DModel`, taken in turn
+    """Training step and short sample of ours and of other networks, taken in turn
 
     Columns: `network`, `layout`, `precision`, `parameters`, `gflops`, `train img/s`,
     `sample img/s`, `train GFLOP/s`, `ceiling` of the machine's convolutions in GFLOP/s,
-    `share` of the ceiling. Raises `ImportError` without diffusers.
+    `share` of the ceiling. Raises `ImportError` without their packages.
     """
     size, bs, rounds, calls = check_limits(size=size, bs=bs, rounds=rounds, calls=calls)
     device = default_device()
@@ -191,12 +208,11 @@ def bench(
 def bench_summary(
     table:pd.DataFrame, # From `bench`
 )->dict: # Ratios of the best settings of each side, and our share of the ceiling
-    "How much faster than diffusers' best setting our best one is"
+    "How much faster than the best setting of the others our best one is"
     best = table.groupby('network')[['train img/s', 'sample img/s', 'share']].max()
     ours = best.loc['cell_diffusion']
-    theirs = best.loc['diffusers']
-    return dict(train_ratio=ours['train img/s']/theirs['train img/s'],
-                sample_ratio=ours['sample img/s']/theirs['sample img/s'],
+    ratios = (ours/best.loc[list(others)]).rename(columns=lambda name: name.split()[0])
+    return dict(ratios=ratios[['train', 'sample']].to_dict('index'),
                 share=ours['share'], ceiling=table.ceiling[0], machine=machine())
 
 # %% ../../nbs/recipes.ipynb #c041
@@ -206,11 +222,15 @@ def bench_line(
     "The result of a benchmark in words"
     found = read_json(file, '`cell-diffusion bench --out` writes it.')
     m = found['machine']
+    ratios = found['ratios']
+    beside = [titles[name] for name in ratios]
+    trains = [f"{r['train']:.2f}" for r in ratios.values()]
+    samples = [f"{r['sample']:.2f}" for r in ratios.values()]
     threads = f"{m['threads']} thread{'s'*(m['threads'] > 1)}"
     return (
-        "Beside diffusers' `UNet2DModel` of the same size and cost, the network is "
-        f"{found['train_ratio']:.2f} times as fast in training and "
-        f"{found['sample_ratio']:.2f} times as fast in sampling, each at its best "
+        f"Beside {' and '.join(beside)}, of the same size and cost, the network is "
+        f"{' and '.join(trains)} times as fast in training and "
+        f"{' and '.join(samples)} times as fast in sampling, each at its best "
         f"setting. It reaches {found['share']:.0%} of what convolutions alone reach on "
         f"the same machine ({found['size']} × {found['size']} images, batches of "
         f"{found['bs']}, {found['rounds']} rounds in turn on {m['name']}, "
