@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from cell_diffusion.core import (
     check_limits, check_number, check_numbers, default_device, encode, generator)
 from cell_diffusion.denoiser import Denoiser, sketched, warm_start
-from cell_diffusion.optimizers import optimizers
+from cell_diffusion.optimizers import learning_rates, optimizers
 from cell_diffusion.process import Schedule, q_sample
 from cell_diffusion.sampling import sample
 from cell_diffusion.denoiser import choose_precision
@@ -248,7 +248,8 @@ def ddpm_learner(
 
     pairs = noise(noise_levels, gamma, label_dropout, seed)
     cbs = [pairs, EMA(ema), GradientClip(clip), StopAtNaN(), *cbs]
-    return Learner(dls, model, loss_func=loss_func, cbs=cbs, **optimizers[optimizer])
+    return Learner(dls, model, loss_func=loss_func, lr=learning_rates[optimizer],
+                   cbs=cbs, **optimizers[optimizer])
 
 # %% ../nbs/06_ddpm.ipynb #c067
 class LossByTimestep(Callback):
@@ -979,7 +980,7 @@ def fit_for(
     learn:Learner, # From `ddpm_learner`
     minutes:float=None, # Time to train for
     epochs:int=None, # Or passes over the training cells
-    lr:float=1e-3, # Highest learning rate
+    lr:float=None, # Highest learning rate; by default that of the optimizer
     checkpoint=None, # File to write once a minute, and to go on from if it exists
     run:dict=None, # Settings of the run; the checkpoint of another run is refused
     progress:bool=True, # Show a progress bar
@@ -991,6 +992,7 @@ def fit_for(
     bit. Raises `FloatingPointError` when the loss is not finite, and `OSError` when the
     checkpoint cannot be written.
     """
+    if lr is None: lr = learn.lr
     budget = Budget(lr, minutes, epochs, progress=progress, processor=processor)
     cbs = [budget]
     if checkpoint: cbs.append(Checkpoint(checkpoint, run))

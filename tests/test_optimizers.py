@@ -6,7 +6,9 @@ from fastai.learner import Callback
 
 from cell_diffusion.core import generator
 from cell_diffusion.data import cell_dls
-from cell_diffusion.optimizers import Muon, matrices_and_others, orthogonalize
+from cell_diffusion.optimizers import (
+    Muon, learning_rates, matrices_and_others, orthogonalize,
+)
 from cell_diffusion.training import diffusion_learner, fit_for
 from cell_diffusion.unet import UNet
 
@@ -84,6 +86,13 @@ def test_training_by_name(dls):
     assert all('momentum' in learn.opt.opt.state[p] for p in matrices)
     with pytest.raises(ValueError, match="Unknown optimizer 'adam': use one of adamw"):
         diffusion_learner(dls, optimizer='adam')
+
+
+@pytest.mark.parametrize('name', learning_rates)
+def test_a_run_takes_the_rate_of_its_optimizer(dls, name):
+    learn = diffusion_learner(dls, dim=8, mults=(1, 2), optimizer=name)
+    assert fit_for(learn, epochs=1, progress=False).lr == learning_rates[name]
+    assert fit_for(learn, epochs=1, lr=.002, progress=False).lr == .002
 
 
 class StopAfter(Callback):
