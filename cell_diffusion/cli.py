@@ -366,7 +366,7 @@ def sample_(
     check_limits(n=n, zoom=zoom)
     check_picture(out, '.png', '.jpg', '.jpeg', '.webp')
     if each: check_each(each)
-    model = model or ('blood32' if label else 'blood64')
+    model = model or ('blood64-classes' if label else 'blood64')
     network = load(model, kind=Denoiser)
     check_sheet(out, n, network.size, zoom)
     x = sample(network, n, label, **options)
