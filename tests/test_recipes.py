@@ -447,7 +447,9 @@ def test_bench_line_tells_the_record(tmp_path):
                  machine=dict(name='A', device='cpu', threads=1))
     write_json(tmp_path/'b.json', found)
     line = bench_line(tmp_path/'b.json')
-    for said in ('1.50 and 2.00 times', '0.80 and 3.00 times', '25%', '64 × 64', '1 thread)'):
+    wanted = ('1.50 and 2.00 times', '0.80 and 3.00 times', '25%', '64 × 64',
+              '1 thread)')
+    for said in wanted:
         assert said in line
 
 
