@@ -797,10 +797,14 @@ def choose_guidance(
         set_guidance(network, best, guide=weak)
         keep_guidance(network, folder, dict(
             best=best, rule=guidance_rule, scored=scored, steps=steps, judged='valid',
-            guide=guide and as_path(guide).name, rows=table.to_dict('records')))
+            guide=guide and guide_in_words(guide, weak), rows=table.to_dict('records')))
     return table
 
 # %% ../nbs/recipes.ipynb #z013
+def guide_in_words(folder, network):
+    "The network to guide away from, for record and card"
+    return f'{as_path(folder).name} ({n_params(network)/1e6:.2f} M parameters)'
+
 # The smaller the share of recall that must be kept, the more guidance is allowed
 kept_recall = .95
 guidance_rule = (f"the smallest Fréchet distance among the scales that keep at least "
