@@ -119,6 +119,7 @@ def test_folders_of_the_first_release(name, tmp_path):
 # Mean absolute output for fixed noise, as computed with the code of release 0.1
 outputs_of_release = {
     'blood-classifier-32': (CellClassifier, 57.45672),
+    'blood-classifier-32-judge': (CellClassifier, 96.40937), # Since 0.2
     'blood-classifier-64': (CellClassifier, 50.69675),
     'blood-classifier-64-judge': (CellClassifier, 47.75555), # Since 0.2
     'blood32': (Denoiser, 0.96983),
