@@ -365,7 +365,8 @@ def made(monkeypatch):
 
     def train(data, size, classes, minutes, epochs, out, config, seed, **kwargs):
         runs.append((config, seed))
-        record = fake_record(config, seed)
+        how = {name: kwargs[name] for name in ('optimizer', 'bs')}
+        record = dict(fake_record(config, seed), **how)
         write_json(out/'record.json', record)
         return record
     monkeypatch.setattr(races, 'train_model', train)
