@@ -441,6 +441,14 @@ print('torch' in before, [name for name in heavy if name in sys.modules])
 """
 
 
+@pytest.mark.parametrize('words', ['', '--label monocyte'])
+def test_sample_takes_the_larger_networks(tmp_path, words):
+    out = tmp_path/'cell.png'
+    said = CliRunner().invoke(app, ['sample', *words.split(), '-n', '1', '--steps', '1',
+                                    '--out', str(out)])
+    assert '64 × 64 pixels' in said.output
+
+
 def test_sample_imports_only_what_it_needs(tmp_path):
     picture = str(tmp_path/'cell.png')
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', only_sample, picture],

@@ -41,13 +41,13 @@ kinds = 'basophil', 'neutrophil'
 def cells():
     return cell_dls('simulated', size=28, bs=16, n=96)
 
-def network(kind=Denoiser, std=.05, classes=None, data_std=.5, size=28):
+def network(kind=Denoiser, std=.05, classes=None, data_std=.5, size=28, data_mean=0.):
     "A small network; with `std=0` it is the best denoiser of Gaussian pixels"
     torch.manual_seed(0)
     unet = tiny
     if kind is Inpainter: unet = dict(tiny, channels=7, out_channels=3)
     model = kind(unet, 'log_snr', prediction='v', data_std=data_std, size=size,
-                 classes=classes or [])
+                 data_mean=[data_mean], classes=classes or [])
     rng = generator(0)
     for p in model.parameters():
         if std: torch.nn.init.normal_(p, std=std, generator=rng)
@@ -55,6 +55,14 @@ def network(kind=Denoiser, std=.05, classes=None, data_std=.5, size=28):
 
 def noise(*shape, seed=0):
     return torch.randn(shape, generator=generator(seed))
+
+def test_walks_begin_about_the_mean_of_the_data(cells):
+    plain, bright = network(), network(data_mean=.6)
+    starts = [teacher_walks(n, cells.train, (999,), 8, progress=False).states[:, 0]
+              for n in (plain, bright)]
+    expected = .6*bright.schedule.signal[-1].item()
+    assert (starts[1] - starts[0]).float().mean().item() == pytest.approx(expected, .1)
+
 
 def test_jump_undoes_a_step_of_ddim():
     schedule = network().schedule

@@ -30,6 +30,7 @@ from cell_diffusion.simulation import jurkat_phases, simulate_blood
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.studies.bench import bench, bench_line, bench_summary
 from cell_diffusion.studies.race import race, race_row, race_table
+from cell_diffusion.unet import n_params
 
 tiny = dict(size=28, classes=True, dim=16, mults=(1, 2), n=160, bs=16, progress=False)
 
@@ -437,6 +438,7 @@ def test_bench_in_miniature():
     assert ((table.parameters/ours - 1).abs() < .05).all()
     assert (table['train img/s'] > 0).all() and summary['share'] > 0
     best = table.groupby('network')['train img/s'].max()
+    assert {*summary['ratios']} == {'diffusers', 'lucidrains'}
     for name, ratio in summary['ratios'].items():
         assert ratio['train'] == best['cell_diffusion']/best[name]
 
@@ -485,7 +487,9 @@ def test_guidance_is_found_stored_and_written_into_the_card(tmp_path):
     assert network.guidance_scale == record['guidance']['best'] == best_scale(table)
     assert network.guide is not None and 'score' not in record
     card = ' '.join((out/'README.md').read_text().split())
-    assert f"Guidance: scale {network.guidance_scale:g}, away from early" in card
+    size = f"{n_params(load(out/'early'))/1e6:.2f} M parameters"
+    wanted = f"Guidance: scale {network.guidance_scale:g}, away from early ({size})"
+    assert wanted in card
     assert 'for the judge of the score' in card
 
     # Called again it finds its records

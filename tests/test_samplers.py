@@ -14,7 +14,7 @@ from cell_diffusion.classifier import CellClassifier
 from cell_diffusion.core import generator
 from cell_diffusion.denoiser import Condition, Denoiser, load, weights_hash
 from cell_diffusion.plots import plot_cost
-from cell_diffusion.process import eps_from_x0
+from cell_diffusion.process import eps_from_x0, q_sample
 from cell_diffusion.records import results_folder
 from cell_diffusion.sampling import (
     ancestral, batched_denoise, ddim, ddim_inverse, dpm_solver, early_timesteps, euler,
@@ -305,6 +305,18 @@ def test_sample_knows_them(network, name):
     assert len(path) == 4
     assert path[0][0] >= network.schedule.T - 10
     assert torch.equal(x, sample(network, 2, **options))
+
+
+def test_sampling_begins_about_the_mean_of_the_data():
+    mean = [.6, .3, -.2]
+    model = Denoiser(dict(dim=16, mults=[1, 2]), schedule='log_snr', prediction='v',
+                     data_mean=mean, size=16)
+    _, path = sample(model, 2, seed=2, steps=4, trajectory=True, progress=False)
+    eps = torch.randn(2, 3, 16, 16, generator=generator(2))
+    x0 = torch.tensor(mean).view(1, 3, 1, 1).expand_as(eps)
+    noisiest = q_sample(x0, model.schedule.T - 1, model.schedule, eps)
+    assert torch.allclose(path[0][1], noisiest, atol=1e-3)
+    assert not torch.allclose(path[0][1], eps, atol=1e-3)
 
 
 def test_sample_passes_arguments_on(network):
