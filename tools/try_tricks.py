@@ -53,14 +53,13 @@ tricks = {
     'measured mean and spread': dict(normalize=True),
     'no class withheld': dict(label_dropout=0.),
     'classes equally often': dict(balanced=True),
-    'half size first': dict(half=.35),
     'wider network': dict(dim=48),
 }
 
 
-def train(dls, minutes, start=None, **settings):
+def train(dls, minutes, **settings):
     "Train for seconds of the processor; the network with averaged weights"
-    learn = diffusion_learner(dls, start=start, **{**recipe, **settings})
+    learn = diffusion_learner(dls, **{**recipe, **settings})
     budget = fit_for(learn, minutes, processor=True, progress=False)
     return learn.ema.averaged, budget.steps
 
@@ -68,13 +67,10 @@ def train(dls, minutes, start=None, **settings):
 def race_trick(args, trick, seed):
     "One run and its score"
     settings = dict(tricks[trick], seed=seed)
-    half = settings.pop('half', 0)
     cells = partial(cell_dls, 'pbc', args.data, bs=32, set_aside=.25,
                     balanced=settings.pop('balanced', False))
     dls = cells(size=args.size)
-    start = None
-    if half: start, _ = train(cells(size=args.size//2), half*args.minutes, **settings)
-    model, steps = train(dls, (1 - half)*args.minutes, start, **settings)
+    model, steps = train(dls, args.minutes, **settings)
 
     scored = cells(size=args.size, balanced=False)
     score = score_model(model, reference_classifier(scored, keep=True),
