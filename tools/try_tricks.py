@@ -9,7 +9,6 @@ classifier whose cells no generator saw. A killed race goes on.
 import argparse
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
@@ -91,8 +90,7 @@ def main():
     parser.add_argument('--seeds', type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    settings = SimpleNamespace(minutes=args.minutes, size=args.size)
-    records = Records(args.out, vars(settings))
+    records = Records(args.out, dict(minutes=args.minutes, size=args.size))
     table = records.run(partial(race_trick, args),
                         dict(seed=range(args.seeds), trick=list(tricks)))
     table.to_csv(args.out/'tricks.csv', index=False)
