@@ -41,7 +41,8 @@ kinds = 'basophil', 'neutrophil'
 def cells():
     return cell_dls('simulated', size=28, bs=16, n=96)
 
-def network(kind=Denoiser, std=.05, classes=None, data_std=.5, size=28, data_mean=0.):
+def network(kind=Denoiser, std=.05, classes=None, data_std=.5, size=28,
+            data_mean=0.):
     "A small network; with `std=0` it is the best denoiser of Gaussian pixels"
     torch.manual_seed(0)
     unet = tiny
@@ -57,7 +58,8 @@ def noise(*shape, seed=0):
     return torch.randn(shape, generator=generator(seed))
 
 def test_walks_begin_about_the_mean_of_the_data(cells):
-    plain, bright = network(), network(data_mean=.6)
+    plain = network()
+    bright = network(data_mean=.6)
     starts = [teacher_walks(n, cells.train, (999,), 8, progress=False).states[:, 0]
               for n in (plain, bright)]
     expected = .6*bright.schedule.signal[-1].item()
