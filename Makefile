@@ -68,7 +68,7 @@ $(ready):
 	@rm -f "$(VENV)"/.installed*; touch "$@"
 
 course: $(ready)
-	@$(run) --scale $(SCALE) $(data) --out course
+	@$(run) --scale $(SCALE) $(data) --jobs $(JOBS) --out course
 
 test: $(ready)
 	$(pytest) -v --durations=0 --durations-min=2 $(cover) $(PYTEST_ARGS)

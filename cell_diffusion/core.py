@@ -128,6 +128,7 @@ limits = dict(
     folds=whole(1, 62),
     goal=whole(1, 10_000_000),
     guidance_scale=dict(low=-1000, high=1000),
+    guided=whole(0, 1_000_000),
     lr=dict(above=0, high=10),
     means=whole(0, 1000),
     minutes=dict(above=0, high=1_000_000),
@@ -148,7 +149,8 @@ limits = dict(
 
 # %% ../nbs/00_core.ipynb #x006
 # None means "by default" or "all" for these
-may_be_none = ('epochs', 'goal', 'guidance_scale', 'minutes', 'n', 'patch', 'steps')
+may_be_none = ('epochs', 'goal', 'guidance_scale', 'minutes', 'n', 'patch', 'set_aside',
+               'steps')
 
 def check_limits(
     **values, # Numbers by the name of the argument, each in `limits`

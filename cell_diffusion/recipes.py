@@ -20,6 +20,7 @@ import torch
 import warnings
 from contextlib import ExitStack, nullcontext
 from fastai.torch_core import num_distrib, rank_distrib
+from functools import partial
 from string import Template
 from types import SimpleNamespace
 
@@ -228,9 +229,10 @@ def train_model(
     scored:int=1000, # Cells to generate for the score; 0 for no score
     judged:str='test', # Compare with test cells, or with valid ones to choose a config
     balanced:bool=False, # Draw the training classes equally often
-    set_aside:float=0., # Share of the training cells kept for the judge of the score
+    set_aside:float=None, # Share of training cells kept for the judge of the score
     means:int=0, # Times to save two running means, for `posthoc_mean`
-    early_at:float=0., # Share of the run after which its mean goes into OUT/early
+    early_at:float=.1, # Share of the run after which its mean goes into OUT/early
+    guided:int=400, # Cells to generate for each guidance scale; 0 for no guidance
     inpaint:bool=False, # Train a network that fills holes
     scales:tuple=None, # With inpaint: crops from and to these shares of the side
     start:str=None, # Shipped weights or a folder to start from
@@ -244,6 +246,10 @@ def train_model(
 )->dict: # The record, as it is written to `record.json`
     """Train on a folder of cells; leaves weights, record, picture, score and model card
 
+    A generator is guided away from its early mean, by the scale that is best on
+    validation cells; not where these are fewer than 100, or with `guided` 0. By
+    default a quarter of the training cells is set aside, or what `start` was trained
+    without; none where a class has fewer than 40.
     Warns if the training was too short, or if the network does not obey the class.
     Started by accelerate or `torchrun`, all processes train; the first one writes.
     """
@@ -401,6 +407,7 @@ def check_run(run):
                          f"{', '.join(learning_rates)}.")
     if run.lr is None: run.lr = learning_rates[run.optimizer]
     check_scoring(run.judged, run.scored)
+    check_compared_cells(guided=run.guided)
     if run.epochs is None: check_number('minutes', run.minutes, **limits['minutes'])
     check_start(run.start, run.out)
     check_goes_on(run.out)
@@ -418,11 +425,19 @@ def cells_for(run, start):
     where = named_source(run.data, run.source)
     white = run.white
     if start: white = white_for(where, white, start.white, start.bits, run.channels)
-    dls = cell_dls(*where, size=run.size, bs=run.bs, crop=run.crop, n=run.n,
+    read = partial(cell_dls, *where, size=run.size, bs=run.bs, crop=run.crop, n=run.n,
                    channels=run.channels, balanced=run.balanced, white=white,
-                   set_aside=run.set_aside, scales=run.scales)
+                   scales=run.scales)
+    if run.set_aside is None: run.set_aside = usual_share(read(), run.start)
+    dls = read(set_aside=run.set_aside)
     check_compared(dls, run.judged if run.scored else None)
     return dls
+
+def usual_share(dls, start):
+    "Of the training cells that are set aside for a judge unless told otherwise"
+    if start: return earlier_record(folder_of(start)).get('set_aside', 0)
+    counts = np.bincount(dls.cells.labels[dls.idxs['train']], minlength=len(dls.vocab))
+    return .25 if counts.min() >= 40 else 0.
 
 def prepare(run)->tuple: # The learner, and the settings that a record keeps
     "Read the cells of a run and build its network"
@@ -447,6 +462,7 @@ def keep_run(learn, budget, settings, run)->dict: # The record
                   set_aside=run.set_aside)
     model = learn.ema.averaged
     model = save_run(model, record, run)
+    if run.guided: add_guidance(model, learn.dls, record, run)
     if run.scored: add_score(model, learn.dls, record, run)
     return record
 
@@ -455,10 +471,15 @@ def check_scoring(judged, scored):
     "Raise `ValueError` for a score that cannot be made"
     if judged not in ('test', 'valid'):
         raise ValueError(f"judged={judged!r} should be 'test' or 'valid'.")
-    check_limits(scored=scored)
-    if 0 < scored < 4:
-        raise ValueError(f"scored={scored} cells are too few to compare: generate at "
-                         "least 4, or 0 for no score.")
+    check_compared_cells(scored=scored)
+
+def check_compared_cells(**numbers):
+    "Raise `ValueError` for fewer generated cells than can be compared; 0 is for none"
+    check_limits(**numbers)
+    for name, n in numbers.items():
+        if 0 < n < 4:
+            raise ValueError(f"{name}={n} cells are too few to compare: generate at "
+                             "least 4, or 0 for none.")
 
 def check_start(start, out):
     "Raise `ValueError` where a run would replace the weights that it starts from"
@@ -474,7 +495,7 @@ def start_network(start, size, set_aside=0.):
         raise ValueError(f"Cannot start from {start}: its size is {model.size} pixels, "
                          f"here it is {size}; give size={model.size}.")
     kept = earlier_record(folder_of(start)).get('set_aside', 0)
-    if set_aside > kept:
+    if (set_aside or 0) > kept:
         raise ValueError(f"Cannot start from {start} with set_aside={set_aside:g}: it "
                          f"was trained with {kept:g}, so it knows cells of the judge.")
     return model
@@ -616,6 +637,16 @@ def add_score(model, dls, record, run):
     if all(there.get(key) == value for key, value in asked.items()): return
     record['score'] = score_of_network(model, dls, run)
     write_run(run.out, record)
+
+def add_guidance(model, dls, record, run):
+    "Find guidance for a network of this run, unless it has or cannot have it"
+    early = run.out/'early'
+    weak = load(early, model.device, model.precision) if run.early_at else None
+    few = len(dls.idxs['valid']) < 100
+    if 'guidance' in record or run.inpaint or few or not (model.classes or weak): return
+    search_guidance(model, weak, early, dls, run_scales, run.guided, run.steps, run.out,
+                    run.progress)
+    record.update(read_record(run.out))
 
 def score_of_network(model, dls, run):
     "The score of a network; with classes also their mean accuracy, beside real cells"
@@ -762,6 +793,7 @@ def keep_score(score, record, folder, out):
 
 # %% ../nbs/recipes.ipynb #x002
 guidance_scales = 1., 1.25, 1.5, 2., 2.5, 3.
+run_scales = 1., 1.5, 2.
 
 def choose_guidance(
     model, # Folder of a run, whose weights get the setting
@@ -792,13 +824,8 @@ def choose_guidance(
         weak = load(guide, kind=Denoiser) if guide else None
         check_guidance(network, weak, scales, folder)
         dls = cells_to_score(network, read_record(folder), run)
-        table = try_scales(network, weak, dls, scales, scored, steps, folder, progress)
-        best = best_scale(table)
-        set_guidance(network, best, guide=weak)
-        keep_guidance(network, folder, dict(
-            best=best, rule=guidance_rule, scored=scored, steps=steps, judged='valid',
-            guide=guide and guide_in_words(guide, weak), rows=table.to_dict('records')))
-    return table
+        return search_guidance(network, weak, guide, dls, scales, scored, steps, folder,
+                               progress)
 
 # %% ../nbs/recipes.ipynb #z013
 def guide_in_words(folder, network):
@@ -819,6 +846,16 @@ def best_scale(
     return float(allowed.guidance_scale[allowed.fd.idxmin()])
 
 # %% ../nbs/recipes.ipynb #x001
+def search_guidance(network, weak, guide, dls, scales, scored, steps, folder, progress):
+    "Find the best scale, and store it in `folder`; `weak` was read from `guide`"
+    table = try_scales(network, weak, dls, scales, scored, steps, folder, progress)
+    best = best_scale(table)
+    set_guidance(network, best, guide=weak)
+    keep_guidance(network, folder, dict(
+        best=best, rule=guidance_rule, scored=scored, steps=steps, judged='valid',
+        guide=weak and guide_in_words(guide, weak), rows=table.to_dict('records')))
+    return table
+
 def try_scales(network, guide, dls, scales, scored, steps, folder, progress):
     "Score the network with each guidance scale; records in the folder `guidance`"
     classifier = reference_classifier(dls, keep=True, progress=progress)
@@ -833,7 +870,9 @@ def try_scales(network, guide, dls, scales, scored, steps, folder, progress):
     networks = [network_settings(net) for net in (network, guide, classifier) if net]
     settings = dict(networks=networks, scored=scored, steps=steps)
     grid = dict(guidance_scale=[float(scale) for scale in scales])
-    return Records(folder/'guidance', settings).run(run, grid)
+    # A folder for each pair of networks: more training makes another
+    pair = '-'.join(net['weights'][:8] for net in networks[:-1])
+    return Records(folder/'guidance'/pair, settings).run(run, grid)
 
 def own_folder(model):
     "The folder of a run. `ValueError` for weights that come with the package."

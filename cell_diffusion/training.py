@@ -228,7 +228,7 @@ def ddpm_learner(
     clip:float=1., # Largest norm of the gradient
     precision:str='auto', # `float32`, `bfloat16`, or `auto` for the faster one
     seed:int=0, # Seed of the noise
-    optimizer:str='adamw', # One of `optimizers`: `adamw` or `muon`
+    optimizer:str='muon', # One of `optimizers`: `adamw` or `muon`
     cbs=(), # More callbacks
     noise=NoiseCallback, # Makes input and target; called with noise_levels ... seed
     loss_func=weighted_mse, # Called with the output and with what `noise` makes

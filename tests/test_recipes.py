@@ -17,7 +17,9 @@ from cell_diffusion.classifier import (
     CellClassifier, classifier_folder, features_and_predictions, reference_classifier,
 )
 from cell_diffusion.data import cell_dls, load_cells
-from cell_diffusion.denoiser import Denoiser, load, save, shipped, weights_folder
+from cell_diffusion.denoiser import (
+    Denoiser, load, save, shipped, weights_folder, weights_hash,
+)
 from cell_diffusion.imageio import save_pixels
 from cell_diffusion.metrics import class_accuracy
 from cell_diffusion.recipes import (
@@ -505,6 +507,37 @@ def test_guidance_is_found_stored_and_written_into_the_card(tmp_path):
     with pytest.warns(UserWarning, match='guidance was taken out'):
         train_model('simulated', out=out, **dict(run, epochs=3, scored=0))
     assert load(out).guide is None
+
+
+def test_a_run_guides_its_generator(tmp_path):
+    run = dict(size=28, n=1400, dim=8, mults=(1, 2), bs=64, epochs=1, scored=16,
+               steps=2, guided=16, progress=False)
+    out = tmp_path/'run'
+    with pytest.warns(UserWarning):
+        record = train_model('simulated', out=out, **run)
+    network = load(out)
+    assert network.guide is not None and not network.classes
+    assert weights_hash(network.guide) == weights_hash(load(out/'early'))
+    scales = [row['guidance_scale'] for row in record['guidance']['rows']]
+    assert scales == [1., 1.5, 2.]
+    assert network.guidance_scale == record['guidance']['best']
+    assert record == json.loads((out/'record.json').read_text())
+    assert record['score']['n'] == 16
+
+    # More training finds other guidance, beside the records of the first
+    with pytest.warns(UserWarning, match='guidance was taken out'):
+        again = train_model('simulated', out=out, **dict(run, epochs=2))
+    assert again['weights'] != record['weights'] and again['guidance']
+    assert len([*(out/'guidance').iterdir()]) == 2
+
+
+@pytest.mark.parametrize('left_out', [
+    dict(guided=0), dict(n=240), dict(early_at=0.), dict(inpaint=True)])
+def test_a_run_without_guidance(left_out, tmp_path):
+    run = dict(size=28, n=1400, dim=8, mults=(1, 2), bs=64, epochs=1, scored=0,
+               steps=2, guided=16, progress=False) | left_out
+    with pytest.warns(UserWarning):
+        assert 'guidance' not in train_model('simulated', out=tmp_path/'run', **run)
 
 
 def test_guidance_is_not_stored_with_what_comes_with_the_package(tmp_path):

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import time
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,9 +131,10 @@ def tidy(nb):
 
 class Progress:
     "One live line in a terminal; elsewhere a line now and then"
-    def __init__(self, label, total):
+    def __init__(self, label, total, live):
         self.label = label
         self.total = total
+        self.live = live
         self.start = time.time()
         self.last = self.start
 
@@ -140,23 +142,23 @@ class Progress:
         now = time.time()
         spent = f'{now - self.start:.0f} s'
         line = f'{self.label}  cell {done} of {self.total}  {spent}'
-        if sys.stdout.isatty():
+        if self.live:
             print(f'\r{line}   ', end='', flush=True)
         elif now - self.last > 15:
             self.last = now
             print(line, flush=True)
 
     def close(self):
-        begin = '\r' if sys.stdout.isatty() else ''
+        begin = '\r' if self.live else ''
         spent = f'{time.time() - self.start:.1f} s'
         print(f'{begin}{self.label}  {self.total} cells  {spent}   ', flush=True)
 
 
-def environment(scale=None, data=None, testing=False, package=None):
+def environment(scale=None, data=None, testing=False, package=None, jobs=1):
     """The environment of a notebook's kernel: package, scale, and data folder or none.
 
     The package is that of this checkout, or the one installed in the folder `package`
-    with nothing beside it.
+    with nothing beside it. Several kernels at once share the cores.
     """
     not_passed_on = 'CELL_DIFFUSION_DATA', 'IN_TEST'
     env = {k: v for k, v in os.environ.items() if k not in not_passed_on}
@@ -176,6 +178,9 @@ def environment(scale=None, data=None, testing=False, package=None):
         env['CELL_DIFFUSION_DATA'] = str(Path(data).resolve())
     if testing:
         env['IN_TEST'] = '1'
+    if jobs > 1:
+        threads = max(1, (os.cpu_count() or 1)//jobs)
+        env.setdefault('OMP_NUM_THREADS', str(threads))
     return env
 
 
@@ -210,16 +215,19 @@ def run(
     testing=False,  # Leave out cells with `#| notest`?
     label=None,  # What the line of progress begins with
     package=None,  # A folder with an installed package, see `environment`
+    jobs=1,  # How many notebooks run at once
 ):
     "Execute a notebook. Raises `RuntimeError` that names the cell if one fails."
     todo = [(i, c) for i, c in enumerate(nb.cells) if not skipped(c, testing)]
-    progress = Progress(label or name, len(todo))
+    live = jobs == 1 and sys.stdout.isatty()
+    progress = Progress(label or name, len(todo), live)
     for c in _code_cells(nb):
         c.outputs = []
         c.execution_count = None
 
     client = _client(nb, folder)
-    with client.setup_kernel(env=environment(scale, data, testing, package)):
+    env = environment(scale, data, testing, package, jobs)
+    with client.setup_kernel(env=env):
         for done, (i, cell) in enumerate(todo, 1):
             progress(done)
             try:
@@ -352,6 +360,9 @@ def arguments(argv=None):
     parser.add_argument(
         '--data',
         help='folder of real cells; by default the cells that the course draws itself')
+    parser.add_argument(
+        '--jobs', type=int, default=1,
+        help='how many notebooks to run at once, each with its share of the cores')
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         '--out', type=Path, help='folder for executed notebooks, pages and pictures')
@@ -361,6 +372,8 @@ def arguments(argv=None):
     args = parser.parse_args(argv)
     if args.data and not Path(args.data).is_dir():
         parser.error(f'--data names no folder: {args.data}')
+    if args.jobs < 1:
+        parser.error(f'--jobs should be at least 1: {args.jobs}')
     return args
 
 
@@ -400,6 +413,31 @@ def report(took, seconds, out):
         print(f"Begin with {out/(took[0].name + '.html')}")
 
 
+def run_and_keep(path, label, args):
+    "Run one notebook and write it; says what it took"
+    begun = time.time()
+    nb = nbformat.read(path, 4)
+    run(nb, path.name, path.parent, args.scale, args.data, label=label, jobs=args.jobs)
+    pictures = keep(nb, path, args)
+    return Took(path.stem, time.time() - begun, pictures)
+
+
+def run_all(paths, args):
+    "Run notebooks, `args.jobs` at once. After a `RuntimeError` no further one begins"
+    with ThreadPoolExecutor(args.jobs) as pool:
+        begun = []
+        for k, path in enumerate(paths, 1):
+            label = f'[{k}/{len(paths)}] {path.stem}'
+            begun.append(pool.submit(run_and_keep, path, label, args))
+        try:
+            wait(begun, return_when=FIRST_EXCEPTION)
+        except KeyboardInterrupt:
+            os._exit(130)  # Threads cannot be stopped; the kernels end with us
+        pool.shutdown(wait=False, cancel_futures=True)
+        failed = [job for job in begun if not job.cancelled() and job.exception()]
+        return [job.result() for job in failed or begun]
+
+
 def main(argv=None):
     args = arguments(argv)
     paths = [p.resolve() for p in args.notebooks] or chapters()
@@ -407,19 +445,11 @@ def main(argv=None):
         args.out.mkdir(parents=True, exist_ok=True)
 
     start = time.time()
-    took = []
-    for k, path in enumerate(paths, 1):
-        begun = time.time()
-        nb = nbformat.read(path, 4)
-        label = f'[{k}/{len(paths)}, {begun - start:.0f} s so far] {path.stem}'
-        try:
-            run(nb, path.name, path.parent, args.scale, args.data, label=label)
-        except RuntimeError as e:
-            print(e, file=sys.stderr)
-            return 1
-        pictures = keep(nb, path, args)
-        took.append(Took(path.stem, time.time() - begun, pictures))
-
+    try:
+        took = run_all(paths, args)
+    except RuntimeError as e:
+        print(e, file=sys.stderr)
+        return 1
     report(took, time.time() - start, args.out)
     return 0
 

@@ -90,7 +90,7 @@ def ddpm_cells(
     **kwargs,              # More arguments of `diffusion_learner`
 )->tuple: # Cells `(n, channel, size, size)` in -1..1, and their cost as a dict
     "Train a class-conditional DDPM on a training fold, and generate cells with it"
-    learn = diffusion_learner(dls, classes=True, seed=seed, **kwargs)
+    learn = diffusion_learner(dls, classes=True, seed=seed, optimizer='adamw', **kwargs)
     budget = fit_for(learn, epochs=epochs, lr=lr, checkpoint=checkpoint,
                      progress=progress)
     started = time.perf_counter()

@@ -39,7 +39,8 @@ def gan_results(
 # Batch size, learning rate, and arguments of `gan_learner` and `diffusion_learner`
 defaults = dict(
     GAN=dict(bs=32, lr=1e-3),
-    DDPM=dict(bs=16, lr=2e-3, dim=24, patch=2, normalize=True),
+    DDPM=dict(bs=16, lr=2e-3, dim=24, patch=2, normalize=True,
+              optimizer='adamw'),
 )
 
 class GANStudy:

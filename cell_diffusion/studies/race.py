@@ -28,7 +28,7 @@ def race(
     optimizers:tuple=('muon',), # Which optimizers
     rates:tuple=(None,), # Which learning rates; None: as usual for the optimizer
     batches:tuple=(32,), # Which batch sizes
-    set_aside:float=0., # Share of the training cells kept for the judge
+    set_aside:float=None, # Share of the training cells kept for the judge
     processor:bool=False, # Count seconds of the processor; use one thread
     n:int=500, # Cells to generate for the score
     size:int=32, # Height and width, in pixels
@@ -53,7 +53,8 @@ def race(
         folder = out/f'{config}-{optimizer}-{rate}-{bs}-{seed}'
         record = train_model(data, size, True, minutes, epochs, folder, config, bs=bs,
                              optimizer=optimizer, lr=rate, dim=dim, seed=seed, scored=n,
-                             judged='valid', progress=progress, **more)
+                             judged='valid', early_at=0, guided=0,
+                             progress=progress, **more)
         return race_row(record)
 
     grid = dict(seed=range(seeds), config=names, optimizer=optimizers, rate=rates,
