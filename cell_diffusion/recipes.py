@@ -793,7 +793,7 @@ def keep_score(score, record, folder, out):
 
 # %% ../nbs/recipes.ipynb #x002
 guidance_scales = 1., 1.25, 1.5, 2., 2.5, 3.
-run_scales = 1., 1.5, 2.
+run_scales = 1., 1.25, 1.5
 
 def choose_guidance(
     model, # Folder of a run, whose weights get the setting

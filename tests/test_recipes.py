@@ -519,7 +519,7 @@ def test_a_run_guides_its_generator(tmp_path):
     assert network.guide is not None and not network.classes
     assert weights_hash(network.guide) == weights_hash(load(out/'early'))
     scales = [row['guidance_scale'] for row in record['guidance']['rows']]
-    assert scales == [1., 1.5, 2.]
+    assert scales == [1., 1.25, 1.5]
     assert network.guidance_scale == record['guidance']['best']
     assert record == json.loads((out/'record.json').read_text())
     assert record['score']['n'] == 16
