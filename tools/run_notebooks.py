@@ -27,7 +27,7 @@ nbs = root/'nbs'
 
 # Chapters without a number come at the end, in this order
 last = ['own_cells', 'imageio', 'sources', 'weights', 'records', 'viewer', 'painter',
-        'web', 'distillation', 'recipes', 'cli', 'moved']
+        'web', 'distillation', 'flow_study', 'recipes', 'cli', 'moved']
 widget_view = 'application/vnd.jupyter.widget-view+json'
 
 
