@@ -9,7 +9,6 @@ __all__ = []
 
 # %% ../nbs/13_flow_matching.ipynb #f004
 import math
-import numpy as np
 import torch
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -120,6 +119,7 @@ def bits_per_dim(
     "Bits for each number of an image with 256 grey levels; uncompressed it is 8"
     return -log_p/(d*math.log(2)) + math.log2(127.5)
 
+# %% ../nbs/13_flow_matching.ipynb #f055b
 @contextmanager
 def full_precision(model):
     "The network in evaluation mode and float32, and afterwards as it was"

@@ -68,13 +68,18 @@ def bits_study(
                     seed=seed)
 
     def rows(bits, first):
-        names = [dls.vocab[labels[i]] for i in chosen[first:first + bs]]
-        return [{'cell': first + k, 'class': name, 'probe': p, 'bits': b.item()}
-                for p, row in enumerate(bits) for k, (name, b) in enumerate(zip(names, row))]
+        found = []
+        for probe, row in enumerate(bits.tolist()):
+            for cell, value in enumerate(row, first):
+                name = dls.vocab[labels[chosen[cell]]]
+                found.append({'cell': cell, 'class': name, 'probe': probe,
+                              'bits': value})
+        return found
 
     def run(network, steps, first):
         x = cells[first:first + bs]
         if network == 'Gaussian':
+            x = cells
             train = dequantise(dls.train.arrays[0], generator(seed + 1))
             log_p = fit_gaussian(train)(x)[None]
         else:
@@ -97,19 +102,21 @@ def compared(before, after, again, **more):
 
 class Ends:
     "The two ends of a flow: loaders of its cells, the others, and test cells of both"
-    def __init__(self, name, dls, seed):
+    def __init__(self, name, dls, seed, drawn=4000):
         self.name = name
         if name == 'drawn to real':
             self.dls = dls
-            drawn = load_cells('simulated', size=dls.cells.images.shape[-1], n=4000,
-                               seed=seed)
-            images, tested = drawn.images[:3500], drawn.images[3500:]
+            size = dls.cells.images.shape[-1]
+            drawn = load_cells('simulated', size=size, n=drawn, seed=seed).images
+            images = drawn[len(drawn)//8:]
+            tested = drawn[:len(drawn)//8]
         else:
             source, self.target = name.split(' to ')
             self.source = source
             self.dls = of_class(dls, self.target)
             others = of_class(dls, source)
-            images, tested = others.train.arrays[0], others.test.arrays[0]
+            images = others.train.arrays[0]
+            tested = others.test.arrays[0]
         self.others = encode(images)
         self.tested = encode(tested)
         self.real = encode(self.dls.test.arrays[0])
@@ -132,35 +139,40 @@ def between_study(
     "What stays and what changes on the way from one kind of cell to another"
     dls = cell_dls(data, size=size, bs=32, **kwargs)
     classifier = reference_classifier(dls)
-    settings = dict(data=str(data), minutes=None if epochs else minutes, epochs=epochs,
-                    n=n, size=size)
+    if epochs: minutes = None
+    settings = dict(data=str(data), minutes=minutes, epochs=epochs, n=n, size=size)
+
+    def fit(learn): fit_for(learn, minutes, epochs, progress=False, processor=True)
 
     def run(ends, way, seed):
+        begun = time.process_time()
         ends = Ends(ends, dls, seed)
-        before = ends.tested[:n]
-        spent = time.process_time()
-        if way == 'through noise':
-            after = through_noise(load(network), before, ends.source, ends.target)
-            again = through_noise(load(network), after, ends.target, ends.source)
-        elif way == 'real':
-            after, again = ends.real[:n], None
-            before = after
-        else:
-            learn = between_learner(ends.dls, ends.others, way, seed=seed)
-            fit_for(learn, minutes, epochs, progress=False, processor=True)
-            after = translate(learn.ema.averaged, before)
-            again = translate(learn.ema.averaged, after, back=True)
-        spent = time.process_time() - spent
-        return measured_walk(classifier, ends, before, after, again, spent)
+        walk = walk_of(ends, way, n, seed, network, fit)
+        return measured_walk(classifier, ends, *walk, time.process_time() - begun)
 
     jobs = [dict(ends=e, way=way, seed=seed) for e in ends for seed in range(seeds)
             for way in ways_of(e) if seed == 0 or way in ('random', 'short')]
     return Records(out, settings).run(run, jobs)
 
+# %% ../../nbs/flow_study.ipynb #g011b
 def ways_of(ends):
     "The ways between two ends: two flows, one through noise, and what real cells are"
     ways = ['real', 'random', 'short']
     return ways if ends == 'drawn to real' else [*ways, 'through noise']
+
+def walk_of(ends, way, n, seed, network, fit):
+    "Cells before, after, and back again; None where there is no way back"
+    before = ends.tested[:n]
+    if way == 'real': return before, ends.real[:n], None
+    if way == 'through noise':
+        model = load(network)
+        after = through_noise(model, before, ends.source, ends.target)
+        return before, after, through_noise(model, after, ends.target, ends.source)
+    learn = between_learner(ends.dls, ends.others, way, seed=seed)
+    fit(learn)
+    model = learn.ema.averaged
+    after = translate(model, before)
+    return before, after, translate(model, after, back=True)
 
 def measured_walk(classifier, ends, before, after, again, seconds):
     "The rows of one walk, with the share of cells that the classifier calls the target"
