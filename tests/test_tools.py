@@ -1,4 +1,4 @@
-"The tool that runs the course: several notebooks at once, and what happens at a failure"
+"The tool that runs the course: several notebooks at once, and failures"
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
@@ -39,7 +39,8 @@ def test_two_notebooks_at_once(course, tmp_path, capfd, monkeypatch):
 def test_no_notebook_begins_after_a_failure(jobs, course, tmp_path, capfd):
     paths = course(wrong='1/0', waits='import time; time.sleep(2)', last='print(1)')
     out = tmp_path/'out'
-    assert run_notebooks.main([*map(str, paths), '--jobs', str(jobs), '--out', str(out)])
+    options = ['--jobs', str(jobs), '--out', str(out)]
+    assert run_notebooks.main([*map(str, paths), *options])
     assert 'wrong.ipynb: cell 1 of 1' in capfd.readouterr().err
     assert not (out/'last.ipynb').exists()
 
