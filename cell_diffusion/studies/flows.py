@@ -46,6 +46,17 @@ def kept_table(
     print(f"The records of {name} are not there yet: make_records makes them.")
     return pd.DataFrame()
 
+# %% ../../nbs/flow_study.ipynb #g007a
+def rows_of_bits(
+    bits:torch.Tensor, # `(probes, cells)`
+    first:int, # Number of the first of these cells
+    names:list, # Class of every cell of the study
+)->list: # A dict for each cell and probe
+    "Bits as rows of a table"
+    return [{'cell': cell, 'class': names[cell], 'probe': probe, 'bits': value}
+            for probe, row in enumerate(bits.tolist())
+            for cell, value in enumerate(row, first)]
+
 # %% ../../nbs/flow_study.ipynb #g007
 def bits_study(
     data, # A source or a folder of class folders
@@ -67,15 +78,6 @@ def bits_study(
     settings = dict(data=str(data), networks=networks, n=n, probes=probes, size=size,
                     seed=seed)
 
-    def rows(bits, first):
-        found = []
-        for probe, row in enumerate(bits.tolist()):
-            for cell, value in enumerate(row, first):
-                name = dls.vocab[labels[chosen[cell]]]
-                found.append({'cell': cell, 'class': name, 'probe': probe,
-                              'bits': value})
-        return found
-
     def run(network, steps, first):
         x = cells[first:first + bs]
         if network == 'Gaussian':
@@ -84,7 +86,8 @@ def bits_study(
             log_p = fit_gaussian(train)(x)[None]
         else:
             log_p = likelihood(load(networks[network]), x, None, steps, probes, seed)
-        return rows(bits_per_dim(log_p, x[0].numel()), first)
+        bits = bits_per_dim(log_p, x[0].numel())
+        return rows_of_bits(bits, first, [dls.vocab[labels[i]] for i in chosen])
 
     jobs = [dict(network='Gaussian', steps=0, first=0)]
     jobs += [dict(network=network, steps=k, first=first)
