@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['step', 'Scores', 'pack_scores', 'unpack_scores', 'simulate_scores', 'Endpoint', 'class_weights', 'Draws', 'bootstrap', 'Plan', 'contrast_table', 'report', 'false_decisions', 'draw_interval', 'plot_precision', 'plot_price']
 
-# %% ../../nbs/12c_comparison.ipynb #n012
+# %% ../../nbs/12c_comparison.ipynb #n004
 import base64
 import binascii
 import zlib
@@ -19,12 +19,13 @@ from fastcore.basics import patch
 from scipy.sparse import csr_matrix
 from scipy.special import log_softmax, logsumexp
 from scipy.stats import norm, permutation_test, ttest_1samp
+from scipy.stats import t as student
 from tqdm.auto import tqdm
 from cell_diffusion.core import as_path, as_text, check_number
 from cell_diffusion.metrics import wilson
 from cell_diffusion.records import read_json, write_json
 
-# %% ../../nbs/12c_comparison.ipynb #n013
+# %% ../../nbs/12c_comparison.ipynb #n005
 @dataclass
 class Scores:
     "Log-probabilities of all test cells, for each arm"
@@ -33,7 +34,7 @@ class Scores:
     log_p:dict  # From an arm to, for each fold, float `(replicates, n, classes)`
     prior:dict = None # From an arm to its training set's shares; else the test cells'
 
-# %% ../../nbs/12c_comparison.ipynb #n014
+# %% ../../nbs/12c_comparison.ipynb #n006
 step = .05
 
 def pack_scores(
@@ -65,7 +66,7 @@ def unpack_scores(
             f'these scores are damaged, or not of {n_classes} classes: delete their '
             'record, and the study makes it again.') from e
 
-# %% ../../nbs/12c_comparison.ipynb #n015
+# %% ../../nbs/12c_comparison.ipynb #n007
 def fold_of(sizes, folds):
     "The fold of each cell, so that every fold has its part of each class"
     return np.concatenate([np.arange(n) % folds for n in sizes])
@@ -77,7 +78,7 @@ def noisy_logits(labels, ability, hardness, rng, training, prior):
     signal = able[labels][:, None]*np.eye(classes)[labels]
     return prior + signal + hardness + rng.normal(0, .7, (n, classes))
 
-# %% ../../nbs/12c_comparison.ipynb #n016
+# %% ../../nbs/12c_comparison.ipynb #n029
 def simulate_scores(
     effects:dict, # From an arm to how much better it knows the rare classes, log-odds
     sizes=(400, 150, 40, 15), # Cells of each class, the most common first
@@ -106,7 +107,7 @@ def simulate_scores(
     names = tuple('abcdefghijklmnopqrstuvwxyz'[:k])
     return Scores(names, [labels[fold == f] for f in range(folds)], log_p)
 
-# %% ../../nbs/12c_comparison.ipynb #n017
+# %% ../../nbs/12c_comparison.ipynb #n030
 def log_odds(
     log_p:np.ndarray, # `(n, classes)`
     classes,          # Numbers of the classes that count as positive
@@ -133,7 +134,7 @@ def hits_by_threshold(
         return np.cumsum(csr_matrix((one, (at[cells], cells)), shape) @ weights, 0)
     return cumulated(found[positive[found]]), cumulated(found)
 
-# %% ../../nbs/12c_comparison.ipynb #n018
+# %% ../../nbs/12c_comparison.ipynb #n031
 def ranked_precision(
     score:np.ndarray,    # `(n,)`
     positive:np.ndarray, # bool `(n,)`
@@ -159,7 +160,7 @@ def precision_at(
     hits = np.take_along_axis(hits, first, 0)[0]
     return hits/np.maximum(np.take_along_axis(chosen, first, 0)[0], 1e-12)
 
-# %% ../../nbs/12c_comparison.ipynb #n019
+# %% ../../nbs/12c_comparison.ipynb #n032
 def confusion_weights(
     predicted:np.ndarray, # `(n,)`
     labels:np.ndarray,    # `(n,)`
@@ -183,7 +184,7 @@ def f1_mean(confusion):
     both = confusion.sum(1) + confusion.sum(0)
     return (2*right/np.maximum(both, 1e-12)).mean(0)
 
-# %% ../../nbs/12c_comparison.ipynb #n020
+# %% ../../nbs/12c_comparison.ipynb #n033
 @dataclass(frozen=True)
 class Endpoint:
     """One number for how good an arm is; call it with `(log_p, labels, weights)`.
@@ -211,7 +212,7 @@ class Endpoint:
         if prior is None: prior = shares_of(labels, k)
         return self.of_arm(self.of_cells(log_p, prior), labels, weights, k)
 
-# %% ../../nbs/12c_comparison.ipynb #n021
+# %% ../../nbs/12c_comparison.ipynb #n034
 def shares_of(labels, k):
     "The share of each class among cells, at least a tiny one"
     counts = np.bincount(labels, minlength=k)
@@ -254,7 +255,7 @@ kernels = {
     'balanced accuracy': partial(from_confusion, recall_mean),
 }
 
-# %% ../../nbs/12c_comparison.ipynb #n022
+# %% ../../nbs/12c_comparison.ipynb #n035
 @patch
 def words(self:Endpoint, names)->str:
     "The endpoint in words, with the names of its classes"
@@ -265,7 +266,7 @@ def words(self:Endpoint, names)->str:
         return f"precision of {' + '.join(classes)} at recall {self.recall:g}"
     return self.kind + (' after logit adjustment' if self.adjusted else '')
 
-# %% ../../nbs/12c_comparison.ipynb #n023
+# %% ../../nbs/12c_comparison.ipynb #n036
 def class_weights(
     labels,      # True classes, int `(n,)`
     names,       # Of all classes
@@ -281,7 +282,7 @@ def class_weights(
     wanted = np.array([shares[n] for n in names], dtype=float)
     return wanted/wanted.sum()/np.maximum(counts, 1)*counts.sum()
 
-# %% ../../nbs/12c_comparison.ipynb #n024
+# %% ../../nbs/12c_comparison.ipynb #n037
 def redraw_cells(
     labels:np.ndarray, # True classes, all folds `(n,)`
     draws:int,
@@ -303,7 +304,7 @@ def correction(labels, k):
     n = np.bincount(labels, minlength=k)
     return np.where(n > 1, n/np.maximum(n - 1, 1), 1.)
 
-# %% ../../nbs/12c_comparison.ipynb #n025
+# %% ../../nbs/12c_comparison.ipynb #n038
 @dataclass
 class Arm:
     "What an endpoint needs of one arm: its cells, prepared, for every fold and training"
@@ -326,7 +327,7 @@ def prepare_arm(scores, arm, endpoint):
     return Arm([[endpoint.of_cells(np.asarray(p), prior) for p in fold]
                 for fold in scores.log_p[arm]])
 
-# %% ../../nbs/12c_comparison.ipynb #n026
+# %% ../../nbs/12c_comparison.ipynb #n039
 def over_cells(
     arms:dict,        # From a name to an `Arm`
     measure:Callable, # Of prepared cells and weights
@@ -345,7 +346,7 @@ def over_cells(
                 out[name][r, rows] = measure(arm.of(same), weights=weights)
     return out
 
-# %% ../../nbs/12c_comparison.ipynb #n027
+# %% ../../nbs/12c_comparison.ipynb #n040
 def over_trainings(
     arm,
     measure:Callable, # Of prepared cells and weights
@@ -360,9 +361,11 @@ def over_trainings(
         chosen.reshape(-1, chosen.shape[-1]), axis=0, return_inverse=True)
     values = np.array([measure(arm.of(row), weights=weight) for row in rows])
     drawn = values[which.ravel()].reshape(chosen.shape[:2]).mean(1)
-    return drawn - drawn.mean()
+    # How much trainings vary is known from few: Student's factor, for two such arms
+    stretch = student.ppf(.975, 2*chosen.shape[-1]*(n - 1))/norm.ppf(.975)
+    return stretch*(drawn - drawn.mean())
 
-# %% ../../nbs/12c_comparison.ipynb #n028
+# %% ../../nbs/12c_comparison.ipynb #n041
 @dataclass
 class Draws:
     "An endpoint of all arms: as measured, and what draws of cells and trainings say"
@@ -386,7 +389,7 @@ class Draws:
         at = '' if self.shares is None else ', weighted to other shares'
         return self.endpoint.words(self.names) + at
 
-# %% ../../nbs/12c_comparison.ipynb #n044
+# %% ../../nbs/12c_comparison.ipynb #n042
 def between(x, y):
     "Mean covariance of different trainings, over draws of cells"
     x = x - x.mean(1, keepdims=True)
@@ -412,7 +415,7 @@ def difference(
     trainings = self.trainings[arm] - (0 if against is None else self.trainings[against])
     return value, value + shrink*(cells - cells.mean()) + trainings
 
-# %% ../../nbs/12c_comparison.ipynb #n045
+# %% ../../nbs/12c_comparison.ipynb #n043
 def bootstrap(
     scores:Scores,
     endpoint:Endpoint,
@@ -447,7 +450,7 @@ def bootstrap(
                  for name, arm in repeated.items()}
     return Draws(endpoint, each, cells, trainings, scores.names, shares)
 
-# %% ../../nbs/12c_comparison.ipynb #n046
+# %% ../../nbs/12c_comparison.ipynb #n060
 @dataclass
 class Plan:
     "What a study is made for, written before it runs"
@@ -483,7 +486,7 @@ class Plan:
         except (KeyError, TypeError) as e:
             raise ValueError(f'{path} holds no plan: {advice}') from e
 
-# %% ../../nbs/12c_comparison.ipynb #n047
+# %% ../../nbs/12c_comparison.ipynb #n061
 def holm(p:np.ndarray)->np.ndarray: # Of the same shape, larger or equal
     "p values corrected for their number (Holm 1979); NaN stays and counts as a test"
     p = np.asarray(p, dtype=float)
@@ -510,7 +513,7 @@ def two_sided(draws):
     share = (1 + min((draws <= 0).sum(), (draws >= 0).sum()))/(1 + n)
     return float(min(1, 2*share)), 2*share_error(min(share, .5), n)
 
-# %% ../../nbs/12c_comparison.ipynb #n048
+# %% ../../nbs/12c_comparison.ipynb #n062
 def detectable(se, level):
     "The difference that a study with this standard error sees four times in five"
     return float((norm.ppf(1 - level/2) + norm.ppf(.8))*se)
@@ -533,7 +536,7 @@ def verdict(value, p, p_surely, level):
     if p_surely < level: return 'higher' if value > 0 else 'lower'
     return 'too close to call' if p < level else 'not significant'
 
-# %% ../../nbs/12c_comparison.ipynb #n049
+# %% ../../nbs/12c_comparison.ipynb #n063
 def other_pairs(names, plan):
     "Every arm against the first one, where the plan does not have it"
     names = list(names)
@@ -568,7 +571,7 @@ def contrasts_of(draws, plan):
     table.insert(1, 'endpoint', draws.words)
     return table
 
-# %% ../../nbs/12c_comparison.ipynb #n050
+# %% ../../nbs/12c_comparison.ipynb #n064
 def contrast_table(
     scores:Scores,
     plan:Plan,
@@ -586,7 +589,7 @@ def contrast_table(
         scores, endpoint or plan.endpoint, shares=shares, **bootstrap_options)
     return contrasts_of(draws, plan)
 
-# %% ../../nbs/12c_comparison.ipynb #n051
+# %% ../../nbs/12c_comparison.ipynb #n065
 def equivalence(draws, plan):
     "Two one-sided tests: is the difference of the plan's pair within its margin?"
     value, d = draws.difference(*plan.equivalent)
@@ -603,7 +606,7 @@ def equivalence(draws, plan):
     row['says'] = 'equivalent' if surely else 'not shown to be equivalent'
     return row
 
-# %% ../../nbs/12c_comparison.ipynb #n052
+# %% ../../nbs/12c_comparison.ipynb #n066
 def contrast_sentence(row, level)->str:
     "A contrast in words"
     mark = '' if row.kind == 'planned' else 'exploratory: '
@@ -634,7 +637,7 @@ def detectable_sentence(row)->str:
     return (f'{row.arm} against {row.against}: a difference of {row.detectable:.3f} '
             'would have been seen four times in five')
 
-# %% ../../nbs/12c_comparison.ipynb #n053
+# %% ../../nbs/12c_comparison.ipynb #n067
 def report(
     scores:Scores,
     plan:Plan,
@@ -672,7 +675,7 @@ def report(
                   for r in of_endpoint.itertuples()]
     return '\n'.join(lines)
 
-# %% ../../nbs/12c_comparison.ipynb #n054
+# %% ../../nbs/12c_comparison.ipynb #n068
 def two_of_one(fold, rng):
     "Two sets of trainings of one arm: halves, or each drawn anew where there are few"
     n = len(fold)
@@ -680,7 +683,7 @@ def two_of_one(fold, rng):
     mixed = rng.permutation(n)
     return fold[mixed[:n//2]], fold[mixed[n//2:2*(n//2)]]
 
-# %% ../../nbs/12c_comparison.ipynb #n055
+# %% ../../nbs/12c_comparison.ipynb #n069
 def false_decisions(
     scores:Scores,
     endpoint:Endpoint,
@@ -714,7 +717,7 @@ def false_decisions(
     low, high = wilson(sum(found), len(found))
     return dict(share=float(np.mean(found)), low=low, high=high, tests=len(found))
 
-# %% ../../nbs/12c_comparison.ipynb #n056
+# %% ../../nbs/12c_comparison.ipynb #n070
 def draw_interval(
     differences, # Between two arms, one number for each draw of the training cells
     level:float=.05,
@@ -738,7 +741,7 @@ def draw_interval(
     low, high = t.confidence_interval(1 - level)
     return {**out, 'low': float(low), 'high': float(high), 'p': float(t.pvalue)}
 
-# %% ../../nbs/12c_comparison.ipynb #n057
+# %% ../../nbs/12c_comparison.ipynb #n071
 def arm_interval(draws, arm, level=.05):
     "An arm's endpoint with its interval, NaN with one training"
     value, d = draws.difference(arm)
@@ -752,7 +755,7 @@ def interval_dots(ax, found, x, label, color):
     ax.errorbar(x, value, yerr=bars, fmt='o', ms=4, lw=1.2, color=color,
                 label=as_text(label))
 
-# %% ../../nbs/12c_comparison.ipynb #n058
+# %% ../../nbs/12c_comparison.ipynb #n072
 def plot_precision(
     scores:Scores,
     arms:dict,      # From what the legend says to an arm
@@ -779,7 +782,7 @@ def plot_precision(
     axs[0, 0].legend(frameon=False, fontsize=8)
     return fig
 
-# %% ../../nbs/12c_comparison.ipynb #n059
+# %% ../../nbs/12c_comparison.ipynb #n073
 def plot_price(
     draws:Draws,
     real:dict, # From the number of real cells added to an arm; 0 is the arm without
