@@ -76,10 +76,10 @@ def _logits(labels, ability, hardness, rng, training, prior): # `(n, classes)`
 def simulate_scores(
     effects:dict, # From an arm to how much better it knows the rare classes, log-odds
     sizes=(400, 150, 40, 15), # Cells of each class, the most common first
-    folds:int=5,
+    folds:int=5,        # Test sets
     replicates:int=3,   # Trainings in each fold
     training:float=.4,  # How much trainings differ, in log-odds
-    seed:int=0,
+    seed:int=0,         # Of everything random
 )->Scores: # Of classes `a`, `b`, …, half of which are rare
     "Scores of a made-up study: all arms see the same cells, easy ones and hard ones"
     rng = np.random.default_rng(seed)
@@ -361,7 +361,7 @@ def over_trainings(
 @dataclass
 class Draws:
     "An endpoint of all arms: as measured, and what draws of cells and trainings say"
-    endpoint:Endpoint
+    endpoint:Endpoint # What was measured
     each:dict        # From an arm to the endpoint of each training `(trainings,)`
     cells:dict       # From an arm to float `(trainings, draws)`, other cells
     trainings:dict   # From an arm to float `(draws,)` around 0, other trainings
@@ -410,10 +410,10 @@ def difference(
 
 # %% ../../nbs/12c_comparison.ipynb #n067
 def bootstrap(
-    scores:Scores,
-    endpoint:Endpoint,
-    draws:int=10_000,
-    seed:int=0,
+    scores:Scores,       # Of a study
+    endpoint:Endpoint,   # What to measure
+    draws:int=10_000,    # Of cells and trainings
+    seed:int=0,          # Of the draws
     shares=None,         # Weight the cells to these shares of the classes
     arms=None,           # By default all
     progress:bool=False, # Show a bar
@@ -447,7 +447,7 @@ def bootstrap(
 @dataclass
 class Plan:
     "What a study is made for, written before it runs"
-    endpoint:Endpoint
+    endpoint:Endpoint      # The one that decides
     contrasts:tuple        # Pairs: an arm, and the one it is compared with
     equivalent:tuple=()    # The pair that may be on a par
     margin:float=.02       # How large a difference of that pair does not matter
@@ -566,8 +566,8 @@ def contrasts_of(draws, plan):
 
 # %% ../../nbs/12c_comparison.ipynb #n114
 def contrast_table(
-    scores:Scores,
-    plan:Plan,
+    scores:Scores,          # Of a study
+    plan:Plan,              # Which contrasts were planned
     endpoint:Endpoint=None, # By default the plan's; with another all is exploratory
     shares=None,            # By default the plan's; with others all is exploratory
     **bootstrap_options,    # `draws`, `seed`, `progress`
@@ -634,8 +634,8 @@ def detectable_sentence(row)->str:
 
 # %% ../../nbs/12c_comparison.ipynb #n116
 def report(
-    scores:Scores,
-    plan:Plan,
+    scores:Scores,       # Of a study
+    plan:Plan,           # Which contrasts were planned
     shares=None,         # Also weight the cells to these shares (exploratory)
     others=(),           # More endpoints (exploratory)
     **bootstrap_options, # `draws`, `seed`, `progress`
@@ -679,12 +679,12 @@ def _two_of_one(fold, rng):
     return fold[mixed[:n//2]], fold[mixed[n//2:2*(n//2)]]
 
 def false_decisions(
-    scores:Scores,
-    endpoint:Endpoint,
-    repeats:int=20,  # For each arm
-    draws:int=1000,  # Of each bootstrap
-    level:float=.05,
-    seed:int=0,
+    scores:Scores,     # Of a study
+    endpoint:Endpoint, # What to measure
+    repeats:int=20,    # Tests of each arm
+    draws:int=1000,    # Of each bootstrap
+    level:float=.05,   # Of each test
+    seed:int=0,        # Of splits and draws
 )->dict: # Share of significant differences with its interval, and the number of tests
     """How often trainings of one arm differ significantly from each other.
 
@@ -714,7 +714,7 @@ def false_decisions(
 # %% ../../nbs/12c_comparison.ipynb #n124
 def draw_interval(
     differences, # Between two arms, one number for each draw of the training cells
-    level:float=.05,
+    level:float=.05, # 1 - level is that of the interval
 )->dict: # `value`, `low`, `high`, `p`, `p_signs`, `draws`
     """Mean difference over independent draws, with Student's interval.
 
@@ -750,7 +750,7 @@ def _interval_dots(ax, found, x, label, color):
                 label=as_text(label))
 
 def plot_price(
-    draws:Draws,
+    draws:Draws, # Of the endpoint to show
     real:dict, # From the number of real cells added to an arm; 0 is the arm without
     generated, # Arms with generated cells
 )->plt.Figure:
@@ -770,7 +770,7 @@ def plot_price(
 
 # %% ../../nbs/12c_comparison.ipynb #n128
 def plot_precision(
-    scores:Scores,
+    scores:Scores,  # Of a study
     arms:dict,      # From what the legend says to an arm
     recalls:dict,   # From the number of a class to the recall of all arms
     shares=None,    # A second panel with these shares of the classes
@@ -791,7 +791,9 @@ def plot_precision(
             _interval_dots(ax, found, x, label, f'C{i}')
         ticks = [f'{scores.names[k]}\nrecall {r:g}' for k, r in recalls.items()]
         ax.set_xticks(range(len(recalls)), map(as_text, ticks), fontsize=8)
-        ax.set(title=title, ylim=(0, 1.02))
+        ax.set(title=title, ylim=(0, 1.02), xlim=(-.5, len(recalls) - .5))
     axs[0, 0].set_ylabel('precision')
-    axs[0, 0].legend(frameon=False, fontsize=8)
+    handles = axs[0, 0].get_legend_handles_labels()
+    fig.legend(*handles, loc='outside upper center', ncols=4, fontsize=8,
+               frameon=False)
     return fig
