@@ -180,6 +180,35 @@ def test_interval_is_that_of_scipy_where_only_cells_vary():
     assert np.isclose(2*d.std(), right.std(ddof=1)/80**.5, rtol=.03)
 
 
+def test_few_cells_and_few_trainings_vary_as_much_as_they_do():
+    "n draws of n would vary by (n - 1)/n too little"
+    right = np.arange(6) > 1
+    draws = bootstrap(from_predictions(dict(one=right)), accuracy, 20_000)
+    _, d = draws.difference('one')
+    assert np.isclose(2*d.std(), right.std(ddof=1)/6**.5, rtol=.03)
+
+    x = np.array([.31, .42, .35])
+    arm = comparison.Arm([[np.array([v]) for v in x]])
+    uniform = np.random.default_rng(0).random((20_000, 2, 1))
+
+    def measure(cells, weights): return cells.mean()
+    d = comparison.over_trainings(arm, measure, None, uniform)
+    stretch = stats.t.ppf(.975, 4)/stats.norm.ppf(.975)
+    assert np.isclose(d.std(), stretch*x.std(ddof=1)/3**.5, rtol=.03)
+
+
+def test_luck_of_a_training_with_its_cells_is_counted_once():
+    "Trainings that are right for other cells each: the cells' own part is nothing"
+    rng = np.random.default_rng(0)
+    log_p = [np.stack([np.log(np.where(rng.random((400, 1)) < .7, [.9, .1], [.1, .9]))
+                       for _ in range(4)])]
+    scores = Scores(('a', 'b'), [np.zeros(400, int)], dict(one=log_p))
+    draws = bootstrap(scores, accuracy, 4000)
+    _, d = draws.difference('one')
+    cells = d - draws.trainings['one']
+    assert cells.std() < .5*draws.cells['one'].mean(0).std()
+
+
 def test_differences_are_paired():
     "Two arms that are wrong for nearly the same cells"
     one = np.arange(200) >= 60
@@ -345,6 +374,10 @@ def test_one_fold_with_one_training_is_one_training():
 
 def test_equivalence_is_two_one_sided_tests():
     scores = simulate_scores(dict(gan=1., ddpm=1.), sizes=(2000, 800, 300, 300))
+    far = bootstrap(simulate_scores(dict(real=0, ddpm=2.)), rare, 300)
+    for pair in ('real', 'ddpm'), ('ddpm', 'real'):
+        found = comparison.equivalence(far, plan(equivalent=pair, margin=.05))
+        assert found['says'] == 'not shown to be equivalent'
     wide = plan(contrasts=[('ddpm', 'gan')], margin=.3)
     draws = bootstrap(scores, rare, 1000)
     found = comparison.equivalence(draws, wide)
