@@ -259,6 +259,20 @@ def test_unknown_arms_are_named():
                        draws=100)
 
 
+@pytest.mark.parametrize('endpoint, change, message', [
+    (Endpoint('average precision', (7,)), None, 'no test cell is of class 7'),
+    (rare, lambda s: s.log_p['gan'].pop(), 'gan: scores should be'),
+    (rare, lambda s: s.labels.__setitem__(0, s.labels[0][1:]), 'scores should be'),
+    (rare, lambda s: s.log_p['gan'].__setitem__(0, s.log_p['gan'][0][:0]), 'gan'),
+    (rare, lambda s: [np.put(y, np.flatnonzero(y == 3), 2) for y in s.labels],
+     'no test cell is of class 3')])
+def test_scores_that_do_not_fit(endpoint, change, message):
+    scores = simulate_scores(four)
+    if change: change(scores)
+    with pytest.raises(ValueError, match=message):
+        bootstrap(scores, endpoint, 100)
+
+
 # p values
 
 def closed(p):

@@ -276,6 +276,24 @@ def class_weights(
     return wanted/wanted.sum()/np.maximum(counts, 1)*counts.sum()
 
 # %% ../../nbs/12c_comparison.ipynb #n061
+def check_scores(scores, endpoint, arms):
+    "Raise `ValueError` for scores that do not fit together, or not to the endpoint"
+    counts = np.bincount(np.concatenate(scores.labels), minlength=len(scores.names))
+    for k in endpoint.classes:
+        if not 0 <= k < len(scores.names) or not counts[k]:
+            raise ValueError(f'no test cell is of class {k}: take other classes for '
+                             f'the {endpoint.kind}.')
+    for arm in arms:
+        if arm not in scores.log_p:
+            raise ValueError(f"There is no arm {arm!r}: use one of "
+                             f"{', '.join(map(str, scores.log_p))}.")
+        expected = [(len(y), len(scores.names)) for y in scores.labels]
+        found = [np.shape(fold) for fold in scores.log_p[arm]]
+        if [s[1:] for s in found] != expected or any(s[0] < 1 for s in found):
+            raise ValueError(
+                f'{arm}: scores should be (trainings, cells, classes) in each fold, '
+                f'with {expected} at the end, not {found}.')
+
 def redraw_cells(
     labels:np.ndarray, # True classes, all folds `(n,)`
     draws:int,
@@ -426,6 +444,7 @@ def bootstrap(
     measure = partial(endpoint.of_arm, labels=labels, k=k)
     weight = class_weights(labels, scores.names, shares)
     arms = list(scores.log_p) if arms is None else list(dict.fromkeys(arms))
+    check_scores(scores, endpoint, arms)
     prepared = {name: prepare_arm(scores, name, endpoint) for name in arms}
 
     each = {}
@@ -647,7 +666,7 @@ def report(
     draws = bootstrap(scores, plan.endpoint, shares=plan.shares, **bootstrap_options)
     table = contrasts_of(draws, plan)
     planned = table[table.kind == 'planned']
-    lines = [f'Planned contrasts, {draws.words}']
+    lines = [f'Planned contrasts, {draws.words} (± is the Monte-Carlo error)']
     lines += [f'  {contrast_sentence(r, plan.level)}' for r in planned.itertuples()]
     if plan.equivalent:
         row = equivalence(draws, plan)
