@@ -15,7 +15,6 @@ import pytest
 import torch
 from rare_cells import some_cells
 from typer.testing import CliRunner
-from cell_diffusion.augmentation import deficit
 from cell_diffusion.cli import app
 from cell_diffusion.core import encode, generator
 from cell_diffusion.gan import Generator
@@ -240,7 +239,7 @@ def test_the_filter_keeps_what_is_recognised():
 def test_spectra_are_those_of_real_cells_class_by_class():
     rng = np.random.default_rng(0)
     real = rng.integers(90, 160, (30, 2, 16, 16)).astype(np.uint8)
-    real[10:] = real[10:, :, ::4, ::4].repeat(4, 2).repeat(4, 3)
+    real[10:] = real[10:, :, ::2, ::2].repeat(2, 2).repeat(2, 3)//2 + real[10:]//2
     labels = np.repeat([0, 1], (10, 20))
     fake = (128 + rng.normal(0, 40, real.shape)).clip(0, 255).astype(np.uint8)
     matched = match_spectra(fake, labels, training_set(real, labels))
@@ -295,7 +294,7 @@ def test_mixed_batches_and_weights_reach_the_training(tmp_path, noise, monkeypat
     augmentation.train_arm(job, cells)
     assert cells.weights[cells.is_real].tolist() == [1]*26
     assert set(cells.weights[~cells.is_real]) == {.3}
-    assert set(seen['y'].sum(1).round(decimals=2).tolist()) <= {1., .3}
+    assert {round(w, 2) for w in seen['y'].sum(1).tolist()} <= {1., .3}
     scores = torch.randn(8, 4)
     by_hand = -(seen['y']*scores.log_softmax(1)).sum(1).mean()
     assert seen['loss'](scores, seen['y']).item() == pytest.approx(by_hand.item())
@@ -315,8 +314,9 @@ def test_a_balanced_layer_is_scikit_learns(k):
     with torch.no_grad():
         p = layer(torch.tensor(x, dtype=torch.float32)).softmax(1).numpy()
     assert np.allclose(p, fit.predict_proba(x), atol=1e-3)
-    missing = balanced_layer(x[labels < k - 1], labels[labels < k - 1], k) if k > 2 else 0
-    if k > 2: assert missing.bias[-1] == -1e3
+    if k == 2: return
+    there = labels < k - 1
+    assert balanced_layer(x[there], labels[there], k).bias[-1] == -1e3
 
 
 @pytest.mark.parametrize('network', ['cell', 'resnet18'])
@@ -375,7 +375,7 @@ def test_a_record_says_what_was_done(tmp_path, noise):
         assert np.allclose(np.exp(log_p).sum(1), 1, atol=.05)
         assert r.seconds > 0
         made = 'gan' in r.arm or 'ddpm' in r.arm
-        assert (r.seconds_generator > 0) == (r.pool_hash is not None) == made
+        assert (r.seconds_generator > 0) == isinstance(r.pool_hash, str) == made
         assert (r.seconds_judge > 0) == r.arm.endswith('filter')
         if not made: continue
         kind = r.arm.split('+')[0]
@@ -487,7 +487,7 @@ def test_another_study_is_refused_and_leaves_the_folder_as_it_was(tmp_path, nois
 
     own = 'give this study a folder of its own'
     for changed in (dict(steps=4), dict(gan=dict(epochs=9)), dict(minutes=2),
-                    dict(set_aside=.5), dict(held_back='a')):
+                    dict(set_aside=.5), dict(keep={'a': 5})):
         name = next(iter(changed))
         with pytest.raises(ValueError, match=f'other settings .*{name}.*{own}'):
             a_study(tmp_path, **changed).run()
@@ -502,11 +502,11 @@ def test_another_study_is_refused_and_leaves_the_folder_as_it_was(tmp_path, nois
 
 
 def test_networks_and_pools_are_made_anew_for_other_settings(tmp_path, noise):
-    Job(a_study(tmp_path), 0, 0).pool('gan')
-    Job(a_study(tmp_path), 0, 0).pool('gan')
-    assert len(train_noise.seen) == 1
-    (tmp_path/'settings.json').unlink()
-    Job(a_study(tmp_path, pool=3), 0, 0).pool('gan')
+    for pool in (2, 2, 3):
+        study = a_study(tmp_path, pool=pool)
+        settings = dict(study.settings(), versions=dict(torch='of another day'))
+        (tmp_path/'settings.json').write_text(json.dumps(settings))
+        Job(study, 0, 0).pool('gan')
     assert len(train_noise.seen) == 2
 
 
@@ -515,7 +515,7 @@ mistakes = [
     (dict(keep={'z': 3}), "Unknown class 'z'.*a, b"),
     (dict(held_back='z'), "Unknown class 'z'.*a, b"),
     (dict(arms='copies+turns+real40', held_back='a'), 'too few training cells'),
-    (dict(arms='copies+turns+real10', held_back='d', keep={'d': 1}), '1 held-back cell'),
+    (dict(arms='copies+turns+real10', held_back='d', keep={'d': 1}), '1 held-back'),
     (dict(folds=5), 'smallest class has 4.*k=5'),
     (dict(keep={'a': 0}), "keep.'a'.=0 should be"),
     (dict(keep={'d': 1}), 'too few training cells in fold 0: 1. A generator and its'),
@@ -590,7 +590,10 @@ def test_joblib_hands_the_jobs_to_the_backend_of_the_caller(tmp_path, noise,
     workers.clear()
     with joblib.parallel_config('threading', n_jobs=2):
         two = a_study(tmp_path/'two').run()
-    assert len(workers) == 2 and same_results(one, two)
+    assert len(workers) == 2
+    # Threads share PyTorch's random numbers, processes do not
+    free = one.seconds_generator == 0
+    assert (one.train_hash == two.train_hash)[free].all() and len(one) == len(two)
 
 
 def test_a_generator_is_trained_once_for_several_processes(tmp_path, monkeypatch):
@@ -672,8 +675,10 @@ def test_processes_of_joblib_know_an_arm_of_ones_own(tmp_path, monkeypatch):
 
 
 def small(tmp_path, cells=None, **kwargs):
-    return a_study(tmp_path, cells or some_cells((24, 16, 8, 6)), replicates=1, **{**dict(
-        ddpm=dict(dim=8, sampling_steps=2), gan=dict(dim=4, disc_dim=4, bs=8)), **kwargs})
+    settings = dict(ddpm=dict(dim=8, sampling_steps=2), replicates=1,
+                    gan=dict(dim=4, disc_dim=4, bs=8))
+    cells = cells or some_cells((24, 16, 8, 6))
+    return a_study(tmp_path, cells, **{**settings, **kwargs})
 
 
 def test_every_arm_runs_with_small_generators(tmp_path):
@@ -687,8 +692,9 @@ def test_every_arm_runs_with_small_generators(tmp_path):
 
 
 def test_both_generators_have_the_same_seconds_of_the_processor(tmp_path):
-    table = small(tmp_path, arms=('gan', 'ddpm'), minutes=.03, epochs=None).run()
-    assert table.seconds_generator.between(1.8, 3).all(), table.seconds_generator
+    table = small(tmp_path, arms=('gan', 'ddpm'), minutes=.02, epochs=None).run(
+        folds=[0])
+    assert table.seconds_generator.between(1.2, 2).all(), table.seconds_generator
 
 
 def test_the_ddpm_is_guided_away_from_its_early_mean(tmp_path):
@@ -704,8 +710,8 @@ def test_the_ddpm_is_guided_away_from_its_early_mean(tmp_path):
 def test_turns_are_shown_to_the_discriminator(tmp_path, monkeypatch):
     seen = {}
     def fit(learn, **kwargs):
-        seen.update(hidden=learn.noise.augment['dihedral'], shown=learn.dls.train.augment,
-                    turned=learn.model.generator.turns)
+        seen.update(hidden=learn.noise.augment['dihedral'],
+                    shown=learn.dls.train.augment, turned=learn.model.generator.turns)
         raise InterruptedError
     monkeypatch.setattr(augmentation, 'fit_for', fit)
     for turns in (True, False):
@@ -732,16 +738,31 @@ def test_tuning_tries_the_same_for_both_on_one_fold(tmp_path, noise):
 
 
 def test_are_generated_cells_copies(tmp_path, noise):
-    table = a_study(tmp_path, some_cells((24, 16, 8, 6)), arms=('gan',)).copy_table('gan')
+    study = a_study(tmp_path, some_cells((24, 16, 8, 6)), arms=('gan',))
+    table = study.copy_table('gan')
     assert list(table.cls) == ['c', 'd'] and (table.ratio > 0).all()
     assert json.loads((tmp_path/'copies-gan.json').read_text())
+
+
+@pytest.mark.parametrize('matched', [False, True])
+def test_noise_is_told_apart_by_its_grain(tmp_path, noise, matched):
+    "Cells of white noise have far too much power in fine details, until it is matched"
+    c = some_cells((40, 40, 20))
+    c.images = c.images[:, :, ::2, ::2].repeat(2, 2).repeat(2, 3)//2 + c.images//2
+    study = a_study(tmp_path, c, arms=('gan',), replicates=1)
+    table = study.grain_table('gan', matched, steps=2, seeds=1)
+    assert len(table) == 2 and table.told_apart.between(0, 1).all()
+    power = table[['power_0', 'power_1']].to_numpy()
+    assert (abs(power - 1) < .4).all() if matched else (power > 2).all()
+    name = 'grain-gan-matched.csv' if matched else 'grain-gan.csv'
+    assert (tmp_path/name).exists()
 
 
 # The command line
 
 
 def test_command(tmp_path):
-    args = ['study', 'simulated-jurkat', '-n', 70, '--size', 28, '--folds', 2,
+    args = ['study', 'simulated-jurkat', '-n', 90, '--size', 28, '--folds', 2,
             '--replicates', 1, '--steps', 2, '--out', tmp_path/'study']
 
     def run(*more): return CliRunner().invoke(app, [str(a) for a in (*args, *more)])
@@ -764,7 +785,3 @@ def test_no_verdict_from_one_replicate(tmp_path, noise):
     assert 'no verdict' in text
     for word in ('better', 'worse', 'significant', 'higher', 'lower'):
         assert word not in text, text
-
-
-def test_counts_are_brought_to_the_median():
-    assert deficit([12, 8, 4, 2]).tolist() == [0, 0, 2, 4]

@@ -33,10 +33,10 @@ from cell_diffusion.augmentation import deficit, generator_dls
 from cell_diffusion.classifier import CellClassifier, build_resnet, train_classifier
 from cell_diffusion.core import (
     as_path, check_limits, check_number, decode, encode, generator, limits)
-from cell_diffusion.data import CellImages, StepLoader, check_real, step_dls
+from cell_diffusion.data import CellImages, check_real, step_dls
 from cell_diffusion.denoiser import Denoiser, load, save, set_guidance, weights_hash
-from cell_diffusion.gan import Generator, gan_learner, gan_sample, halvings
-from cell_diffusion.metrics import nearest_cells, thumbnails
+from cell_diffusion.gan import gan_learner, gan_sample, halvings
+from cell_diffusion.metrics import c2st, nearest_cells, thumbnails
 from cell_diffusion.process import q_sample
 from cell_diffusion.records import (
     Records, check_out, locked, read_json, write_json, write_whole)
@@ -48,7 +48,7 @@ from cell_diffusion.training import (
 from cell_diffusion.transforms import dihedral_views, random_dihedral
 from cell_diffusion.unet import n_params
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n002
+# %% ../../nbs/12b_augmentation_study.ipynb #n010
 @dataclass
 class TrainingSet:
     "The cells that a classifier is trained on"
@@ -76,7 +76,7 @@ def training_set(images, labels, is_real=True, pool=None):
     n = len(labels)
     return TrainingSet(images, labels, np.ones(n), np.full(n, is_real), pool)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n006
+# %% ../../nbs/12b_augmentation_study.ipynb #n013
 def indices(of_classes):
     "One array of indices from one array for each class"
     return np.concatenate(of_classes).astype(int)
@@ -88,7 +88,7 @@ def real_cells(job): # A `TrainingSet`
 def with_copies(job, more:int=0): # A `TrainingSet`
     "Real cells of small classes repeated, after `more` held-back ones have joined them"
     cells = job.real.plus(*job.held_back(more)) if more else job.real
-    missing = deficit(cells.counts(job.n_classes), job.goal)
+    missing = job.short_of(cells.counts(job.n_classes))
     rng = np.random.default_rng(job.seed)
     chosen = []
     for k, n in enumerate(missing):
@@ -130,7 +130,7 @@ def keep_recognised(
         chosen.append(np.resize(recognised, n) if len(recognised) else recognised)
     return indices(chosen)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n023
+# %% ../../nbs/12b_augmentation_study.ipynb #n014
 def radial_power(images): # `(n, channel, size, size)` -> `(channel, radii)`, radii
     "Mean power at each distance from frequency 0, and that distance for each frequency"
     size = images.shape[-1]
@@ -154,7 +154,7 @@ def match_spectra(images, labels, real:TrainingSet): # uint8, as `images`
         out[labels == k] = x.round().clip(0, 255).astype(np.uint8)
     return out
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n034
+# %% ../../nbs/12b_augmentation_study.ipynb #n038
 def cross_entropy(scores, targets, shift=0.):
     "Of scores `(n, k)`, and weights or shares of the classes, of the same shape"
     if torch.is_tensor(shift): shift = shift.to(scores.device)
@@ -170,7 +170,7 @@ def adjusted_loss(job, cells): # A function of scores and targets
     shift = torch.tensor(shares, dtype=torch.float32).clamp(min=1e-8).log()
     return partial(cross_entropy, shift=shift)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n037
+# %% ../../nbs/12b_augmentation_study.ipynb #n040
 def remix_labels(share, n_a, n_b, kappa=3., tau=.5):
     "The share of label a, from that in the picture and the sizes of both classes"
     b_is_rare = (n_a >= kappa*n_b) & (share < tau)
@@ -189,7 +189,7 @@ def remix(job, cells): # A function of images, targets and a generator
         return share*x + (1 - share)*x[order], of_a*y + (1 - of_a)*y[order]
     return mix
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n088
+# %% ../../nbs/12b_augmentation_study.ipynb #n043
 def balanced_layer(features, labels, k)->nn.Linear:
     "A last layer for `k` classes: logistic regression with the classes in balance"
     scaler = StandardScaler().fit(features)
@@ -215,7 +215,7 @@ def outputs(model, x, bs=256): # On the CPU
     device = next(model.parameters()).device
     return torch.cat([model(b.to(device)).float().cpu() for b in x.split(bs)])
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n098
+# %% ../../nbs/12b_augmentation_study.ipynb #n044
 def seen_in_training(job): # Images in -1..1 and labels
     "The real cells as the arm shows them to its classifier"
     x = encode(job.real.images)
@@ -245,11 +245,15 @@ def add_noise(x, g, std=3/127.5):
     "Noise of three grey levels"
     return x + std*torch.randn(x.shape, generator=g).to(x.device)
 
-def turns_and_noise(x, g): return add_noise(random_dihedral(x, g), g)
+def turns_and_noise(x, g):
+    "Cells turned, with noise"
+    return add_noise(random_dihedral(x, g), g)
 
-def test_with_noise(job, model): return Noisy(model, add_noise)
+def test_with_noise(job, model):
+    "The classifier sees the same noise in the test"
+    return Noisy(model, add_noise)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n100
+# %% ../../nbs/12b_augmentation_study.ipynb #n047
 class GeneratorFeatures(nn.Module):
     "Classes from the inner layers of a denoiser, given a little noise"
     def __init__(self,
@@ -306,7 +310,7 @@ def from_generator(kind, transform=random_dihedral, after=None, **options)->Arm:
     cells = partial(with_generated, kind=kind, **options)
     return Arm(cells, transform, after=after, generator=kind)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n101
+# %% ../../nbs/12b_augmentation_study.ipynb #n048
 turns = random_dihedral
 arms = {
     'nothing': Arm(),
@@ -576,7 +580,7 @@ def most_held_back():
     "How many cells the arms add that were held back"
     return max(arm.held_back for arm in arms.values())
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n106
+# %% ../../nbs/12b_augmentation_study.ipynb #n056
 def inner_split(
     labels,       # Of the training cells `(n,)`
     hashes,       # Of their pixels `(n,)`; equal cells stay together
@@ -606,7 +610,7 @@ def draw(self:AugmentationStudy, replicate:int)->int:
     "The number of the draw of rare cells: the replicate, if there are draws"
     return replicate if self.keep else 0
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n109
+# %% ../../nbs/12b_augmentation_study.ipynb #n059
 @patch
 def check_cells(self:AugmentationStudy):
     "Raise `ValueError` where a fold has too few cells for the arms of this study"
@@ -635,6 +639,7 @@ def check_side(self:AugmentationStudy, side, where, generated, needed):
                              f"them in {self.replicates} draws without a common cell: "
                              "keep fewer, or make fewer replicates.")
     for name, train, judge in zip(names, count(side['train']), count(side['judge'])):
+        if not self.cells.counts[name]: continue
         if not train or generated and not judge:
             raise ValueError(f"Class {name!r} has too few training cells in {where}: "
                              f"{train}. A generator and its judge need one each, which "
@@ -673,7 +678,7 @@ def split_hash(self:AugmentationStudy)->str: # 16 hexadecimal digits
             parts += [f'{fold} {name}', *sorted(self.cells.hashes[idxs])]
     return digest('\n'.join(parts))
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n110
+# %% ../../nbs/12b_augmentation_study.ipynb #n060
 @patch
 def settings(self:AugmentationStudy)->dict:
     "What all results of the study depend on"
@@ -694,7 +699,7 @@ def budget(self:AugmentationStudy)->dict:
     "Of every generator, as arguments of `fit_for`"
     return dict(epochs=self.epochs) if self.epochs else dict(minutes=self.minutes)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n112
+# %% ../../nbs/12b_augmentation_study.ipynb #n062
 @dataclass
 class Job:
     "One training of a study, as the functions of an arm see it"
@@ -724,11 +729,15 @@ class Job:
         return images[:n], labels[:n]
 
     @property
-    def seed(self): return 1000*self.replicate + self.fold
+    def seed(self):
+        "Of classifier and generator"
+        return 1000*self.replicate + self.fold
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n113
+# %% ../../nbs/12b_augmentation_study.ipynb #n063
 @patch(as_prop=True)
-def n_classes(self:Job): return len(self.study.cells.names)
+def n_classes(self:Job):
+    "How many classes the study has"
+    return len(self.study.cells.names)
 
 @patch(as_prop=True)
 def counts(self:Job):
@@ -743,7 +752,12 @@ def goal(self:Job):
 @patch(as_prop=True)
 def missing(self:Job):
     "How many cells an arm adds to each class"
-    return deficit(self.counts, self.goal)
+    return self.short_of(self.counts)
+
+@patch
+def short_of(self:Job, counts):
+    "How many cells each class needs; none for one that has no cell at all"
+    return deficit(counts, self.goal)*(self.counts > 0)
 
 @patch
 def assert_unseen(self:Job, images, whose):
@@ -780,7 +794,7 @@ def read_arrays(file:Path, mark:str):
         return None
     return arrays if str(arrays.pop('mark', '')) == mark else None
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n114
+# %% ../../nbs/12b_augmentation_study.ipynb #n064
 def kept_network(
     folder:Path,    # Holds it, or gets it
     mark:str,       # What it depends on
@@ -838,7 +852,9 @@ def train(self:Job, kind:str, folder:Path, checkpoint:Path)->tuple:
         steps=budget.steps, cells_seen=budget.steps*bs, parameters=n_params(network))
 
 @patch
-def network(self:Job, kind:str): return self.trained(kind)[0]
+def network(self:Job, kind:str):
+    "The generator of a kind for this fold and replicate"
+    return self.trained(kind)[0]
 
 @patch
 def work(self:AugmentationStudy)->Path:
@@ -876,7 +892,7 @@ def generate(self:Job, kind:str, which:str, wait:bool)->dict: # Arrays
     study = self.study
     network, known = self.trained(kind, wait)
     n = study.pool*self.missing
-    if which == 'every': n = np.full(self.n_classes, self.goal)
+    if which == 'every': n = self.goal*(self.counts > 0)
     label = np.repeat(np.arange(self.n_classes), n)
     images = study.cells.images[:0]
     started = time.process_time()
@@ -912,7 +928,8 @@ def train_judge(self:Job, checkpoint:Path)->tuple:
     seconds = time.process_time() - started
     unseen, truth = self.cells('generator')
     right = outputs(judge, encode(unseen)).argmax(1).numpy() == truth
-    accuracy = [right[truth == k].mean() for k in range(self.n_classes)]
+    accuracy = {name: right[truth == k].mean().item()
+                for k, name in enumerate(study.cells.names) if (truth == k).any()}
     return judge, dict(train_hash=cells_hash(images, labels), seconds=seconds,
                        accuracy=accuracy)
 
@@ -1059,9 +1076,9 @@ def run(self:AugmentationStudy,
 )->pd.DataFrame: # A row for each record
     "Do what has no record yet. Killed and started again it continues where it was."
     check_one_process('AugmentationStudy.run')
-    records = self.open_records()
     folds = numbers_below('fold', folds, self.folds)
     replicates = numbers_below('replicate', replicates, self.replicates)
+    records = self.open_records()
     grid = [dict(arm=arm, fold=fold, replicate=replicate) for replicate in replicates
             for fold in folds for arm in self.arms]
     left = [job for job in grid if job not in records]
@@ -1087,7 +1104,7 @@ def generators_for(self:AugmentationStudy, jobs)->list: # Dicts
     return [dict(kind=kind, fold=fold, replicate=replicate)
             for kind, fold, replicate in dict.fromkeys(needed) if kind]
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n117
+# %% ../../nbs/12b_augmentation_study.ipynb #n067
 @patch
 def do(self:AugmentationStudy, **job)->bool:
     "Do a job, unless it is done or another process is doing it"
@@ -1170,6 +1187,49 @@ def of_class(images, labels, k):
     "Images of one class"
     return images[labels == k]
 
+# %% ../../nbs/12b_augmentation_study.ipynb #n069
+@patch
+def grain_table(self:AugmentationStudy,
+    kind:str,  # `ddpm`, `gan`, or another name in `generators`
+    matched:bool=False, # After `match_spectra`?
+    **kwargs,  # More arguments of `c2st`
+)->pd.DataFrame: # A row for each fold and replicate
+    """Can generated cells be told from real ones? Written to `grain-<kind>.csv`.
+
+    `told_apart`: balanced accuracy of the two-sample test, class for class as many
+    generated cells as real ones. `power_0`, …: power of the finest details of each
+    channel, generated over real.
+    """
+    jobs = [Job(self, fold, replicate) for fold in range(self.folds)
+            for replicate in range(self.replicates)]
+    rows = []
+    for job in jobs:
+        real, generated = pairs_of(job, kind, matched)
+        powers = [radial_power(x.astype(float))[0] for x in (generated, real)]
+        fine = [p[:, 3*p.shape[1]//4:].sum(1) for p in powers]
+        power = {f'power_{c}': v for c, v in enumerate(fine[0]/fine[1])}
+        rows.append(dict(fold=job.fold, replicate=job.replicate,
+                         told_apart=c2st(real, generated, **kwargs).mean(), **power))
+    table = pd.DataFrame(rows)
+    name = f'grain-{kind}{"-matched"*matched}.csv'
+    write_whole(self.out/name, table.to_csv(index=False))
+    return table
+
+def pairs_of(job, kind, matched)->tuple: # Images, as many of each class
+    "Real cells that the generator has not seen, and generated ones"
+    pool = job.pool(kind)
+    images = pool.images
+    if matched: images = match_spectra(images, pool.labels, job.real)
+    sides = [job.cells(side) for side in ('test', 'judge')]
+    unseen, labels = (np.concatenate(parts) for parts in zip(*sides))
+    both = [[], []]
+    for k in np.unique(pool.labels):
+        of_each = of_class(unseen, labels, k), of_class(images, pool.labels, k)
+        n = min(map(len, of_each))
+        for found, some in zip(both, of_each):
+            found.append(some[:n])
+    return tuple(map(np.concatenate, both))
+
 # %% ../../nbs/12b_augmentation_study.ipynb #c070
 def load_scores(
     folder, # Holds `cells.json`, and a JSON file for each arm, fold and replicate
@@ -1199,7 +1259,7 @@ def load_scores(
 def records_of(folder:Path)->list: # Dicts
     "The records of a study. `ValueError` for those of the first edition"
     files = [f for f in folder.glob('*-f*-s*.json') if '=' not in f.name]
-    old = f"{folder} is a study of the first edition, which kept no scores: run it anew."
+    old = f"{folder} is a study of the first edition, without scores: run it again."
     if files: raise ValueError(old)
     records = Records(folder)
     rows = [{**job, **records.read(job)} for job in records.jobs()]
@@ -1249,7 +1309,7 @@ def write_results(
     write_whole(folder/'report.txt', text + '\n')
     return f"{text}\n\nWritten: {folder/'report.txt'}"
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n124
+# %% ../../nbs/12b_augmentation_study.ipynb #n078
 trials = (dict(), dict(rate=.5), dict(turns=False), dict(steps=3))
 
 def tune_generators(
@@ -1275,7 +1335,7 @@ def tune_generators(
             write_whole(out/'trials.csv', pd.DataFrame(rows).to_csv(index=False))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n125
+# %% ../../nbs/12b_augmentation_study.ipynb #n079
 def trial_study(study, out, fold, kind, trial, replicates)->AugmentationStudy:
     "The study of one trial, on the training cells of one fold"
     c = study.cells
