@@ -737,24 +737,18 @@ def test_tuning_tries_the_same_for_both_on_one_fold(tmp_path, noise):
     assert all(hashes(seen) < train for seen in train_noise.seen)
 
 
-def test_are_generated_cells_copies(tmp_path, noise):
-    study = a_study(tmp_path, some_cells((24, 16, 8, 6)), arms=('gan',))
-    table = study.copy_table('gan')
-    assert list(table.cls) == ['c', 'd'] and (table.ratio > 0).all()
-    assert json.loads((tmp_path/'copies-gan.json').read_text())
-
-
 @pytest.mark.parametrize('matched', [False, True])
 def test_noise_is_told_apart_by_its_grain(tmp_path, noise, matched):
     "Cells of white noise have far too much power in fine details, until it is matched"
     c = some_cells((40, 40, 20))
     c.images = c.images[:, :, ::2, ::2].repeat(2, 2).repeat(2, 3)//2 + c.images//2
     study = a_study(tmp_path, c, arms=('gan',), replicates=1)
-    table = study.grain_table('gan', matched, steps=2, seeds=1)
+    table = study.check_generated('gan', matched, steps=2, seeds=1)
     assert len(table) == 2 and table.told_apart.between(0, 1).all()
+    assert (table.ratio > 0).all() and table.near.between(0, 1).all()
     power = table[['power_0', 'power_1']].to_numpy()
     assert (abs(power - 1) < .4).all() if matched else (power > 2).all()
-    name = 'grain-gan-matched.csv' if matched else 'grain-gan.csv'
+    name = 'check-gan-matched.csv' if matched else 'check-gan.csv'
     assert (tmp_path/name).exists()
 
 

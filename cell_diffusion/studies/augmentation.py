@@ -24,9 +24,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from fastcore.basics import GetAttr, patch
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score
-from sklearn.preprocessing import StandardScaler
+from sklearn import linear_model, metrics, preprocessing
 from tqdm.auto import tqdm
 from cell_diffusion import __version__
 from cell_diffusion.augmentation import deficit, generator_dls
@@ -36,7 +34,7 @@ from cell_diffusion.core import (
 from cell_diffusion.data import CellImages, check_real, step_dls
 from cell_diffusion.denoiser import Denoiser, load, save, set_guidance, weights_hash
 from cell_diffusion.gan import gan_learner, gan_sample, halvings
-from cell_diffusion.metrics import c2st, nearest_cells, thumbnails
+from cell_diffusion.metrics import c2st, memorisation, thumbnails
 from cell_diffusion.process import q_sample
 from cell_diffusion.records import (
     Records, check_out, locked, read_json, write_json, write_whole)
@@ -192,8 +190,8 @@ def remix(job, cells): # A function of images, targets and a generator
 # %% ../../nbs/12b_augmentation_study.ipynb #n043
 def balanced_layer(features, labels, k)->nn.Linear:
     "A last layer for `k` classes: logistic regression with the classes in balance"
-    scaler = StandardScaler().fit(features)
-    fit = LogisticRegression(class_weight='balanced', max_iter=2000)
+    scaler = preprocessing.StandardScaler().fit(features)
+    fit = linear_model.LogisticRegression(class_weight='balanced', max_iter=2000)
     fit.fit(scaler.transform(features), labels)
     slopes, offsets = fit.coef_, fit.intercept_
     if len(slopes) == 1: # Two classes have one row
@@ -305,7 +303,12 @@ class Arm:
     generator:str = None        # A name in `generators`, if one is needed
     held_back:int = 0           # Held-back real cells that it adds
 
-def from_generator(kind, transform=random_dihedral, after=None, **options)->Arm:
+def from_generator(
+    kind:str,                           # A name in `generators`
+    transform:Callable=random_dihedral, # As of `Arm`
+    after:Callable=None,                # As of `Arm`
+    **options,                          # More arguments of `with_generated`
+)->Arm:
     "An arm whose small classes are filled up by a generator"
     cells = partial(with_generated, kind=kind, **options)
     return Arm(cells, transform, after=after, generator=kind)
@@ -461,16 +464,7 @@ class AugmentationStudy:
     gan:dict = field(default_factory=dict)  # The same for the GAN
     progress:bool = True      # Show progress bars
 
-    def __post_init__(self):
-        self.out = as_path(self.out)
-        self.cells = as_cell_images(self.cells)
-        self.arms = arm_names(self.arms, self.held_back)
-        # Other processes may not know what was added to the dictionaries
-        self.kinds = dict(generators)
-        self.check_arguments()
-        self.known_arms = {name: arms[name] for name in self.arms}
-        self.sides = self.split()
-        self.check_cells()
+    def __post_init__(self): self.begin()
 
     @cached_property
     def mark(self):
@@ -505,6 +499,19 @@ def check_known(what, given, known):
 
 # %% ../../nbs/12b_augmentation_study.ipynb #n021
 @patch
+def begin(self:AugmentationStudy):
+    "Check the arguments, and divide the cells"
+    self.out = as_path(self.out)
+    self.cells = as_cell_images(self.cells)
+    self.arms = arm_names(self.arms, self.held_back)
+    # Other processes may not know what was added to the dictionaries
+    self.kinds = dict(generators)
+    self.check_arguments()
+    self.known_arms = {name: arms[name] for name in self.arms}
+    self.sides = self.split()
+    self.check_cells()
+
+@patch
 def check_arguments(self:AugmentationStudy):
     "Raise `ValueError` for cells or arguments that make no study"
     names = self.cells.names
@@ -529,6 +536,8 @@ def check_arguments(self:AugmentationStudy):
         self.check_generator(kind, build=kind in used)
     check_out(self.out, 'study')
 
+
+# %% ../../nbs/12b_augmentation_study.ipynb #n055
 @patch
 def check_generator(self:AugmentationStudy, kind:str, build:bool):
     "Raise `ValueError` for wrong settings, or a size for which it cannot be built"
@@ -580,7 +589,7 @@ def most_held_back():
     "How many cells the arms add that were held back"
     return max(arm.held_back for arm in arms.values())
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n056
+# %% ../../nbs/12b_augmentation_study.ipynb #n057
 def inner_split(
     labels,       # Of the training cells `(n,)`
     hashes,       # Of their pixels `(n,)`; equal cells stay together
@@ -610,7 +619,7 @@ def draw(self:AugmentationStudy, replicate:int)->int:
     "The number of the draw of rare cells: the replicate, if there are draws"
     return replicate if self.keep else 0
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n059
+# %% ../../nbs/12b_augmentation_study.ipynb #n060
 @patch
 def check_cells(self:AugmentationStudy):
     "Raise `ValueError` where a fold has too few cells for the arms of this study"
@@ -678,7 +687,7 @@ def split_hash(self:AugmentationStudy)->str: # 16 hexadecimal digits
             parts += [f'{fold} {name}', *sorted(self.cells.hashes[idxs])]
     return digest('\n'.join(parts))
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n060
+# %% ../../nbs/12b_augmentation_study.ipynb #n061
 @patch
 def settings(self:AugmentationStudy)->dict:
     "What all results of the study depend on"
@@ -699,7 +708,7 @@ def budget(self:AugmentationStudy)->dict:
     "Of every generator, as arguments of `fit_for`"
     return dict(epochs=self.epochs) if self.epochs else dict(minutes=self.minutes)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n062
+# %% ../../nbs/12b_augmentation_study.ipynb #n063
 @dataclass
 class Job:
     "One training of a study, as the functions of an arm see it"
@@ -733,7 +742,7 @@ class Job:
         "Of classifier and generator"
         return 1000*self.replicate + self.fold
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n063
+# %% ../../nbs/12b_augmentation_study.ipynb #n064
 @patch(as_prop=True)
 def n_classes(self:Job):
     "How many classes the study has"
@@ -794,7 +803,7 @@ def read_arrays(file:Path, mark:str):
         return None
     return arrays if str(arrays.pop('mark', '')) == mark else None
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n064
+# %% ../../nbs/12b_augmentation_study.ipynb #n065
 def kept_network(
     folder:Path,    # Holds it, or gets it
     mark:str,       # What it depends on
@@ -886,6 +895,8 @@ def pool(self:Job,
     write_json(self.study.out/'manifests'/f'{name}.json', manifest)
     return Pool(kept['images'], kept['labels'], manifest)
 
+
+# %% ../../nbs/12b_augmentation_study.ipynb #n066
 @patch
 def generate(self:Job, kind:str, which:str, wait:bool)->dict: # Arrays
     "Cells from the generator, and their manifest"
@@ -987,6 +998,8 @@ def one_thread():
     finally:
         torch.set_num_threads(n)
 
+
+# %% ../../nbs/12b_augmentation_study.ipynb #n068
 @patch
 def run_one(self:AugmentationStudy,
     arm:str,       # Name of the arm
@@ -1059,6 +1072,8 @@ def read_cell_table(folder:Path)->dict:
         warnings.warn(str(e))
         return None
 
+
+# %% ../../nbs/12b_augmentation_study.ipynb #n069
 @patch
 def open_records(self:AugmentationStudy)->Records:
     "The records of this study. Raises `ValueError` if the folder holds another one."
@@ -1090,6 +1105,8 @@ def run(self:AugmentationStudy,
         if not any(done): break
     return records.table(grid)
 
+
+# %% ../../nbs/12b_augmentation_study.ipynb #n071
 @patch
 def share(self:AugmentationStudy, f, jobs, what)->list:
     "Call a function for each job, in the processes that joblib has been given"
@@ -1104,7 +1121,7 @@ def generators_for(self:AugmentationStudy, jobs)->list: # Dicts
     return [dict(kind=kind, fold=fold, replicate=replicate)
             for kind, fold, replicate in dict.fromkeys(needed) if kind]
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n067
+# %% ../../nbs/12b_augmentation_study.ipynb #n072
 @patch
 def do(self:AugmentationStudy, **job)->bool:
     "Do a job, unless it is done or another process is doing it"
@@ -1131,92 +1148,12 @@ def numbers_below(what, given, n)->list:
     return numbers
 
 # %% ../../nbs/12b_augmentation_study.ipynb #c058
-def thumbnail_views(images)->torch.Tensor: # `(8, n, features)`
-    "Thumbnails of uint8 images in all eight positions"
-    views = dihedral_views(encode(torch.as_tensor(images)))
-    return torch.stack([thumbnails(view) for view in views])
-
-def copy_distances(generated, held_out, train)->dict: # Of tensors
-    "Distances to the nearest training cell, and distances within each set"
-    train_features = thumbnail_views(train)[0]
-    views = thumbnail_views(generated)
-    held_out_views = thumbnail_views(held_out)
-    return dict(
-        generated=nearest_cells(views, train_features)[0][:, 0],
-        held_out=nearest_cells(held_out_views, train_features)[0][:, 0],
-        among_generated=torch.pdist(views[0]),
-        among_train=torch.pdist(train_features),
-    )
-
-def copy_row(of_folds:list)->dict:
-    "One row of the table from the distances of all folds"
-    d = {name: torch.cat([part[name] for part in of_folds]) for name in of_folds[0]}
-    ratio = d['generated'].median()/d['held_out'].median()
-    nearer = (d['generated'] < d['held_out'].min()).float().mean()
-    diversity = d['among_generated'].median()/d['among_train'].median()
-    return dict(generated=len(d['generated']), held_out=len(d['held_out']),
-                ratio=ratio.item(), nearer=nearer.item(), diversity=diversity.item())
-
-# %% ../../nbs/12b_augmentation_study.ipynb #n032
-@patch
-def copy_table(self:AugmentationStudy,
-    kind:str,  # `ddpm`, `gan`, or another name in `generators`
-    n:int=300, # Generated cells of a class and pool, at most
-)->pd.DataFrame: # A row for each class that was generated
-    """Are generated cells copies of training cells? Written to `copies-<kind>.json`.
-
-    `ratio`: median distance of generated cells to the nearest training cell of their
-    class, over that of held-out cells. `nearer`: share of generated cells nearer than
-    the nearest held-out one. `diversity`: median distance among generated cells, over
-    that among training cells.
-    """
-    distances = defaultdict(list)
-    for fold in range(self.folds):
-        for replicate in range(self.replicates):
-            job = Job(self, fold, replicate)
-            pool = job.pool(kind)
-            for k in np.unique(pool.labels):
-                generated = pool.images[pool.labels == k][:n]
-                real = [of_class(*job.cells(side), k) for side in ('test', 'generator')]
-                distances[k].append(copy_distances(generated, *real))
-    rows = [dict(cls=self.cells.names[k], **copy_row(d)) for k, d in distances.items()]
-    write_json(self.out/f'copies-{kind}.json', rows)
-    return pd.DataFrame(rows)
-
 def of_class(images, labels, k):
     "Images of one class"
     return images[labels == k]
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n069
-@patch
-def grain_table(self:AugmentationStudy,
-    kind:str,  # `ddpm`, `gan`, or another name in `generators`
-    matched:bool=False, # After `match_spectra`?
-    **kwargs,  # More arguments of `c2st`
-)->pd.DataFrame: # A row for each fold and replicate
-    """Can generated cells be told from real ones? Written to `grain-<kind>.csv`.
-
-    `told_apart`: balanced accuracy of the two-sample test, class for class as many
-    generated cells as real ones. `power_0`, …: power of the finest details of each
-    channel, generated over real.
-    """
-    jobs = [Job(self, fold, replicate) for fold in range(self.folds)
-            for replicate in range(self.replicates)]
-    rows = []
-    for job in jobs:
-        real, generated = pairs_of(job, kind, matched)
-        powers = [radial_power(x.astype(float))[0] for x in (generated, real)]
-        fine = [p[:, 3*p.shape[1]//4:].sum(1) for p in powers]
-        power = {f'power_{c}': v for c, v in enumerate(fine[0]/fine[1])}
-        rows.append(dict(fold=job.fold, replicate=job.replicate,
-                         told_apart=c2st(real, generated, **kwargs).mean(), **power))
-    table = pd.DataFrame(rows)
-    name = f'grain-{kind}{"-matched"*matched}.csv'
-    write_whole(self.out/name, table.to_csv(index=False))
-    return table
-
-def pairs_of(job, kind, matched)->tuple: # Images, as many of each class
-    "Real cells that the generator has not seen, and generated ones"
+def generated_and_real(job, kind, matched)->tuple: # Images, as many of each class
+    "Generated cells, and real ones that the generator has not seen"
     pool = job.pool(kind)
     images = pool.images
     if matched: images = match_spectra(images, pool.labels, job.real)
@@ -1224,11 +1161,51 @@ def pairs_of(job, kind, matched)->tuple: # Images, as many of each class
     unseen, labels = (np.concatenate(parts) for parts in zip(*sides))
     both = [[], []]
     for k in np.unique(pool.labels):
-        of_each = of_class(unseen, labels, k), of_class(images, pool.labels, k)
+        of_each = of_class(images, pool.labels, k), of_class(unseen, labels, k)
         n = min(map(len, of_each))
         for found, some in zip(both, of_each):
             found.append(some[:n])
     return tuple(map(np.concatenate, both))
+
+def thumbnail_views(images)->torch.Tensor: # `(8, n, features)`
+    "Thumbnails of uint8 images in all eight positions"
+    views = dihedral_views(encode(torch.as_tensor(images)))
+    return torch.stack([thumbnails(view) for view in views])
+
+def fine_power(images)->np.ndarray: # `(channels,)`
+    "Power in the finest quarter of the frequencies"
+    power = radial_power(images.astype(float))[0]
+    return power[:, 3*power.shape[1]//4:].sum(1)
+
+# %% ../../nbs/12b_augmentation_study.ipynb #n032
+@patch
+def check_generated(self:AugmentationStudy,
+    kind:str,  # `ddpm`, `gan`, or another name in `generators`
+    matched:bool=False, # After `match_spectra`?
+    **kwargs,  # More arguments of `c2st`
+)->pd.DataFrame: # A row for each fold and replicate
+    """Are generated cells copies, or told from real ones? Also in `check-<kind>.csv`.
+
+    `ratio` and `near`: as of `memorisation`; `told_apart`: balanced accuracy of the
+    two-sample test; `power_0`, …: power of the finest details of each channel,
+    generated over real. Class for class, as many generated cells as real ones.
+    """
+    rows = []
+    for fold in range(self.folds):
+        for replicate in range(self.replicates):
+            job = Job(self, fold, replicate)
+            x, real = generated_and_real(job, kind, matched)
+            train = thumbnail_views(job.cells('generator')[0])[0]
+            memory = memorisation(thumbnail_views(x), train, thumbnail_views(real))
+            power = fine_power(x)/fine_power(real)
+            rows.append(dict(
+                fold=fold, replicate=replicate, ratio=memory['ratio'],
+                near=memory['near'], told_apart=c2st(real, x, **kwargs).mean(),
+                **{f'power_{c}': v for c, v in enumerate(power)}))
+    table = pd.DataFrame(rows)
+    name = f'check-{kind}{"-matched"*matched}.csv'
+    write_whole(self.out/name, table.to_csv(index=False))
+    return table
 
 # %% ../../nbs/12b_augmentation_study.ipynb #c070
 def load_scores(
@@ -1288,6 +1265,8 @@ def scores_by_arm(
                                  "cells.json: delete them, and run the study again.")
     return out
 
+
+# %% ../../nbs/12b_augmentation_study.ipynb #n077
 def whole_replicates(arm, by_replicate, n_folds)->list: # Texts by fold, for each
     "The replicates of an arm that are done in every fold"
     left_out = [str(r) for r, texts in by_replicate.items() if len(texts) < n_folds]
@@ -1309,7 +1288,7 @@ def write_results(
     write_whole(folder/'report.txt', text + '\n')
     return f"{text}\n\nWritten: {folder/'report.txt'}"
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n078
+# %% ../../nbs/12b_augmentation_study.ipynb #n081
 trials = (dict(), dict(rate=.5), dict(turns=False), dict(steps=3))
 
 def tune_generators(
@@ -1335,7 +1314,7 @@ def tune_generators(
             write_whole(out/'trials.csv', pd.DataFrame(rows).to_csv(index=False))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n079
+# %% ../../nbs/12b_augmentation_study.ipynb #n082
 def trial_study(study, out, fold, kind, trial, replicates)->AugmentationStudy:
     "The study of one trial, on the training cells of one fold"
     c = study.cells
@@ -1359,6 +1338,6 @@ def filled_precision(study)->float:
     of_arms = []
     for of_folds in scores.log_p.values():
         log_p = np.concatenate(of_folds, 1)
-        of_arms += [average_precision_score(truth == k, p[:, k])
+        of_arms += [metrics.average_precision_score(truth == k, p[:, k])
                     for p in log_p for k in filled if (truth == k).any()]
     return float(np.mean(of_arms)) if of_arms else np.nan
