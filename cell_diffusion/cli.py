@@ -684,6 +684,7 @@ def study_(
     source:str=None, # How to read data; folder for class folders of your own
     white:float=None, # Grey level of 16-bit files that is white; by default measured
     processes:int=1, # How many share the work on this machine
+    plan:Path=None, # File from `Plan.write`: what is asked; by default the usual
     **options, # More fields of `AugmentationStudy`
 ):
     "Compare classifiers with and without generated cells, fold by fold."
@@ -694,7 +695,9 @@ def study_(
     from cell_diffusion.studies.augmentation import write_results
     from cell_diffusion.records import check_out
     check_number('processes', processes, 1, 1000, whole=True)
+    from cell_diffusion.studies.comparison import Plan
     if arms is not None: options['arms'] = arms
+    if plan: options['plan'] = Plan.read(plan)
     check_out(out, 'study', data)
     kept = dict(kept_cells(words) for words in keep)
     where = named_source(data, source)

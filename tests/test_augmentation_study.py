@@ -25,7 +25,7 @@ from cell_diffusion.studies.augmentation import (
     decode_labels, encode_labels, inner_split, keep_recognised, load_scores,
     match_spectra, outputs, radial_power, remix_labels, train_gan, training_set,
     tune_generators, with_copies, write_results)
-from cell_diffusion.studies.comparison import unpack_scores
+from cell_diffusion.studies.comparison import Endpoint, Plan, unpack_scores
 
 sizes = (24, 16, 8, 4)
 some_arms = 'nothing', 'copies+turns', 'gan', 'ddpm+turns+filter'
@@ -763,6 +763,7 @@ def test_command(tmp_path):
 
     r = run('--arms', 'nothing+turns,copies+turns')
     assert r.exit_code == 0 and str(tmp_path/'study'/'report.txt') in r.output, r.output
+    assert r.output.startswith('Planned contrasts, mean average precision of')
     for more, words in [
         (('--arms', 'nothing,magic'), "Unknown arm 'magic'"),
         (('--keep', 'a:5'), '--keep a:5 should look like'),
@@ -774,8 +775,51 @@ def test_command(tmp_path):
 
 
 def test_no_verdict_from_one_replicate(tmp_path, noise):
-    a_study(tmp_path, arms='nothing+turns,copies+turns,ddpm+turns', replicates=1).run()
+    arms = 'nothing+turns', 'copies+turns', 'ddpm+turns'
+    a_study(tmp_path, arms=arms, replicates=1).run()
     text = write_results(tmp_path)
-    assert 'no verdict' in text
-    for word in ('better', 'worse', 'significant', 'higher', 'lower'):
+    assert text.count('One training: nothing can be said') >= 2
+    for word in ('better', 'worse', 'significant', 'higher', 'lower', 'interval'):
         assert word not in text, text
+
+
+def test_one_draw_gives_no_verdict_and_two_do(tmp_path, untrained):
+    "Draws of rare cells are the replicates"
+    for replicates in (1, 2):
+        a_study(tmp_path, arms='nothing,copies', keep={'a': 5}, folds=1,
+                replicates=replicates).run()
+        text = write_results(tmp_path, draws=100)
+        assert ('nothing can be said' in text) == (replicates == 1)
+        assert ('95% interval' in text) == (replicates == 2)
+
+
+def test_the_plan_is_written_first_and_stays(tmp_path, noise):
+    names = 'nothing+turns', 'gan+turns', 'ddpm+turns'
+    study = a_study(tmp_path, arms=names)
+    study.open_records()
+    plan = Plan.read(tmp_path/'plan.json')
+    assert plan.contrasts == tuple(('ddpm+turns', other) for other in names[1::-1])
+    assert plan.endpoint == Endpoint('average precision', (2, 3))
+    assert plan.equivalent == ('ddpm+turns', 'gan+turns')
+    before = (tmp_path/'plan.json').read_bytes()
+    replace(study, arms=(*names, 'copies+turns')).open_records()
+    assert (tmp_path/'plan.json').read_bytes() == before
+    own = Plan(Endpoint('macro F1'), (('gan+turns', 'nothing+turns'),))
+    with pytest.raises(ValueError, match='Plans are not changed afterwards'):
+        replace(study, plan=own).open_records()
+    other = replace(study, plan=own, out=tmp_path/'other')
+    other.open_records()
+    assert Plan.read(tmp_path/'other'/'plan.json') == own
+
+    replace(study, arms=names[:2]).run()
+    text = write_results(tmp_path, draws=100)
+    assert text.startswith('Planned, but not done yet: ddpm+turns against gan+turns')
+    assert (tmp_path/'report.txt').read_text().startswith('Planned, but')
+
+
+def test_scores_know_the_shares_of_the_training(tmp_path, noise, untrained):
+    a_study(tmp_path, arms='nothing,copies,adjusted+turns', replicates=1).run()
+    prior = load_scores(tmp_path).prior
+    assert np.allclose(prior['nothing'], np.array([12, 8, 4, 2])/26)
+    assert np.allclose(prior['copies'], np.array([12, 8, 6, 6])/32)
+    assert np.allclose(prior['adjusted+turns'], .25)

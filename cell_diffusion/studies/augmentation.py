@@ -40,7 +40,8 @@ from cell_diffusion.records import (
     Records, check_out, locked, read_json, write_json, write_whole)
 from cell_diffusion.sampling import check_room_for, sample
 from cell_diffusion.splits import assert_disjoint, kfold_cells, pixel_hash, split_cells
-from cell_diffusion.studies.comparison import Scores, pack_scores, unpack_scores
+from cell_diffusion.studies.comparison import (
+    Endpoint, Plan, Scores, pack_scores, report, unpack_scores)
 from cell_diffusion.training import (
     KeepEarly, check_one_process, check_unet, diffusion_learner, fit_for)
 from cell_diffusion.transforms import dihedral_views, random_dihedral
@@ -302,6 +303,7 @@ class Arm:
     train:Callable = None       # In place of all that: gives a classifier
     generator:str = None        # A name in `generators`, if one is needed
     held_back:int = 0           # Held-back real cells that it adds
+    balanced:bool = False       # Are its scores those of equally common classes?
 
 def from_generator(
     kind:str,                           # A name in `generators`
@@ -326,15 +328,16 @@ arms = {
     'ddpm': from_generator('ddpm', None),
     'ddpm+turns': from_generator('ddpm'),
     'ddpm+turns+filter': from_generator('ddpm', filtered=True),
-    'adjusted+turns': Arm(transform=turns, loss=adjusted_loss),
-    'last-layer+turns': Arm(transform=turns, after=retrain_last_layer),
+    'adjusted+turns': Arm(transform=turns, loss=adjusted_loss, balanced=True),
+    'last-layer+turns': Arm(transform=turns, after=retrain_last_layer, balanced=True),
     'remix+turns': Arm(transform=turns, mix=remix),
-    'ddpm+turns+weight': from_generator('ddpm', after=retrain_last_layer, weight=.3),
+    'ddpm+turns+weight': replace(
+        from_generator('ddpm', after=retrain_last_layer, weight=.3), balanced=True),
     'gan+turns+only': Arm(partial(generated_only, kind='gan'), turns, generator='gan'),
     'ddpm+turns+only': Arm(partial(generated_only, kind='ddpm'), turns,
                            generator='ddpm'),
     'ddpm+turns+features': Arm(transform=turns, train=features_of_generator,
-                               generator='ddpm'),
+                               generator='ddpm', balanced=True),
     'ddpm+turns+ratio1': from_generator('ddpm', ratio=1),
     'ddpm+turns+ratio3': from_generator('ddpm', ratio=3),
     'ddpm+turns+noise': from_generator('ddpm', turns_and_noise, test_with_noise),
@@ -462,6 +465,7 @@ class AugmentationStudy:
     pool:int = 2              # Cells generated for each one needed
     ddpm:dict = field(default_factory=dict) # Changed settings of its `GeneratorKind`
     gan:dict = field(default_factory=dict)  # The same for the GAN
+    plan:Plan = None          # What is asked of it; by default the usual questions
     progress:bool = True      # Show progress bars
 
     def __post_init__(self): self.begin()
@@ -1022,9 +1026,16 @@ def run_one(self:AugmentationStudy,
     for name in ('seconds_sampling', 'seconds_judge'):
         spent[name] = manifest.get(name, 0.)
     return dict(counts=count_table(job, cells), scores=pack_scores(log_p),
+                prior=prior_of(job, cells),
                 train_hash=cells_hash(cells.images, cells.labels),
                 pool_hash=manifest.get('pool_hash'), weights=manifest.get('weights'),
                 seconds=seconds, **spent)
+
+def prior_of(job:Job, cells:TrainingSet)->list: # Shares of the classes
+    "How common each class is for the classifier; adjusting scores begins there"
+    n = np.bincount(cells.labels, cells.weights, job.n_classes)
+    if job.arm.balanced: n = np.ones(job.n_classes)
+    return (n.clip(.5)/n.clip(.5).sum()).tolist()
 
 def count_table(job:Job, cells:TrainingSet)->dict:
     "For each class how many cells are real, added and tested"
@@ -1081,6 +1092,7 @@ def open_records(self:AugmentationStudy)->Records:
     is_there = check_same_cells(self.out, cells)
     records = Records(self.out, self.settings())
     if not is_there: write_json(self.out/'cells.json', cells)
+    self.write_plan()
     return records
 
 # %% ../../nbs/12b_augmentation_study.ipynb #n031
@@ -1230,7 +1242,11 @@ def load_scores(
         raise ValueError(f"{folder/'cells.json'} is damaged: {advice}") from e
     labels = [truth[fold == f] for f in range(fold.max() + 1)]
     names = tuple(cells['classes'])
-    return Scores(names, labels, scores_by_arm(records_of(folder), labels, len(names)))
+    rows = records_of(folder)
+    log_p = scores_by_arm(rows, labels, len(names))
+    priors = pd.DataFrame(rows).groupby('arm').prior.apply(
+        lambda of_arm: np.mean(of_arm.tolist(), axis=0)) if rows else {}
+    return Scores(names, labels, log_p, {arm: priors[arm] for arm in log_p})
 
 # %% ../../nbs/12b_augmentation_study.ipynb #n035
 def records_of(folder:Path)->list: # Dicts
@@ -1275,20 +1291,62 @@ def whole_replicates(arm, by_replicate, n_folds)->list: # Texts by fold, for eac
                       "fold and are left out.")
     return [texts for _, texts in sorted(by_replicate.items()) if len(texts) == n_folds]
 
+# %% ../../nbs/12b_augmentation_study.ipynb #n129
+usual_contrasts = tuple(('ddpm+turns', other) for other in (
+    'copies+turns', 'gan+turns', 'adjusted+turns', 'nothing+turns')
+    ) + (('ddpm+turns+filter', 'ddpm+turns'),)
+
+def usual_plan(
+    names,   # Of the arms
+    filled,  # Numbers of the classes that are filled up
+)->Plan: # None for a single arm
+    "The usual questions that these arms can answer; else all against the first arm"
+    names = list(names)
+    pairs = [pair for pair in usual_contrasts if set(pair) <= set(names)]
+    pairs = pairs or [(name, names[0]) for name in names[1:]]
+    if not pairs: return None
+    equivalent = ('ddpm+turns', 'gan+turns')
+    return Plan(Endpoint('average precision', tuple(filled)), tuple(pairs),
+                equivalent if set(equivalent) <= set(names) else ())
+
+@patch
+def write_plan(self:AugmentationStudy):
+    "Write the plan, before there is a record. `ValueError` if there is another one."
+    file = self.out/'plan.json'
+    if file.exists():
+        if self.plan in (None, Plan.read(file)): return
+        raise ValueError(f"{file} is another plan than this one. Plans are not changed "
+                         "afterwards: ask further questions with `report`, which marks "
+                         "them exploratory, or give this study a folder of its own.")
+    job = Job(self, 0, 0)
+    filled = np.flatnonzero(job.missing)
+    if not len(filled): filled = np.flatnonzero(job.counts)
+    plan = self.plan or usual_plan(self.arms, filled.tolist())
+    if plan: plan.write(file)
+
 # %% ../../nbs/12b_augmentation_study.ipynb #c092
 def write_results(
     folder, # Of a study; gets `report.txt`
+    **bootstrap_options, # `draws`, `seed` and `progress` of `report`
 )->str: # The report
     "The answers of a study in words, the planned contrasts first"
     folder = as_path(folder)
     scores = load_scores(folder)
     if not scores.log_p: return 'No arm is done in every fold yet.'
-    from cell_diffusion.studies.comparison import report
-    text = report(scores, ())
+    if len(scores.log_p) == 1:
+        return 'There is one arm only, and nothing to compare it with.'
+    plan = Plan.read(folder/'plan.json')
+    there = set(scores.log_p)
+    done = tuple(pair for pair in plan.contrasts if set(pair) <= there)
+    left = [f'{a} against {b}' for a, b in plan.contrasts if (a, b) not in done]
+    equivalent = plan.equivalent if set(plan.equivalent) <= there else ()
+    plan = replace(plan, contrasts=done, equivalent=equivalent)
+    text = report(scores, plan, **bootstrap_options)
+    if left: text = f"Planned, but not done yet: {', '.join(left)}\n\n{text}"
     write_whole(folder/'report.txt', text + '\n')
     return f"{text}\n\nWritten: {folder/'report.txt'}"
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n131
+# %% ../../nbs/12b_augmentation_study.ipynb #n133
 trials = (dict(), dict(rate=.5), dict(turns=False), dict(steps=3))
 
 def tune_generators(
@@ -1314,7 +1372,7 @@ def tune_generators(
             write_whole(out/'trials.csv', pd.DataFrame(rows).to_csv(index=False))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n132
+# %% ../../nbs/12b_augmentation_study.ipynb #n134
 def trial_study(study, out, fold, kind, trial, replicates)->AugmentationStudy:
     "The study of one trial, on the training cells of one fold"
     c = study.cells
@@ -1327,8 +1385,8 @@ def trial_study(study, out, fold, kind, trial, replicates)->AugmentationStudy:
                lr=usual['lr']*trial.get('rate', 1))
     steps = round(study.steps*trial.get('steps', 1))
     return replace(study, cells=cells, out=out, folds=1, arms=(f'{kind}+turns',),
-                   replicates=replicates, keep=None, held_back=None, steps=steps,
-                   **{kind: own})
+                   replicates=replicates, keep=None, held_back=None, plan=None,
+                   steps=steps, **{kind: own})
 
 def filled_precision(study)->float:
     "Mean average precision over the classes that are filled up, all folds together"
