@@ -677,7 +677,7 @@ def study_(
     size:int=40, # Height and width, in pixels
     channels:str=None, # For example brightfield,darkfield; a number for folders
     n:int=None, # Number of cells; all by default
-    arms:str=None, # Arms, with commas between them; all by default
+    arms:str=None, # Arms, with commas between them, or all; by default the usual six
     fold:list[int]=[], # Do this fold only; may be repeated
     goal:int=None, # Size to which small classes are brought, else the median
     keep:list[str]=[], # Make a class rare: monocyte=50; may be repeated

@@ -220,7 +220,7 @@ def test_held_back_cells_have_a_price(tmp_path, untrained):
     assert list(different.values()) == [60, 60, 70, 100]
     filled = table.counts['copies+turns', 0]['a']
     assert filled == table.counts['copies+turns+real10', 0]['a']
-    assert set(arms) - set(replace(study, arms=None, held_back=None).arms) == {
+    assert set(arms) - set(replace(study, arms='all', held_back=None).arms) == {
         f'copies+turns+real{n}' for n in (10, 20, 40)}
     with pytest.raises(ValueError, match='held_back of which class'):
         replace(study, held_back=None)
@@ -386,6 +386,7 @@ def test_a_record_says_what_was_done(tmp_path, noise):
         assert manifest['train_hash'] == cells_hash(study.cells.images[side],
                                                     study.cells.labels[side])
         assert manifest['generated'] == 2*6  # Two and four are missing, twice
+        assert manifest['parameters'] > 0
     settings = json.loads((tmp_path/'settings.json').read_text())
     assert settings['data']['counts'] == dict(zip('abcd', sizes))
     assert len(settings['data']['fingerprint']) == len(settings['data']['split']) == 16
@@ -561,6 +562,14 @@ def test_generated_cells_are_not_studied(tmp_path):
         a_study(tmp_path, c)
 
 
+def test_a_study_has_the_arms_of_the_usual_plan(tmp_path):
+    study = a_study(tmp_path, arms=None)
+    assert study.arms == ('nothing+turns', 'copies+turns', 'gan+turns', 'ddpm+turns',
+                          'ddpm+turns+filter', 'adjusted+turns')
+    plan = augmentation.usual_plan(study.arms, [2])
+    assert plan.contrasts == augmentation.usual_contrasts
+
+
 def test_one_class_is_no_study(tmp_path):
     with pytest.raises(ValueError, match='two classes'):
         a_study(tmp_path, some_cells((9,)))
@@ -683,7 +692,7 @@ def small(tmp_path, cells=None, **kwargs):
 
 def test_every_arm_runs_with_small_generators(tmp_path):
     cells = some_cells((24, 16, 12, 100))
-    table = small(tmp_path, cells, arms=None, held_back='d').run().set_index('arm')
+    table = small(tmp_path, cells, arms='all', held_back='d').run().set_index('arm')
     assert set(table.index) == set(arms)
     both = table.seconds_generator[['gan', 'ddpm']]
     assert (both > 0).all() and (table.seconds > 0).all()

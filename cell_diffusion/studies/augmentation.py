@@ -45,7 +45,6 @@ from cell_diffusion.studies.comparison import (
 from cell_diffusion.training import (
     KeepEarly, check_one_process, check_unet, diffusion_learner, fit_for)
 from cell_diffusion.transforms import dihedral_views, random_dihedral
-from cell_diffusion.unet import n_params
 
 # %% ../../nbs/12b_augmentation_study.ipynb #n002
 @dataclass
@@ -346,6 +345,19 @@ arms = {
        for n in (10, 20, 40)},
 }
 
+# %% ../../nbs/12b_augmentation_study.ipynb #n103
+usual_contrasts = (
+    ('ddpm+turns', 'copies+turns'),
+    ('ddpm+turns', 'gan+turns'),
+    ('ddpm+turns', 'adjusted+turns'),
+    ('ddpm+turns', 'nothing+turns'),
+    ('ddpm+turns+filter', 'ddpm+turns'),
+)
+
+def usual_arms()->list: # In the order of `arms`
+    "The arms of the usual contrasts"
+    return [arm for arm in arms if any(arm in pair for pair in usual_contrasts)]
+
 # %% ../../nbs/12b_augmentation_study.ipynb #c045
 def train_ddpm(
     dls,                     # `CellLoaders` of the cells that it may see
@@ -449,7 +461,7 @@ class AugmentationStudy:
     """
     cells:CellImages          # Real labelled cells, from `load_cells` or simulated
     out:Path                  # Folder of the records; finished ones are kept
-    arms:tuple = None         # Names from `arms`, or one text with commas; default: all
+    arms:tuple = None         # Names from `arms`, or one text with commas, or `all`
     folds:int = 5             # Stratified folds; 1 for one split with a fifth as test
     replicates:int = 3        # Classifiers of each arm on each fold, and generators
     goal:int = None           # Size to which small classes are brought, see `deficit`
@@ -486,8 +498,9 @@ def as_cell_images(cells)->CellImages:
     return CellImages(**given)
 
 def arm_names(given, held_back=None)->tuple:
-    "Names of arms from a sequence, or from one text with commas; None for all"
-    if given is None:
+    "Names from a sequence, or one text with commas; `all`, or None for the usual"
+    if given is None: given = usual_arms()
+    if given == 'all':
         given = [name for name, arm in arms.items() if held_back or not arm.held_back]
     names = given.split(',') if isinstance(given, str) else given
     if not np.iterable(names) or not all(isinstance(name, str) for name in names):
@@ -541,7 +554,7 @@ def check_arguments(self:AugmentationStudy):
     check_out(self.out, 'study')
 
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n105
+# %% ../../nbs/12b_augmentation_study.ipynb #n107
 @patch
 def check_generator(self:AugmentationStudy, kind:str, build:bool):
     "Raise `ValueError` for wrong settings, or a size for which it cannot be built"
@@ -593,7 +606,7 @@ def most_held_back():
     "How many cells the arms add that were held back"
     return max(arm.held_back for arm in arms.values())
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n107
+# %% ../../nbs/12b_augmentation_study.ipynb #n109
 def inner_split(
     labels,       # Of the training cells `(n,)`
     hashes,       # Of their pixels `(n,)`; equal cells stay together
@@ -623,7 +636,7 @@ def draw(self:AugmentationStudy, replicate:int)->int:
     "The number of the draw of rare cells: the replicate, if there are draws"
     return replicate if self.keep else 0
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n110
+# %% ../../nbs/12b_augmentation_study.ipynb #n112
 @patch
 def check_cells(self:AugmentationStudy):
     "Raise `ValueError` where a fold has too few cells for the arms of this study"
@@ -691,7 +704,7 @@ def split_hash(self:AugmentationStudy)->str: # 16 hexadecimal digits
             parts += [f'{fold} {name}', *sorted(self.cells.hashes[idxs])]
     return digest('\n'.join(parts))
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n111
+# %% ../../nbs/12b_augmentation_study.ipynb #n113
 @patch
 def settings(self:AugmentationStudy)->dict:
     "What all results of the study depend on"
@@ -712,7 +725,7 @@ def budget(self:AugmentationStudy)->dict:
     "Of every generator, as arguments of `fit_for`"
     return dict(epochs=self.epochs) if self.epochs else dict(minutes=self.minutes)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n113
+# %% ../../nbs/12b_augmentation_study.ipynb #n115
 @dataclass
 class Job:
     "One training of a study, as the functions of an arm see it"
@@ -746,7 +759,7 @@ class Job:
         "Of classifier and generator"
         return 1000*self.replicate + self.fold
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n114
+# %% ../../nbs/12b_augmentation_study.ipynb #n116
 @patch(as_prop=True)
 def n_classes(self:Job):
     "How many classes the study has"
@@ -807,7 +820,7 @@ def read_arrays(file:Path, mark:str):
         return None
     return arrays if str(arrays.pop('mark', '')) == mark else None
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n115
+# %% ../../nbs/12b_augmentation_study.ipynb #n117
 def kept_network(
     folder:Path,    # Holds it, or gets it
     mark:str,       # What it depends on
@@ -862,7 +875,8 @@ def train(self:Job, kind:str, folder:Path, checkpoint:Path)->tuple:
         checkpoint=checkpoint, **settings)
     return network, dict(
         train_hash=cells_hash(images, labels), seconds=budget.seconds,
-        steps=budget.steps, cells_seen=budget.steps*bs, parameters=n_params(network))
+        steps=budget.steps, cells_seen=budget.steps*bs,
+        parameters=sum(p.numel() for p in network.parameters()))
 
 @patch
 def network(self:Job, kind:str):
@@ -900,7 +914,7 @@ def pool(self:Job,
     return Pool(kept['images'], kept['labels'], manifest)
 
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n116
+# %% ../../nbs/12b_augmentation_study.ipynb #n118
 @patch
 def generate(self:Job, kind:str, which:str, wait:bool)->dict: # Arrays
     "Cells from the generator, and their manifest"
@@ -1003,7 +1017,7 @@ def one_thread():
         torch.set_num_threads(n)
 
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n118
+# %% ../../nbs/12b_augmentation_study.ipynb #n120
 @patch
 def run_one(self:AugmentationStudy,
     arm:str,       # Name of the arm
@@ -1084,7 +1098,7 @@ def read_cell_table(folder:Path)->dict:
         return None
 
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n119
+# %% ../../nbs/12b_augmentation_study.ipynb #n121
 @patch
 def open_records(self:AugmentationStudy)->Records:
     "The records of this study. Raises `ValueError` if the folder holds another one."
@@ -1118,7 +1132,7 @@ def run(self:AugmentationStudy,
     return records.table(grid)
 
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n121
+# %% ../../nbs/12b_augmentation_study.ipynb #n123
 @patch
 def share(self:AugmentationStudy, f, jobs, what)->list:
     "Call a function for each job, in the processes that joblib has been given"
@@ -1133,7 +1147,7 @@ def generators_for(self:AugmentationStudy, jobs)->list: # Dicts
     return [dict(kind=kind, fold=fold, replicate=replicate)
             for kind, fold, replicate in dict.fromkeys(needed) if kind]
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n122
+# %% ../../nbs/12b_augmentation_study.ipynb #n124
 @patch
 def do(self:AugmentationStudy, **job)->bool:
     "Do a job, unless it is done or another process is doing it"
@@ -1282,7 +1296,7 @@ def scores_by_arm(
     return out
 
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n127
+# %% ../../nbs/12b_augmentation_study.ipynb #n129
 def whole_replicates(arm, by_replicate, n_folds)->list: # Texts by fold, for each
     "The replicates of an arm that are done in every fold"
     left_out = [str(r) for r, texts in by_replicate.items() if len(texts) < n_folds]
@@ -1291,11 +1305,7 @@ def whole_replicates(arm, by_replicate, n_folds)->list: # Texts by fold, for eac
                       "fold and are left out.")
     return [texts for _, texts in sorted(by_replicate.items()) if len(texts) == n_folds]
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n129
-usual_contrasts = tuple(('ddpm+turns', other) for other in (
-    'copies+turns', 'gan+turns', 'adjusted+turns', 'nothing+turns')
-    ) + (('ddpm+turns+filter', 'ddpm+turns'),)
-
+# %% ../../nbs/12b_augmentation_study.ipynb #n131
 def usual_plan(
     names,   # Of the arms
     filled,  # Numbers of the classes that are filled up
@@ -1346,7 +1356,7 @@ def write_results(
     write_whole(folder/'report.txt', text + '\n')
     return f"{text}\n\nWritten: {folder/'report.txt'}"
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n133
+# %% ../../nbs/12b_augmentation_study.ipynb #n135
 trials = (dict(), dict(rate=.5), dict(turns=False), dict(steps=3))
 
 def tune_generators(
@@ -1372,7 +1382,7 @@ def tune_generators(
             write_whole(out/'trials.csv', pd.DataFrame(rows).to_csv(index=False))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n134
+# %% ../../nbs/12b_augmentation_study.ipynb #n136
 def trial_study(study, out, fold, kind, trial, replicates)->AugmentationStudy:
     "The study of one trial, on the training cells of one fold"
     c = study.cells
