@@ -46,7 +46,7 @@ from cell_diffusion.training import (
     KeepEarly, check_one_process, check_unet, diffusion_learner, fit_for)
 from cell_diffusion.transforms import dihedral_views, random_dihedral
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n002
+# %% ../../nbs/12b_augmentation_study.ipynb #n010
 @dataclass
 class TrainingSet:
     "The cells that a classifier is trained on"
@@ -74,7 +74,7 @@ def training_set(images, labels, is_real=True, pool=None):
     n = len(labels)
     return TrainingSet(images, labels, np.ones(n), np.full(n, is_real), pool)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n006
+# %% ../../nbs/12b_augmentation_study.ipynb #n013
 def indices(of_classes):
     "One array of indices from one array for each class"
     return np.concatenate(of_classes).astype(int)
@@ -128,7 +128,7 @@ def keep_recognised(
         chosen.append(np.resize(recognised, n) if len(recognised) else recognised)
     return indices(chosen)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n023
+# %% ../../nbs/12b_augmentation_study.ipynb #n014
 def radial_power(images): # `(n, channel, size, size)` -> `(channel, radii)`, radii
     "Mean power at each distance from frequency 0, and that distance for each frequency"
     size = images.shape[-1]
@@ -152,7 +152,7 @@ def match_spectra(images, labels, real:TrainingSet): # uint8, as `images`
         out[labels == k] = x.round().clip(0, 255).astype(np.uint8)
     return out
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n034
+# %% ../../nbs/12b_augmentation_study.ipynb #n038
 def cross_entropy(scores, targets, shift=0.):
     "Of scores `(n, k)`, and weights or shares of the classes, of the same shape"
     if torch.is_tensor(shift): shift = shift.to(scores.device)
@@ -168,7 +168,7 @@ def adjusted_loss(job, cells): # A function of scores and targets
     shift = torch.tensor(shares, dtype=torch.float32).clamp(min=1e-8).log()
     return partial(cross_entropy, shift=shift)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n037
+# %% ../../nbs/12b_augmentation_study.ipynb #n040
 def remix_labels(share, n_a, n_b, kappa=3., tau=.5):
     "The share of label a, from that in the picture and the sizes of both classes"
     b_is_rare = (n_a >= kappa*n_b) & (share < tau)
@@ -187,7 +187,7 @@ def remix(job, cells): # A function of images, targets and a generator
         return share*x + (1 - share)*x[order], of_a*y + (1 - of_a)*y[order]
     return mix
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n088
+# %% ../../nbs/12b_augmentation_study.ipynb #n043
 def balanced_layer(features, labels, k)->nn.Linear:
     "A last layer for `k` classes: logistic regression with the classes in balance"
     scaler = preprocessing.StandardScaler().fit(features)
@@ -213,7 +213,7 @@ def outputs(model, x, bs=256): # On the CPU
     device = next(model.parameters()).device
     return torch.cat([model(b.to(device)).float().cpu() for b in x.split(bs)])
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n098
+# %% ../../nbs/12b_augmentation_study.ipynb #n044
 def seen_in_training(job): # Images in -1..1 and labels
     "The real cells as the arm shows them to its classifier"
     x = encode(job.real.images)
@@ -251,7 +251,7 @@ def test_with_noise(job, model):
     "The classifier sees the same noise in the test"
     return Noisy(model, add_noise)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n100
+# %% ../../nbs/12b_augmentation_study.ipynb #n047
 class GeneratorFeatures(nn.Module):
     "Classes from the inner layers of a denoiser, given a little noise"
     def __init__(self,
@@ -314,7 +314,7 @@ def from_generator(
     cells = partial(with_generated, kind=kind, **options)
     return Arm(cells, transform, after=after, generator=kind)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n101
+# %% ../../nbs/12b_augmentation_study.ipynb #n048
 turns = random_dihedral
 arms = {
     'nothing': Arm(),
@@ -345,7 +345,7 @@ arms = {
        for n in (10, 20, 40)},
 }
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n103
+# %% ../../nbs/12b_augmentation_study.ipynb #n050
 usual_contrasts = (
     ('ddpm+turns', 'copies+turns'),
     ('ddpm+turns', 'gan+turns'),
@@ -554,7 +554,7 @@ def check_arguments(self:AugmentationStudy):
     check_out(self.out, 'study')
 
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n107
+# %% ../../nbs/12b_augmentation_study.ipynb #n057
 @patch
 def check_generator(self:AugmentationStudy, kind:str, build:bool):
     "Raise `ValueError` for wrong settings, or a size for which it cannot be built"
@@ -606,7 +606,7 @@ def most_held_back():
     "How many cells the arms add that were held back"
     return max(arm.held_back for arm in arms.values())
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n109
+# %% ../../nbs/12b_augmentation_study.ipynb #n059
 def inner_split(
     labels,       # Of the training cells `(n,)`
     hashes,       # Of their pixels `(n,)`; equal cells stay together
@@ -636,7 +636,7 @@ def draw(self:AugmentationStudy, replicate:int)->int:
     "The number of the draw of rare cells: the replicate, if there are draws"
     return replicate if self.keep else 0
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n112
+# %% ../../nbs/12b_augmentation_study.ipynb #n062
 @patch
 def check_cells(self:AugmentationStudy):
     "Raise `ValueError` where a fold has too few cells for the arms of this study"
@@ -704,7 +704,7 @@ def split_hash(self:AugmentationStudy)->str: # 16 hexadecimal digits
             parts += [f'{fold} {name}', *sorted(self.cells.hashes[idxs])]
     return digest('\n'.join(parts))
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n113
+# %% ../../nbs/12b_augmentation_study.ipynb #n063
 @patch
 def settings(self:AugmentationStudy)->dict:
     "What all results of the study depend on"
@@ -725,7 +725,7 @@ def budget(self:AugmentationStudy)->dict:
     "Of every generator, as arguments of `fit_for`"
     return dict(epochs=self.epochs) if self.epochs else dict(minutes=self.minutes)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n115
+# %% ../../nbs/12b_augmentation_study.ipynb #n065
 @dataclass
 class Job:
     "One training of a study, as the functions of an arm see it"
@@ -759,7 +759,7 @@ class Job:
         "Of classifier and generator"
         return 1000*self.replicate + self.fold
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n116
+# %% ../../nbs/12b_augmentation_study.ipynb #n066
 @patch(as_prop=True)
 def n_classes(self:Job):
     "How many classes the study has"
@@ -820,7 +820,7 @@ def read_arrays(file:Path, mark:str):
         return None
     return arrays if str(arrays.pop('mark', '')) == mark else None
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n117
+# %% ../../nbs/12b_augmentation_study.ipynb #n067
 def kept_network(
     folder:Path,    # Holds it, or gets it
     mark:str,       # What it depends on
@@ -914,7 +914,7 @@ def pool(self:Job,
     return Pool(kept['images'], kept['labels'], manifest)
 
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n118
+# %% ../../nbs/12b_augmentation_study.ipynb #n068
 @patch
 def generate(self:Job, kind:str, which:str, wait:bool)->dict: # Arrays
     "Cells from the generator, and their manifest"
@@ -1017,7 +1017,7 @@ def one_thread():
         torch.set_num_threads(n)
 
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n120
+# %% ../../nbs/12b_augmentation_study.ipynb #n070
 @patch
 def run_one(self:AugmentationStudy,
     arm:str,       # Name of the arm
@@ -1098,7 +1098,7 @@ def read_cell_table(folder:Path)->dict:
         return None
 
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n121
+# %% ../../nbs/12b_augmentation_study.ipynb #n071
 @patch
 def open_records(self:AugmentationStudy)->Records:
     "The records of this study. Raises `ValueError` if the folder holds another one."
@@ -1108,6 +1108,35 @@ def open_records(self:AugmentationStudy)->Records:
     if not is_there: write_json(self.out/'cells.json', cells)
     self.write_plan()
     return records
+
+# %% ../../nbs/12b_augmentation_study.ipynb #n073
+def usual_plan(
+    names,   # Of the arms
+    filled,  # Numbers of the classes that are filled up
+)->Plan: # None for a single arm
+    "The usual questions that these arms can answer; else all against the first arm"
+    names = list(names)
+    pairs = [pair for pair in usual_contrasts if set(pair) <= set(names)]
+    pairs = pairs or [(name, names[0]) for name in names[1:]]
+    if not pairs: return None
+    equivalent = ('ddpm+turns', 'gan+turns')
+    return Plan(Endpoint('average precision', tuple(filled)), tuple(pairs),
+                equivalent if set(equivalent) <= set(names) else ())
+
+@patch
+def write_plan(self:AugmentationStudy):
+    "Write the plan, before there is a record. `ValueError` if there is another one."
+    file = self.out/'plan.json'
+    if file.exists():
+        if self.plan in (None, Plan.read(file)): return
+        raise ValueError(f"{file} is another plan than this one. Plans are not changed "
+                         "afterwards: ask further questions with `report`, which marks "
+                         "them exploratory, or give this study a folder of its own.")
+    job = Job(self, 0, 0)
+    filled = np.flatnonzero(job.missing)
+    if not len(filled): filled = np.flatnonzero(job.counts)
+    plan = self.plan or usual_plan(self.arms, filled.tolist())
+    if plan: plan.write(file)
 
 # %% ../../nbs/12b_augmentation_study.ipynb #n031
 @patch
@@ -1132,7 +1161,7 @@ def run(self:AugmentationStudy,
     return records.table(grid)
 
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n123
+# %% ../../nbs/12b_augmentation_study.ipynb #n075
 @patch
 def share(self:AugmentationStudy, f, jobs, what)->list:
     "Call a function for each job, in the processes that joblib has been given"
@@ -1147,7 +1176,7 @@ def generators_for(self:AugmentationStudy, jobs)->list: # Dicts
     return [dict(kind=kind, fold=fold, replicate=replicate)
             for kind, fold, replicate in dict.fromkeys(needed) if kind]
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n124
+# %% ../../nbs/12b_augmentation_study.ipynb #n076
 @patch
 def do(self:AugmentationStudy, **job)->bool:
     "Do a job, unless it is done or another process is doing it"
@@ -1296,7 +1325,7 @@ def scores_by_arm(
     return out
 
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n129
+# %% ../../nbs/12b_augmentation_study.ipynb #n081
 def whole_replicates(arm, by_replicate, n_folds)->list: # Texts by fold, for each
     "The replicates of an arm that are done in every fold"
     left_out = [str(r) for r, texts in by_replicate.items() if len(texts) < n_folds]
@@ -1304,35 +1333,6 @@ def whole_replicates(arm, by_replicate, n_folds)->list: # Texts by fold, for eac
         warnings.warn(f"{arm}: replicates {', '.join(left_out)} are not done in every "
                       "fold and are left out.")
     return [texts for _, texts in sorted(by_replicate.items()) if len(texts) == n_folds]
-
-# %% ../../nbs/12b_augmentation_study.ipynb #n131
-def usual_plan(
-    names,   # Of the arms
-    filled,  # Numbers of the classes that are filled up
-)->Plan: # None for a single arm
-    "The usual questions that these arms can answer; else all against the first arm"
-    names = list(names)
-    pairs = [pair for pair in usual_contrasts if set(pair) <= set(names)]
-    pairs = pairs or [(name, names[0]) for name in names[1:]]
-    if not pairs: return None
-    equivalent = ('ddpm+turns', 'gan+turns')
-    return Plan(Endpoint('average precision', tuple(filled)), tuple(pairs),
-                equivalent if set(equivalent) <= set(names) else ())
-
-@patch
-def write_plan(self:AugmentationStudy):
-    "Write the plan, before there is a record. `ValueError` if there is another one."
-    file = self.out/'plan.json'
-    if file.exists():
-        if self.plan in (None, Plan.read(file)): return
-        raise ValueError(f"{file} is another plan than this one. Plans are not changed "
-                         "afterwards: ask further questions with `report`, which marks "
-                         "them exploratory, or give this study a folder of its own.")
-    job = Job(self, 0, 0)
-    filled = np.flatnonzero(job.missing)
-    if not len(filled): filled = np.flatnonzero(job.counts)
-    plan = self.plan or usual_plan(self.arms, filled.tolist())
-    if plan: plan.write(file)
 
 # %% ../../nbs/12b_augmentation_study.ipynb #c092
 def write_results(
@@ -1356,7 +1356,7 @@ def write_results(
     write_whole(folder/'report.txt', text + '\n')
     return f"{text}\n\nWritten: {folder/'report.txt'}"
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n135
+# %% ../../nbs/12b_augmentation_study.ipynb #n089
 trials = (dict(), dict(rate=.5), dict(turns=False), dict(steps=3))
 
 def tune_generators(
@@ -1382,7 +1382,7 @@ def tune_generators(
             write_whole(out/'trials.csv', pd.DataFrame(rows).to_csv(index=False))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/12b_augmentation_study.ipynb #n136
+# %% ../../nbs/12b_augmentation_study.ipynb #n090
 def trial_study(study, out, fold, kind, trial, replicates)->AugmentationStudy:
     "The study of one trial, on the training cells of one fold"
     c = study.cells
