@@ -371,7 +371,8 @@ def sample_(
     check_sheet(out, n, network.size, zoom)
     x = sample(network, n, label, **options)
     save_sheet(x, out, zoom)
-    typer.echo(f"{n} cells of {network.size} × {network.size} pixels: {out}")
+    cells = '1 cell' if n == 1 else f'{n} cells'
+    typer.echo(f"{cells} of {network.size} × {network.size} pixels: {out}")
     if each:
         notes = dict(generator=model, seed=options['seed'])
         save_each(x, each, label or 'cell', notes, bits=network.bits,

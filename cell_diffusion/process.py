@@ -9,6 +9,8 @@ __all__ = ['Schedule', 'q_step', 'q_sample', 'q_posterior', 'prediction_target',
 
 # %% ../nbs/03_process.ipynb #c004
 import torch
+from collections.abc import Callable
+from dataclasses import dataclass
 from fastcore.basics import patch
 from torch import nn
 
@@ -219,13 +221,28 @@ def eps_from_v(
     return schedule.at('noise', t, xt)*xt + schedule.at('signal', t, xt)*v
 
 # %% ../nbs/03_process.ipynb #c061
-predictions = ('eps', 'x0', 'v')
+@dataclass(frozen=True)
+class Prediction:
+    "A quantity that a network can predict, and what it says of cell and noise"
+    target:Callable # Called with `(x0, eps, t, schedule)`
+    x0:Callable     # Called with `(xt, t, out, schedule)`
+    eps:Callable    # Called with `(xt, t, out, schedule)`
 
-def _check_prediction(prediction):
-    "Raise `ValueError` for an unknown prediction"
-    if prediction not in predictions:
+def as_it_is(xt, t, out, schedule):
+    "The output itself"
+    return out
+
+predictions = dict(
+    eps=Prediction(lambda x0, eps, t, schedule: eps, x0_from_eps, as_it_is),
+    x0=Prediction(lambda x0, eps, t, schedule: x0, as_it_is, eps_from_x0),
+    v=Prediction(v_from, x0_from_v, eps_from_v))
+
+def _find_prediction(name):
+    "The quantity of that name. Raises `ValueError` for an unknown one."
+    if name not in predictions:
         known = ', '.join(map(repr, predictions))
-        raise ValueError(f"Unknown prediction {prediction!r}: use one of {known}.")
+        raise ValueError(f"Unknown prediction {name!r}: use one of {known}.")
+    return predictions[name]
 
 # %% ../nbs/03_process.ipynb #c061b
 def prediction_target(
@@ -233,13 +250,10 @@ def prediction_target(
     eps:torch.Tensor, # The noise that goes into them, of the same shape
     t,                # Steps in 0..T-1, int64 `(batch,)` or an int
     schedule:Schedule, # The noise schedule
-    prediction:str='eps', # What the network predicts: `'eps'`, `'x0'` or `'v'`
+    prediction:str='eps', # What the network predicts, one of `predictions`
 )->torch.Tensor: # What it should return, of the shape of `x0`
     "The training target of a network. Raises `ValueError` for any other `prediction`."
-    _check_prediction(prediction)
-    if prediction == 'eps': return eps
-    if prediction == 'x0': return x0
-    return v_from(x0, eps, t, schedule)
+    return _find_prediction(prediction).target(x0, eps, t, schedule)
 
 # %% ../nbs/03_process.ipynb #c061c
 def to_x0(
@@ -247,26 +261,20 @@ def to_x0(
     xt:torch.Tensor,  # Its input, of the same shape
     t,                # Steps in 0..T-1, int64 `(batch,)` or an int
     schedule:Schedule, # The noise schedule
-    prediction:str='eps', # What the network predicts: `'eps'`, `'x0'` or `'v'`
+    prediction:str='eps', # What the network predicts, one of `predictions`
 )->torch.Tensor: # The clean images that the output implies
     "An estimate of `x0`. Raises `ValueError` for any other `prediction`."
-    _check_prediction(prediction)
-    if prediction == 'x0': return out
-    if prediction == 'eps': return x0_from_eps(xt, t, out, schedule)
-    return x0_from_v(xt, t, out, schedule)
+    return _find_prediction(prediction).x0(xt, t, out, schedule)
 
 def to_eps(
     out:torch.Tensor, # A network's output, `(batch, ...)`
     xt:torch.Tensor,  # Its input, of the same shape
     t,                # Steps in 0..T-1, int64 `(batch,)` or an int
     schedule:Schedule, # The noise schedule
-    prediction:str='eps', # What the network predicts: `'eps'`, `'x0'` or `'v'`
+    prediction:str='eps', # What the network predicts, one of `predictions`
 )->torch.Tensor: # The noise that the output implies
     "An estimate of the noise. Raises `ValueError` for any other `prediction`."
-    _check_prediction(prediction)
-    if prediction == 'eps': return out
-    if prediction == 'x0': return eps_from_x0(xt, t, out, schedule)
-    return eps_from_v(xt, t, out, schedule)
+    return _find_prediction(prediction).eps(xt, t, out, schedule)
 
 # %% ../nbs/03_process.ipynb #c067
 def p_sample(
@@ -298,6 +306,40 @@ def reverse_walk(
         x = p_sample(x0_hat, x, t, schedule, generator=generator)
         yield t, x, x0_hat
 
+
+# %% ../nbs/13_flow_matching.ipynb #f023
+def u_from(
+    x0:torch.Tensor,  # Clean images, `(batch, ...)`
+    eps:torch.Tensor, # Noise, of the same shape
+    t,                # Not used: it is the same on the whole line
+    schedule:Schedule, # Not used
+)->torch.Tensor: # Of the same shape
+    "Velocity of the straight line from cell to noise (Liu et al. 2023, equation 1)"
+    return eps - x0
+
+def x0_from_u(
+    xt:torch.Tensor, # Images at step t, `(batch, ...)`
+    t,               # Steps in 0..T-1, int64 `(batch,)` or an int
+    u:torch.Tensor,  # The velocity, known or predicted, of the same shape
+    schedule:Schedule, # The noise schedule
+)->torch.Tensor: # The clean images; safe at every t
+    "Back along the straight line: y - s u"
+    a = schedule.at('signal', t, xt)
+    b = schedule.at('noise', t, xt)
+    return (xt - b*u)/(a + b)
+
+def eps_from_u(
+    xt:torch.Tensor, # Images at step t, `(batch, ...)`
+    t,               # Steps in 0..T-1, int64 `(batch,)` or an int
+    u:torch.Tensor,  # The velocity, known or predicted, of the same shape
+    schedule:Schedule, # The noise schedule
+)->torch.Tensor: # The noise; safe at every t
+    "On along the straight line: y + (1 - s) u"
+    a = schedule.at('signal', t, xt)
+    b = schedule.at('noise', t, xt)
+    return (xt + a*u)/(a + b)
+
+predictions['u'] = Prediction(u_from, x0_from_u, eps_from_u)
 
 # %% ../nbs/moved.ipynb #n089
 from cell_diffusion.core import old_names

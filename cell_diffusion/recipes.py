@@ -246,12 +246,8 @@ def train_model(
 )->dict: # The record, as it is written to `record.json`
     """Train on a folder of cells; leaves weights, record, picture, score and model card
 
-    A generator is guided away from its early mean, by the scale that is best on
-    validation cells; not where these are fewer than 100, or with `guided` 0. By
-    default a quarter of the training cells is set aside, or what `start` was trained
-    without; none where a class has fewer than 40.
-    Warns if the training was too short, or if the network does not obey the class.
-    Started by accelerate or `torchrun`, all processes train; the first one writes.
+    Sets a quarter aside, but none where a class has fewer than 40 cells; guides a
+    generator where there are 100 validation cells. Warns of too short a training.
     """
     return do_run(SimpleNamespace(**locals()))
 
@@ -439,6 +435,7 @@ def usual_share(dls, start):
     counts = np.bincount(dls.cells.labels[dls.idxs['train']], minlength=len(dls.vocab))
     return .25 if counts.min() >= 40 else 0.
 
+# %% ../nbs/recipes.ipynb #y000
 def prepare(run)->tuple: # The learner, and the settings that a record keeps
     "Read the cells of a run and build its network"
     if run.patch: run.kwargs = dict(run.kwargs, patch=run.patch)
@@ -500,6 +497,7 @@ def start_network(start, size, set_aside=0.):
                          f"was trained with {kept:g}, so it knows cells of the judge.")
     return model
 
+# %% ../nbs/recipes.ipynb #y001
 def learner_for(dls, start, run):
     "The learner of a run: a generator, or with `inpaint` a network that fills holes"
     channels = dls.one_batch()[0].shape[1]
@@ -793,7 +791,7 @@ def keep_score(score, record, folder, out):
 
 # %% ../nbs/recipes.ipynb #x002
 guidance_scales = 1., 1.25, 1.5, 2., 2.5, 3.
-run_scales = 1., 1.5, 2.
+run_scales = 1., 1.25, 1.5
 
 def choose_guidance(
     model, # Folder of a run, whose weights get the setting
@@ -874,6 +872,7 @@ def try_scales(network, guide, dls, scales, scored, steps, folder, progress):
     pair = '-'.join(net['weights'][:8] for net in networks[:-1])
     return Records(folder/'guidance'/pair, settings).run(run, grid)
 
+# %% ../nbs/recipes.ipynb #y002
 def own_folder(model):
     "The folder of a run. `ValueError` for weights that come with the package."
     folder = as_path(model)

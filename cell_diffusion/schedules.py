@@ -106,7 +106,7 @@ schedule_makers = dict(
 
 # %% ../nbs/04_schedules.ipynb #c034b
 def get_schedule(
-    name:str,       # `'linear'`, `'cosine'`, `'sigmoid'` or `'log_snr'`
+    name:str,       # `'linear'`, `'cosine'`, `'sigmoid'`, `'log_snr'`, `'flow'`
     T:int=1000,     # Number of steps
     zero_snr:bool=False, # Rescale to zero terminal SNR?
     **kwargs,       # Passed to the schedule's function
@@ -129,6 +129,18 @@ def get_schedule(
             "or zero_snr=True.")
     return schedule
 
+
+# %% ../nbs/13_flow_matching.ipynb #f012
+def flow_schedule(
+    T:int=1000, # Number of steps
+)->Schedule: # Its last step has no signal left
+    "Equal steps of the share of noise: the straight line of flow matching"
+    T = check_number('T', T, 1, whole=True)
+    share = torch.arange(1, T + 1, dtype=torch.float64)/T
+    signal = 1 - share
+    return Schedule.from_alphas_cumprod(signal**2/(signal**2 + share**2))
+
+schedule_makers['flow'] = flow_schedule
 
 # %% ../nbs/moved.ipynb #n090
 from cell_diffusion.core import old_names

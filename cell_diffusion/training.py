@@ -315,6 +315,7 @@ def snr_weight(
     slopes = dict(
         eps=s/a.clamp(min=1e-8),
         x0=one,
+        u=s/(a + s),
         v=model.data_std*s/model.std(t, one),
     )
     slope = slopes[model.prediction]
@@ -347,7 +348,7 @@ def lognormal_timesteps(
 class TrainingConfig:
     "What is learned in training: schedule, prediction, and which timesteps count"
     schedule:str # Name of the noise schedule, see `get_schedule`
-    prediction:str # What the network predicts: `eps`, `x0` or `v`
+    prediction:str # What the network predicts: `eps`, `x0`, `v` or `u`
     data_std:float=1. # Standard deviation of the pixels that the network expects
     data_mean:tuple=(0.,) # Mean of each channel, or one for all
     noise_levels:tuple=None # Arguments of `lognormal_timesteps`; None: uniform
@@ -1202,6 +1203,13 @@ def compare_lengths(
         score = scorer(posthoc_mean(folder, length, step))
         rows.append(dict(length=length, **score))
     return pd.DataFrame(rows)
+
+# %% ../nbs/13_flow_matching.ipynb #f031
+training_configs |= {
+    'flow-uniform': TrainingConfig('flow', 'u'),
+    'flow': TrainingConfig('flow', 'u', noise_levels=(0., 1.)),
+    'flow-mid': TrainingConfig('flow', 'u', noise_levels=(-.8, 1.)),
+}
 
 # %% ../nbs/recipes.ipynb #c019
 def loss_by_timestep(

@@ -13,10 +13,11 @@ import os
 import re
 import sys
 import time
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import nbformat
 from nbclient import NotebookClient
@@ -27,7 +28,7 @@ nbs = root/'nbs'
 
 # Chapters without a number come at the end, in this order
 last = ['own_cells', 'imageio', 'sources', 'weights', 'records', 'viewer', 'painter',
-        'web', 'distillation', 'recipes', 'cli', 'moved']
+        'web', 'distillation', 'flow_study', 'recipes', 'cli', 'moved']
 widget_view = 'application/vnd.jupyter.widget-view+json'
 
 
@@ -424,18 +425,23 @@ def run_and_keep(path, label, args):
 
 def run_all(paths, args):
     "Run notebooks, `args.jobs` at once. After a `RuntimeError` no further one begins"
-    with ThreadPoolExecutor(args.jobs) as pool:
-        begun = []
-        for k, path in enumerate(paths, 1):
-            label = f'[{k}/{len(paths)}] {path.stem}'
-            begun.append(pool.submit(run_and_keep, path, label, args))
+    failed = Event()
+
+    def job(numbered):
+        k, path = numbered
+        if failed.is_set():
+            return None
         try:
-            wait(begun, return_when=FIRST_EXCEPTION)
+            return run_and_keep(path, f'[{k}/{len(paths)}] {path.stem}', args)
+        except RuntimeError:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        try:
+            return list(pool.map(job, enumerate(paths, 1)))
         except KeyboardInterrupt:
             os._exit(130)  # Threads cannot be stopped; the kernels end with us
-        pool.shutdown(wait=False, cancel_futures=True)
-        failed = [job for job in begun if not job.cancelled() and job.exception()]
-        return [job.result() for job in failed or begun]
 
 
 def main(argv=None):

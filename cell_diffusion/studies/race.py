@@ -38,14 +38,14 @@ def race(
     """Train the same network for the same time in every way, and compare scores
 
     The ways are all combinations of config, optimizer, learning rate and batch size.
-    They are scored beside validation cells: test cells are for the chosen model alone.
+    They are scored beside validation cells, without guidance.
     """
     check_budget(n, minutes, epochs)
     check_limits(seeds=seeds, size=size, dim=dim, set_aside=set_aside)
     out = as_path(out)
     check_out(out, 'study', data)
     check_race(data, size, dim, names, optimizers, rates, batches)
-    more = dict(set_aside=set_aside, processor=processor)
+    more = dict(set_aside=set_aside, processor=processor, early_at=0, guided=0)
     settings = dict(data=str(data), minutes=None if epochs else minutes, epochs=epochs,
                     n=n, size=size, dim=dim, **more)
 
@@ -53,12 +53,11 @@ def race(
         folder = out/f'{config}-{optimizer}-{rate}-{bs}-{seed}'
         record = train_model(data, size, True, minutes, epochs, folder, config, bs=bs,
                              optimizer=optimizer, lr=rate, dim=dim, seed=seed, scored=n,
-                             judged='valid', early_at=0, guided=0,
-                             progress=progress, **more)
+                             judged='valid', progress=progress, **more)
         return race_row(record)
 
-    grid = dict(seed=range(seeds), config=names, optimizer=optimizers, rate=rates,
-                bs=batches)
+    ways = dict(config=names, optimizer=optimizers, rate=rates, bs=batches)
+    grid = dict(seed=range(seeds), **ways)
     with locked(out, 'racing'):
         return Records(out, settings).run(run, grid)
 
