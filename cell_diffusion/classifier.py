@@ -152,6 +152,7 @@ def train_classifier(
     precision:str='auto', # While training: `float32`, `bfloat16` or `auto`
     network:str=None, # Another network than the reference one, see `build_resnet`
     class_weights=None, # Weight of each class in the loss `(classes,)`, or None
+    loss_func=None, # In place of cross-entropy: called with scores and targets
     checkpoint=None, # File to write once a minute, and to go on from, see `Checkpoint`
 )->nn.Module: # In evaluation mode and float32, on the device of `dls`
     "Train with fastai's one-cycle schedule. `FloatingPointError` at a loss of NaN"
@@ -170,7 +171,7 @@ def train_classifier(
     elif precision == 'bfloat16':
         cbs.append(Autocast())
     class_weights = _as_weights(class_weights)
-    loss = nn.CrossEntropyLoss(class_weights)
+    loss = loss_func or nn.CrossEntropyLoss(class_weights)
     learn = Learner(dls, model, loss_func=loss, metrics=accuracy, cbs=cbs)
     if checkpoint:
         run = dict(steps=steps, lr=lr, seed=seed, dim=dim, precision=precision,

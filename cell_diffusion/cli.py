@@ -670,7 +670,7 @@ def bench_(
 
 # %% ../nbs/cli.ipynb #c022
 @command('studies.augmentation.AugmentationStudy', leave_out=(
-    'cells', 'bs', 'lr', 'ddpm', 'gan', 'pool'), kept=goes_on)
+    'cells', 'bs', 'lr', 'ddpm', 'gan', 'pool', 'set_aside'), kept=goes_on)
 def study_(
     AugmentationStudy, # The class that does the work
     data:str, # A folder of class folders, or a source: jurkat, pbc, …
@@ -678,31 +678,35 @@ def study_(
     size:int=40, # Height and width, in pixels
     channels:str=None, # For example brightfield,darkfield; a number for folders
     n:int=None, # Number of cells; all by default
-    arms:str=None, # Arms, with commas between them; all by default
+    arms:str=None, # Arms, with commas between them, or all; by default the usual six
     fold:list[int]=[], # Do this fold only; may be repeated
     goal:int=None, # Size to which small classes are brought, else the median
     keep:list[str]=[], # Make a class rare: monocyte=50; may be repeated
     source:str=None, # How to read data; folder for class folders of your own
     white:float=None, # Grey level of 16-bit files that is white; by default measured
-    ddpm_epochs:int=None, # Passes over its training fold of every DDPM
-    gan_epochs:int=None, # Passes over its training fold of every GAN
+    processes:int=1, # How many share the work on this machine
+    plan:Path=None, # File from `Plan.write`: what is asked; by default the usual
     **options, # More fields of `AugmentationStudy`
 ):
     "Compare classifiers with and without generated cells, fold by fold."
+    import joblib
+    from cell_diffusion.core import check_number
     from cell_diffusion.data import load_cells
     from cell_diffusion.sources import named_source
     from cell_diffusion.studies.augmentation import write_results
     from cell_diffusion.records import check_out
+    check_number('processes', processes, 1, 1000, whole=True)
+    from cell_diffusion.studies.comparison import Plan
     if arms is not None: options['arms'] = arms
+    if plan: options['plan'] = Plan.read(plan)
     check_out(out, 'study', data)
     kept = dict(kept_cells(words) for words in keep)
     where = named_source(data, source)
     cells = load_cells(*where, size=size, channels=channel_list(channels), n=n,
                        white=white)
-    for kind, epochs in dict(ddpm=ddpm_epochs, gan=gan_epochs).items():
-        if epochs is not None: options[kind] = dict(epochs=epochs)
     study = AugmentationStudy(cells, out, goal=goal, keep=kept or None, **options)
-    study.run(fold or None)
+    with joblib.parallel_config(n_jobs=processes):
+        study.run(fold or None)
     typer.echo(write_results(out))
 
 # %% ../nbs/cli.ipynb #sh05

@@ -138,6 +138,7 @@ limits = dict(
     rounds=whole(1, 10_000),
     scored=whole(0, 1_000_000),
     seed=whole(0, 2**63 - 1),
+    replicates=whole(1, 1000),
     seeds=whole(1, 1000),
     set_aside=dict(low=0, high=.9),
     size=whole(8, 4096),

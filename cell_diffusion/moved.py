@@ -233,17 +233,17 @@ where |= {
     'augmentation.cell_marks':           'splits.dihedral_hash',
     'augmentation.no_leak':              'splits.assert_disjoint',
     'augmentation.AugmentationStudy':    'studies.augmentation.AugmentationStudy',
-    'augmentation.ddpm_cells':           'studies.augmentation.ddpm_cells',
-    'augmentation.gan_cells':            'studies.augmentation.gan_cells',
+    'augmentation.ddpm_cells':           'studies.augmentation.train_ddpm',
+    'augmentation.gan_cells':            'studies.augmentation.train_gan',
     'augmentation.recognised_first':     'studies.augmentation.keep_recognised',
     'augmentation.letters':              'studies.augmentation.encode_labels',
     'augmentation.numbers':              'studies.augmentation.decode_labels',
-    'augmentation.load_records':         'studies.augmentation.load_records',
-    'augmentation.bootstrap':            'studies.augmentation.bootstrap',
-    'augmentation.arm_scores':           'studies.augmentation.arm_scores',
-    'augmentation.verdict':              'studies.augmentation.verdict',
-    'augmentation.judged':               'studies.augmentation.with_verdicts',
-    'augmentation.wide':                 'studies.augmentation.pivot_scores',
+    'augmentation.load_records':         'studies.augmentation.load_scores',
+    'augmentation.bootstrap':            'studies.comparison.bootstrap',
+    'augmentation.arm_scores':           'studies.comparison.contrast_table',
+    'augmentation.verdict':              'studies.comparison.verdict',
+    'augmentation.judged':               'studies.comparison.judged',
+    'augmentation.wide':                 'studies.comparison.report',
     'augmentation.plot_scores':          'plots.plot_scores',
     'augmentation.plot_confusion':       'plots.plot_confusion',
     'augmentation.write_results':        'studies.augmentation.write_results',
@@ -528,14 +528,6 @@ def recognised_first(images, labels, judge, lack):
 
 adapters['augmentation.changes'] = dict(turns=random_dihedral, jitter=affine_jitter)
 
-@adapter('augmentation.load_records')
-def load_records(folder):
-    "Results that may also be asked by key, as in 0.1"
-    results = target('augmentation.load_records')(folder)
-    kind = type(results)
-    keyed = dict(__getitem__=lambda self, name: getattr(self, name))
-    results.__class__ = type(kind.__name__, (kind,), keyed)
-    return results
 
 # %% ../nbs/moved.ipynb #n078
 class Wrapper(GetAttr):

@@ -166,7 +166,7 @@ good = dict(
     classifier='classifier --data @cells --bs 8',
     race='race --data @cells --epochs 1',
     bench='bench',
-    study='study @cells --size 32 --folds 2 --arms real',
+    study='study @cells --size 32 --folds 2 --arms nothing',
     balance='balance @cells --out out --goal 20',
     score='score @net --data @cells',
     distill='distill @net --data @cells',
@@ -186,7 +186,7 @@ whole = dict(
     classifier='--size --epochs --bs --dim -n --seed',
     race='--epochs --seeds -n',
     bench='--size --bs --rounds',
-    study='--size -n --goal --folds --seeds --steps --ddpm-epochs --gan-epochs --fold',
+    study='--size -n --goal --folds --replicates --steps --epochs --fold --processes',
     balance='--goal --size --seed --steps',
     score='--scored --steps -n',
     distill='--calls --walks --epochs --bs -n --seed --scored',
@@ -197,14 +197,14 @@ fractions = dict(
     sample='--guidance-scale', inpaint='--guidance-scale --white',
     train='--minutes --lr --set-aside --early-at', classifier='--lr --set-aside',
     race='--minutes --set-aside', balance='--minutes', distill='--minutes --lr',
+    study='--minutes',
 )
 
 # Zero is fine for these, and these are told otherwise
 may_be_0 = '--seed', '--fold', '--guidance-scale'
 may_be_negative = '--guidance-scale',
 may_be_none = 'train --scored', 'train --means', 'distill --scored'
-said = {'--window': 'not {}', '--fold': 'no fold {}', '--ddpm-epochs': 'epochs={}',
-        '--gan-epochs': 'epochs={}'}
+said = {'--window': 'not {}', '--fold': 'no fold {}'}
 
 
 def numbers():
@@ -382,15 +382,17 @@ def studies():
         --fold 2 | no fold 2
         --folds 20 | 20
         --network magic | magic
-        --size 36 --arms real,ddpm | 36
-        --size 30 --arms real,gan | 30
+        --size 34 --arms nothing,ddpm | 34
+        --size 30 --arms nothing,gan | 30
+        --held-back square3 | 'square3'
+        --arms copies+turns+real10 | held_back
         --channels 2 | 2 are expected
         --out @text.txt | text.txt is a file
         --out /proc/nowhere | /proc/nowhere
         --out @trained | trained holds a trained generator
-        --out @studied --arms real | other settings
-        --out @torn --arms real | settings.json
-        --goal 9000000 --arms real | n=
+        --out @studied --arms nothing | other settings
+        --out @torn --arms nothing | settings.json
+        --goal 9000000 --arms nothing | n=
     """)
     yield 'study @one --size 32', 'two classes', 1
     yield 'study @grown --size 32', 'synthetic-0-00000.png', 1

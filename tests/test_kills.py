@@ -14,7 +14,7 @@ from cell_diffusion.imageio import save_image
 from cell_diffusion.recipes import train_model, train_reference_classifier
 from cell_diffusion.records import locked
 from cell_diffusion.studies import augmentation
-from cell_diffusion.studies.augmentation import AugmentationStudy
+from cell_diffusion.studies.augmentation import AugmentationStudy, Job
 from cell_diffusion.training import (
     Checkpoint, diffusion_learner, fit_for, pixel_statistics,
 )
@@ -60,10 +60,10 @@ def test_a_generator_of_a_study_goes_on_after_a_kill(tmp_path, monkeypatch, kind
     "Killed after a checkpoint, it makes the same cells, and leaves no checkpoint"
     def study(out):
         return AugmentationStudy(
-            some_cells((24, 16, 8, 6)), out, (kind,), folds=2, seeds=1, steps=3,
-            ddpm=dict(epochs=2, dim=8, patch=1, sampling_steps=3), progress=False,
-            gan=dict(epochs=2, dim=4, disc_dim=4, bs=8))
-    whole = study(tmp_path/'whole').generated(kind, 0)
+            some_cells((24, 16, 8, 6)), out, (kind,), folds=2, replicates=1, steps=3,
+            ddpm=dict(dim=8, sampling_steps=3, bs=8), progress=False, epochs=2,
+            gan=dict(dim=4, disc_dim=4, bs=8))
+    whole = Job(study(tmp_path/'whole'), 0, 0).pool(kind)
 
     save = augmentation.fit_for.__globals__['Checkpoint'].save
     def dying(self):
@@ -71,12 +71,14 @@ def test_a_generator_of_a_study_goes_on_after_a_kill(tmp_path, monkeypatch, kind
         raise KeyboardInterrupt
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(augmentation.fit_for.__globals__['Checkpoint'], 'save', dying)
-        study(tmp_path/'killed').generated(kind, 0)
+        Job(study(tmp_path/'killed'), 0, 0).pool(kind)
     left, = (tmp_path/'killed'/'work').glob('*.pt')
     assert torch.load(left)['epochs'] == 1
-    killed = study(tmp_path/'killed').generated(kind, 0)
+    killed = Job(study(tmp_path/'killed'), 0, 0).pool(kind)
     assert np.array_equal(whole.images, killed.images)
-    assert [f.name for f in (tmp_path/'killed'/'work').iterdir()] == [f'{kind}-f0.npz']
+    assert {f.name for f in (tmp_path/'killed'/'work').iterdir()} == {
+        f'{kind}-f0-r0', f'{kind}-f0-r0-rare.npz'}
+    assert whole.manifest['weights'] == killed.manifest['weights']
 
 
 def leaves(state, place=''):
