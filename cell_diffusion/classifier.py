@@ -166,10 +166,8 @@ def train_classifier(
     model = _new_classifier(network, dls.vocab, x, dim)
     cbs = [ForSteps(steps, validate=progress), StopAtNaN()]
     precision = choose_precision(precision, x.device)
-    if network is None:
-        model.precision = precision
-    elif precision == 'bfloat16':
-        cbs.append(Autocast())
+    if network is None: model.precision = precision
+    if network and precision == 'bfloat16': cbs.append(Autocast())
     class_weights = _as_weights(class_weights)
     loss = loss_func or nn.CrossEntropyLoss(class_weights)
     learn = Learner(dls, model, loss_func=loss, metrics=accuracy, cbs=cbs)

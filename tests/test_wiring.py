@@ -73,7 +73,7 @@ def first_step(cells):
     clean = Clean()
     watch = Watch()
     learn = ddpm_learner(cells, model, gamma=5., label_dropout=.1, seed=7,
-                         precision='float32', cbs=[clean, watch])
+                         precision='float32', optimizer='adamw', cbs=[clean, watch])
     learn.add_cb(OneStep())
     before = [p.detach().clone() for p in model.parameters()]
     budget = fit_for(learn, epochs=1, lr=1e-2, progress=False)
