@@ -182,7 +182,7 @@ not_finite = 'nan', 'inf', '-inf', '1e39', '-1'
 whole = dict(
     sample='-n --seed --steps --zoom',
     inpaint='-n --seed --steps --window',
-    train='--size --epochs --bs --dim -n --seed --scored --patch --means',
+    train='--size --epochs --bs --dim -n --seed --scored --patch --means --guided',
     classifier='--size --epochs --bs --dim -n --seed',
     race='--epochs --seeds -n',
     bench='--size --bs --rounds',
@@ -203,7 +203,7 @@ fractions = dict(
 # Zero is fine for these, and these are told otherwise
 may_be_0 = '--seed', '--fold', '--guidance-scale'
 may_be_negative = '--guidance-scale',
-may_be_none = 'train --scored', 'train --means', 'distill --scored'
+may_be_none = 'train --scored', 'train --means', 'train --guided', 'distill --scored'
 said = {'--window': 'not {}', '--fold': 'no fold {}'}
 
 
@@ -341,6 +341,7 @@ def trainings():
         --start @classifier | CellClassifier
         --start @net | Cannot start
         --scored 1 | scored=1
+        --guided 3 | guided=3
         --patch 5 | 32
         --source nope | 'nope'
         --optimizer sgd | 'sgd'
@@ -385,6 +386,8 @@ def studies():
         --size 34 --arms nothing,ddpm | 34
         --size 30 --arms nothing,gan | 30
         --held-back square3 | 'square3'
+        --plan @nowhere | nowhere: write it with
+        --plan @text.txt | text.txt is damaged
         --arms copies+turns+real10 | held_back
         --channels 2 | 2 are expected
         --out @text.txt | text.txt is a file
@@ -465,7 +468,7 @@ def empty_strings():
         inpaint='--model --label --out --method',
         train='--data --out --config --crop --start --channels',
         classifier='--data --out --crop --channels', race='--data --out',
-        bench='--out', study='--out --channels --arms --network --keep',
+        bench='--out', study='--out --channels --arms --network --keep --plan',
         balance='--out --test --weights', score='--data --judged --crop --out',
         guidance='--data --guide', fid='--data --out')
     for command, names in options.items():
@@ -562,7 +565,7 @@ def test_another_code_page(shared, tmp_path, page):
     process = shell(words, shared, PYTHONIOENCODING=page)
     said, errors = process.communicate()
     assert process.returncode == 0 and errors == b'' and out.exists()
-    assert said.startswith(b'1 cells of 32 ') and b'a.png' in said
+    assert said.startswith(b'1 cell of 32 ') and b'a.png' in said
 
 
 @pytest.mark.parametrize('words', [
