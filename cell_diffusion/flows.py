@@ -20,7 +20,8 @@ from cell_diffusion.data import CellLoader, CellLoaders, loaders_of
 from cell_diffusion.denoiser import Condition, Denoiser, class_numbers
 from cell_diffusion.process import Schedule
 from cell_diffusion.sampling import (
-    _evaluating, _for_all, batched_denoise, ddim, ddim_inverse, invert, timesteps,
+    _evaluating, _for_all, batched_denoise, ddim, ddim_inverse, invert,
+    refuse_distilled, timesteps,
 )
 from cell_diffusion.training import NoiseCallback, ddpm_learner
 from cell_diffusion.transforms import random_dihedral
@@ -140,6 +141,7 @@ def likelihood(
     seed:int=0, # Of the probes
 )->torch.Tensor: # Natural logarithm of the density, float64 `(probes, n)`
     "How likely a network finds cells; its estimate is not clipped"
+    refuse_distilled(model, 'measure likelihoods')
     label = class_numbers(model, label, len(x))
     label = _for_all(label, len(x), model.device, torch.long)
     def estimate(xt, t):
@@ -246,6 +248,7 @@ def translate(
     steps:int=20, # Network calls
 )->torch.Tensor: # Images in -1..1, of the shape of `x`
     "Walk from one kind of cell to the other"
+    refuse_distilled(model, 'translate')
     check_number('steps', steps, 2, model.schedule.T, whole=True)
     ts = whole_line(model.schedule, steps)
     walk = ddim_inverse if back else ddim

@@ -18,6 +18,7 @@ from cell_diffusion.denoiser import (Condition, Denoiser, denoise, load, save,
 from cell_diffusion.distillation import (WalkLoader, Walks, distillation_learner,
                                          jump_timesteps, jump_x0, student_of,
                                          teacher_walks, walk)
+from cell_diffusion.flows import likelihood, translate
 from cell_diffusion.gan import gan_learner
 from cell_diffusion.inpainting import Inpainter, fill_holes, inpaint
 from cell_diffusion.recipes import (
@@ -249,6 +250,8 @@ in_several_ways = {
     'invert': lambda net: invert(net, noise(2, 3, 28, 28)),
     'compare samplers': lambda net: quality_against_cost(net, *[None]*3),
     'compare guidance scales': generate_arms,
+    'measure likelihoods': lambda net: likelihood(net, None),
+    'translate': lambda net: translate(net, None),
     'fill by method repaint': lambda net: inpaint(
         np.zeros((28, 28, 3), np.uint8), np.eye(28) > 0, method='repaint', model=net),
 }
@@ -261,8 +264,8 @@ def test_a_student_is_refused_where_walks_are_compared(doing, work):
 
 # These sample with networks of their own training, or refuse students
 own_networks = {
-    'c2st', 'classifier_accuracy_score', 'train_model', 'gan_beside_ddpm', 'ddpm_cells',
-    'longtail_study', 'choose_guidance', 'generate_arms', 'write_studies', 'invert',
+    'c2st', 'classifier_accuracy_score', 'train_model', 'gan_beside_ddpm', 'draw_ddpm',
+    'likelihood', 'bits_study', 'translate', 'through_noise', 'longtail_study', 'choose_guidance', 'generate_arms', 'write_studies', 'invert',
     'orthogonalize', 'AugmentationStudy', 'export_onnx', 'sampler'}
 
 def with_steps(node):
