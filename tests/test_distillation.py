@@ -265,8 +265,9 @@ def test_a_student_is_refused_where_walks_are_compared(doing, work):
 # These sample with networks of their own training, or refuse students
 own_networks = {
     'c2st', 'classifier_accuracy_score', 'train_model', 'gan_beside_ddpm', 'draw_ddpm',
-    'likelihood', 'bits_study', 'translate', 'through_noise', 'longtail_study', 'choose_guidance', 'generate_arms', 'write_studies', 'invert',
-    'orthogonalize', 'AugmentationStudy', 'export_onnx', 'sampler'}
+    'likelihood', 'bits_study', 'translate', 'through_noise', 'longtail_study',
+    'choose_guidance', 'generate_arms', 'write_studies', 'invert', 'orthogonalize',
+    'AugmentationStudy', 'export_onnx', 'sampler'}
 
 def with_steps(node):
     "Does a function or a dataclass have a number of steps by default?"
