@@ -150,8 +150,7 @@ limits = dict(
 
 # %% ../nbs/00_core.ipynb #x006
 # None means "by default" or "all" for these
-may_be_none = ('epochs', 'goal', 'guidance_scale', 'minutes', 'n', 'patch', 'set_aside',
-               'steps')
+may_be_none = ('epochs', 'goal', 'guidance_scale', 'minutes', 'n', 'patch', 'steps')
 
 def check_limits(
     **values, # Numbers by the name of the argument, each in `limits`

@@ -23,7 +23,7 @@ from fastai.torch_core import num_distrib, rank_distrib, to_detach as _to_detach
 from . import simulation
 from .core import (
     as_path, check_limits, check_number, default_device, encode, generator,
-    limits, plain_number, show_cells)
+    plain_number, show_cells)
 from .imageio import (
     channels_and_bits, open_picture, read_planes, reader_version, to_8_bits, why)
 from .records import locked, read_table, write_whole
@@ -944,8 +944,7 @@ def cell_dls(
     Split, shuffled and turned reproducibly. Raises as `load_cells` does, and
     `ValueError` for cells that `balance` generated and for classes too small to split.
     """
-    bs, = check_limits(bs=bs)
-    set_aside = check_number('set_aside', set_aside, **limits['set_aside'])
+    bs, set_aside = check_limits(bs=bs, set_aside=set_aside)
     scales = check_scales(scales)
     cells = load_cells(source, path, size, crop, channels, n, seed, **kwargs)
     check_real(cells)

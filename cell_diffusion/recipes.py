@@ -410,9 +410,9 @@ def check_run(run):
     if run.scales and not run.inpaint:
         raise ValueError("scales are for networks that fill holes: add inpaint=True "
                          "(--inpaint in a shell), or leave scales out.")
-    names = ('size minutes epochs bs lr dim n seed steps scored patch set_aside means '
-             'early_at').split()
-    check_limits(**{name: getattr(run, name) for name in names})
+    names = 'size minutes epochs bs lr dim n seed steps scored patch means early_at'
+    given = {name: getattr(run, name) for name in names.split()}
+    check_limits(set_aside=run.set_aside or 0, **given)
     check_shares(run.bs, run.processes)
 
 # %% ../nbs/recipes.ipynb #z00b

@@ -41,7 +41,7 @@ def race(
     They are scored beside validation cells, without guidance.
     """
     check_budget(n, minutes, epochs)
-    check_limits(seeds=seeds, size=size, dim=dim, set_aside=set_aside)
+    check_limits(seeds=seeds, size=size, dim=dim, set_aside=set_aside or 0)
     out = as_path(out)
     check_out(out, 'study', data)
     check_race(data, size, dim, names, optimizers, rates, batches)
