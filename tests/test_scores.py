@@ -143,11 +143,11 @@ nothing_left = ('run: nothing was left to train, this run had 0.[0-9] minutes. .
 
 
 def test_an_option_that_the_run_did_not_have_is_refused(out):
-    before = {f.name: f.read_bytes() for f in out.iterdir()}
+    before = {f: f.read_bytes() for f in out.rglob('*') if f.is_file()}
     said = "options was 'mults' there and is 'mults, normalize' here"
     with pytest.raises(ValueError, match=said):
         train_model(**run, **epochs, normalize=True, out=out)
-    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+    assert {f: f.read_bytes() for f in out.rglob('*') if f.is_file()} == before
 
 
 def test_a_run_that_is_over_goes_on_with_a_larger_budget(out):
