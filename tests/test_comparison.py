@@ -1,5 +1,6 @@
 "How sure one can be of a difference: against other implementations, and known truth"
 import json
+import re
 from itertools import combinations
 
 import numpy as np
@@ -8,11 +9,13 @@ from scipy import stats
 from sklearn.metrics import (
     average_precision_score, balanced_accuracy_score, f1_score, precision_recall_curve)
 
+from cell_diffusion.simulation import jurkat_phases
 from cell_diffusion.studies import comparison
 from cell_diffusion.studies.comparison import (
     Endpoint, Plan, Scores, bootstrap, class_weights, contrast_table, draw_interval,
     false_decisions, holm, pack_scores, plot_precision, plot_price, report,
     simulate_scores, unpack_scores)
+from common import root
 
 rare = Endpoint('average precision', (2, 3))
 accuracy = Endpoint('balanced accuracy')
@@ -471,3 +474,14 @@ def test_figures():
     fig = plot_price(draws, {0: 'real', 10: 'copies'}, ['gan', 'ddpm'])
     assert [t.get_text() for t in fig.axes[0].get_legend().get_texts()] == [
         'gan', 'ddpm', 'real cells added']
+
+
+def test_the_plan_in_words_is_the_plan_that_is_read():
+    plan = Plan.read(root/'plan.json')
+    words = (root/'PLAN.md').read_text(encoding='utf-8')
+    told = re.findall(r'^\d\. `(.+?)` − `(.+?)`$', words, re.M)
+    assert list(plan.contrasts) == told and len(told) == 5
+    assert 'Equivalence of `{}` and `{}`'.format(*plan.equivalent) in words
+    assert f'margin of {plan.margin:g}'.replace('0.', '.') in words
+    phases = [jurkat_phases[k] for k in plan.endpoint.classes]
+    assert phases == ['Prophase', 'Metaphase', 'Anaphase', 'Telophase']
