@@ -25,7 +25,7 @@ from cell_diffusion.metrics import class_accuracy
 from cell_diffusion.recipes import (
     best_scale, choose_guidance, classifier_card, held_out, model_card, read_record,
     result_lines,
-    train_and_save_classifier, train_model, train_reference_classifier,
+    train_and_save_classifier, train_model, train_reference_classifier, usual_share,
 )
 from cell_diffusion.records import Records, locked, write_json
 from cell_diffusion.simulation import jurkat_phases, simulate_blood
@@ -546,6 +546,16 @@ def test_guidance_is_not_stored_with_what_comes_with_the_package(tmp_path):
     shutil.copytree(shipped('blood64'), tmp_path/'plain')
     with pytest.raises(ValueError, match='knows no classes to guide towards'):
         choose_guidance(tmp_path/'plain', 'simulated', progress=False)
+
+
+def test_what_is_set_aside_by_default(tmp_path):
+    many, few = (cell_dls('simulated', size=28, n=n) for n in (1400, 200))
+    assert usual_share(many, None) == .25 and usual_share(few, None) == 0
+    # A network goes on with the share that it was trained without
+    assert usual_share(many, 'blood32') == 0
+    assert usual_share(many, 'blood64-classes') == .25
+    write_json(tmp_path/'record.json', dict(set_aside=.1))
+    assert usual_share(few, tmp_path) == .1
 
 
 def test_the_judge_of_a_start_is_kept(tmp_path, monkeypatch):
