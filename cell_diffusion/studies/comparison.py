@@ -779,7 +779,8 @@ def plot_price(
     found = [_arm_interval(draws, real[n]) for n in numbers]
     ax.plot(numbers, [value for value, _, _ in found], color='k', lw=1)
     _interval_dots(ax, found, numbers, 'real cells added', 'k')
-    for i, arm in enumerate(generated):
+    # C0 is the arm with real cells alone, as in `plot_precision`
+    for i, arm in enumerate(generated, 1):
         value, low, high = _arm_interval(draws, arm)
         ax.axhline(value, color=f'C{i}', lw=1.2, label=as_text(arm))
         ax.axhspan(low, high, color=f'C{i}', alpha=.15, lw=0)
