@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import (
     average_precision_score, balanced_accuracy_score, f1_score, precision_recall_curve)
+from statsmodels.stats import multitest
 
 from cell_diffusion.simulation import jurkat_phases
 from cell_diffusion.studies import comparison
@@ -294,7 +295,6 @@ def test_holm_is_closed_testing(seed):
 def test_holm_is_that_of_its_paper_and_of_statsmodels():
     p = np.array([.01, .04, .03, .005])
     assert np.allclose(holm(p), (.03, .06, .06, .02))
-    multitest = pytest.importorskip('statsmodels.stats.multitest')
     p = np.random.default_rng(0).random(20)**2
     assert np.allclose(holm(p), multitest.multipletests(p, method='holm')[1])
 
