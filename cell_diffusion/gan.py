@@ -53,7 +53,7 @@ def generator_logistic(
     "The non-saturating loss of the generator (Goodfellow et al. 2014, section 3)"
     return F.softplus(-score).mean()
 
-# %% ../nbs/11_gan.ipynb #n021
+# %% ../nbs/11_gan.ipynb #n030
 def discriminator_relativistic(
     score:torch.Tensor, # Scores `(2n,)`
     real:torch.Tensor, # bool `(2n,)`: True for real cells, which must be one half
@@ -213,7 +213,7 @@ def check_label(self:Generator, label):
     if label is not None and not self.classes:
         raise ValueError("This generator has no classes: leave label out.")
 
-# %% ../nbs/11_gan.ipynb #n022
+# %% ../nbs/11_gan.ipynb #n031
 class Halve(nn.Conv2d):
     "Halves height and width: a convolution and a mean over 2 × 2 pixels in one"
     def __init__(self,
@@ -323,7 +323,7 @@ def check(self:Discriminator, x, label):
     if label is not None and not self.n_classes:
         raise ValueError("This discriminator has no classes: leave label out.")
 
-# %% ../nbs/11_gan.ipynb #n025
+# %% ../nbs/11_gan.ipynb #n053
 def adapt_p(
     p:torch.Tensor, # Probability of augmentation of each class, changed in place
     score:torch.Tensor, # Scores of real and generated cells `(2n,)`
@@ -407,13 +407,14 @@ class GANCallback(NoiseCallback):
         r2:float=0., # The same at generated cells
         every:int=16, # Steps from one penalty to the next (Karras et al. 2020)
         augment:dict=None, # Arguments of `diff_augment`; False for no augmentation
+        disc_rate:float=1., # Learning rate of the discriminator, over the generator's
         seed:int=0, # The noise of an epoch depends on `seed` and its number alone
     ):
         super().__init__(seed=seed)
         if loss not in gan_losses:
             raise ValueError(f"Unknown loss {loss!r}: use one of "
                              f"{', '.join(gan_losses)}.")
-        store_attr('r1, r2, every, augment')
+        store_attr('r1, r2, every, augment, disc_rate')
         self.generator_loss = gan_losses[loss].generator
 
     def show(self, x):
@@ -471,13 +472,18 @@ def penalty(self:GANCallback, x):
     discriminator.precision = precision
     return penalty
 
-# %% ../nbs/11_gan.ipynb #n028
+# %% ../nbs/11_gan.ipynb #n057
+@patch
+def before_step(self:GANCallback):
+    "Each network has its learning rate"
+    rate = self.opt.hypers[1]['lr']
+    self.opt.set_hyper('lr', [self.disc_rate*rate, rate])
+
 @patch
 def after_step(self:GANCallback):
     "Show the generated cells again, and take the generator's step"
     discriminator = self.learn.model.discriminator.requires_grad_(False)
     self.opt.zero_grad()
-    # Scores of the real cells are those that the discriminator has just given
     is_real, = self.learn.yb
     real = self.learn.pred[is_real].detach()
     score = discriminator(self.show(self.generated), self.label)
@@ -522,6 +528,7 @@ def gan_learner(
     augment:dict=None, # Arguments of `diff_augment`, or False; `p` is adapted if not given
     ema:float=.999, # Decay of the running mean of the generator's weights
     betas:tuple=(0., .99), # Of Adam
+    disc_rate:float=1., # Learning rate of the discriminator, over the generator's
     precision:str='auto', # `float32`, `bfloat16`, or `auto` for the faster one
     seed:int=0, # Seed of the first weights and of the noise
     cbs=(), # More callbacks
@@ -531,12 +538,13 @@ def gan_learner(
     seed, = check_limits(seed=seed)
     check_number('r1', r1, 0)
     check_number('r2', r2, 0)
+    check_number('disc_rate', disc_rate, above=0)
     check_number('ema', ema, 0, 1)
     betas = check_numbers('betas', betas, low=0, high=1)
     turns = getattr(dls.train, 'augment', True)
     if augment is not False: augment = dict(dihedral=turns, **(augment or {}))
     gan = build_gan(dls, classes, dim, disc_dim, latent, precision, seed)
-    callback = GANCallback(loss, r1, r2, augment=augment, seed=seed)
+    callback = GANCallback(loss, r1, r2, augment=augment, disc_rate=disc_rate, seed=seed)
     cbs = [callback, GeneratorEMA(ema), StopAtNaN(), *cbs]
     adam = partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=betas))
     return Learner(dls, gan, loss_func=gan_losses[loss].discriminator,
