@@ -53,7 +53,7 @@ def generator_logistic(
     "The non-saturating loss of the generator (Goodfellow et al. 2014, section 3)"
     return F.softplus(-score).mean()
 
-# %% ../nbs/11_gan.ipynb #n030
+# %% ../nbs/11_gan.ipynb #n021
 def discriminator_relativistic(
     score:torch.Tensor, # Scores `(2n,)`
     real:torch.Tensor, # bool `(2n,)`: True for real cells, which must be one half
@@ -213,20 +213,6 @@ def check_label(self:Generator, label):
     if label is not None and not self.classes:
         raise ValueError("This generator has no classes: leave label out.")
 
-# %% ../nbs/11_gan.ipynb #n031
-class Halve(nn.Conv2d):
-    "Halves height and width: a convolution and a mean over 2 × 2 pixels in one"
-    def __init__(self,
-        dim_in:int, # Channels that come in
-        dim_out:int, # Channels that go out
-    ):
-        super().__init__(dim_in, dim_out, 3)
-
-    def forward(self, x):
-        # Four copies of the 3 × 3 filter, shifted by a pixel: a smooth 4 × 4 one
-        weight = F.avg_pool2d(F.pad(self.weight, (1, 1, 1, 1)), 2, stride=1)
-        return F.conv2d(x, weight, self.bias, stride=2, padding=1)
-
 # %% ../nbs/11_gan.ipynb #c040
 class DiscriminatorBlock(nn.Module):
     """Halves height and width: two convolutions, added to a shrunken copy of the input
@@ -238,7 +224,7 @@ class DiscriminatorBlock(nn.Module):
     ):
         super().__init__()
         conv1 = nn.Conv2d(dim_in, dim_in, 3, padding=1)
-        conv2 = Halve(dim_in, dim_out)
+        conv2 = nn.Conv2d(dim_in, dim_out, 4, stride=2, padding=1)
         skip = nn.Conv2d(dim_in, dim_out, 1)
         self.conv1 = spectral_norm(conv1)
         self.conv2 = spectral_norm(conv2)
@@ -278,7 +264,7 @@ class Discriminator(Network):
         dims = [dim*min(4, 2**i) for i in range(halvings(size)[1])]
         last = dims[-1]
 
-        self.stem = spectral_norm(Halve(channels, dim))
+        self.stem = spectral_norm(nn.Conv2d(channels, dim, 4, stride=2, padding=1))
         self.blocks = nn.Sequential(
             *[DiscriminatorBlock(a, b) for a, b in zip(dims, dims[1:])])
         self.last = spectral_norm(nn.Conv2d(last + 1, last, 3, padding=1))
@@ -323,7 +309,7 @@ def check(self:Discriminator, x, label):
     if label is not None and not self.n_classes:
         raise ValueError("This discriminator has no classes: leave label out.")
 
-# %% ../nbs/11_gan.ipynb #n053
+# %% ../nbs/11_gan.ipynb #n061
 def adapt_p(
     p:torch.Tensor, # Probability of augmentation of each class, changed in place
     score:torch.Tensor, # Scores of real and generated cells `(2n,)`
@@ -472,7 +458,7 @@ def penalty(self:GANCallback, x):
     discriminator.precision = precision
     return penalty
 
-# %% ../nbs/11_gan.ipynb #n057
+# %% ../nbs/11_gan.ipynb #n065
 @patch
 def before_step(self:GANCallback):
     "Each network has its learning rate"

@@ -189,7 +189,7 @@ def diff_augment(
     x = some(change_light(x, rng, light, contrast), x)
     return some(cut_hole(x, rng, hole), x)
 
-# %% ../nbs/11_gan.ipynb #n038
+# %% ../nbs/11_gan.ipynb #n059
 def change_light(x, rng, light, contrast):
     "Another brightness and contrast for each image"
     draw = partial(torch.rand, len(x), 1, 1, 1, generator=rng, device=x.device)

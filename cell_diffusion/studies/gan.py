@@ -25,7 +25,7 @@ from cell_diffusion.unet import n_params
 
 # %% ../../nbs/11_gan.ipynb #n042
 def gan_results(
-    name:str='gan', # `gan`, `gan-turned` or `gan-tuning`
+    name:str='gan', # `gan`, or `gan-tuning`, `gan-turned`, `gan-spectrum`, `gan-today`
 )->pd.DataFrame: # With today's names of the columns
     "A table of results that comes with the package. `FileNotFoundError` for others"
     new_names = dict(recognised='class_accuracy', kd='kid', spread='diversity',
