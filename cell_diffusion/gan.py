@@ -511,7 +511,7 @@ def gan_learner(
     loss:str='logistic', # One of `gan_losses`
     r1:float=.1, # Weight of `r1_penalty` at real cells
     r2:float=0., # The same at generated cells
-    augment:dict=None, # Arguments of `diff_augment`, or False; `p` is adapted if not given
+    augment:dict=None, # Arguments of `diff_augment`, or False; no `p`: adapted
     ema:float=.999, # Decay of the running mean of the generator's weights
     betas:tuple=(0., .99), # Of Adam
     disc_rate:float=1., # Learning rate of the discriminator, over the generator's
@@ -530,7 +530,8 @@ def gan_learner(
     turns = getattr(dls.train, 'augment', True)
     if augment is not False: augment = dict(dihedral=turns, **(augment or {}))
     gan = build_gan(dls, classes, dim, disc_dim, latent, precision, seed)
-    callback = GANCallback(loss, r1, r2, augment=augment, disc_rate=disc_rate, seed=seed)
+    callback = GANCallback(loss, r1, r2, augment=augment, disc_rate=disc_rate,
+                           seed=seed)
     cbs = [callback, GeneratorEMA(ema), StopAtNaN(), *cbs]
     adam = partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=betas))
     return Learner(dls, gan, loss_func=gan_losses[loss].discriminator,
