@@ -17,6 +17,7 @@ from cell_diffusion.gan import (
     discriminator_hinge, discriminator_logistic, gan_learner, gan_losses, gan_sample,
     generator_hinge, generator_logistic, halvings, r1_penalty,
 )
+from cell_diffusion.studies import augmentation
 from cell_diffusion.studies import gan as study
 from cell_diffusion.studies.gan import gan_beside_ddpm, gan_results
 from cell_diffusion.training import fit_for
@@ -623,6 +624,13 @@ def test_study_resumes_and_refuses(tmp_path, quick):
     assert np.isclose(again.fd[1], table.fd[1], rtol=1e-3)
     with pytest.raises(ValueError, match='other settings .n: '):
         run_study(tmp_path, n=21)
+
+
+def test_both_chapters_train_the_same_networks():
+    "The comparison and the augmentation study have the same settings"
+    for kind, settings in study.defaults.items():
+        there = augmentation.generators[kind.lower()].settings
+        assert settings == {name: there[name] for name in settings}
 
 
 def test_study_without_a_folder(quick):
