@@ -427,8 +427,8 @@ def diffusion_learner(
     _, channels, size, _ = dls.one_batch()[0].shape
     patch, = check_limits(patch=max(1, size//32) if patch is None else patch)
     sizes = dict(channels=channels, dim=dim, patch=patch)
-    if config.kind: sizes['kind'] = config.kind
-    else: sizes['mults'] = list(check_numbers('mults', mults))
+    if config.kind is None: sizes['mults'] = list(check_numbers('mults', mults))
+    if config.kind is not None: sizes['kind'] = config.kind
     unet = {**sizes, **(unet or {})}
 
     torch.manual_seed(seed)

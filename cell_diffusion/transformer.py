@@ -51,11 +51,13 @@ class Block(nn.Module):
         return h + gate2*self.think(adapted(h, shift2, scale2))
 
     def attend(self, h):
+        "Each head mixes what the tokens hold, weighted by how well they fit"
         heads = self.qkv(h).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         seen = F.scaled_dot_product_attention(*heads)
         return self.mix(seen.transpose(1, 2).flatten(2))
 
     def think(self, h):
+        "The same two layers for each token"
         return self.shrink(F.gelu(self.grow(h)))
 
 # %% ../nbs/13b_few_calls.ipynb #h064

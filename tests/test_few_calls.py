@@ -200,6 +200,12 @@ def test_holes_filled_in_few_calls(small_study, tmp_path):
     assert table[['error', 'spread', 'seam']].notna().all().all()
 
 
+def test_networks_of_one_name_are_not_told_apart(tmp_path):
+    save(network(), tmp_path/'a'/'net')
+    with pytest.raises(ValueError, match='folders of different names'):
+        study.networks_by_name([tmp_path/'a'/'net', tmp_path/'a'/'net'], Denoiser)
+
+
 def test_what_is_lost(small_study, tmp_path):
     teacher, student = small_study['net']
     table = study.lost_study('simulated', tmp_path/'lost', teacher, [student], n=4,
@@ -256,7 +262,8 @@ def chapter():
 
 wrong_answers = {
     1: dict(
-        not_about_the_mean='def bend(path): return (path.diff(dim=0)*(len(path)-1)).var()',
+        about_one_mean_for_all="""
+def bend(path): return (path.diff(dim=0)*(len(path) - 1)).var()""",
         no_time='def bend(path): return (path.diff(dim=0) - '
                 '(path[-1] - path[0])/(len(path) - 1)).pow(2).mean()',
         distance_from_the_chord="""
@@ -294,10 +301,11 @@ def loss_of(jump, path, k, i, apart=5):
     return (jump(path[k, i], k/steps) - answer).pow(2).mean()""",
     ),
     3: dict(
-        the_middle='fork, up, softest = 0., .1, .2',
-        of_the_field='fork, up, softest = .5, .25, .2',
-        the_steepest='fork, up, softest = .5, .1, 1.',
-        the_other_fork='fork, up, softest = 1.28, .1, .2',
+        the_middle='fork, up, from_little, from_noise = 0., .1, .1, -.7',
+        of_the_field='fork, up, from_little, from_noise = .5, .25, .1, -.7',
+        one_line_for_both=
+            'fork, up, from_little, from_noise = .5, .1, -.7, -.7',
+        the_other_fork='fork, up, from_little, from_noise = 1.28, .1, .1, -.7',
     ),
     4: dict(
         equal_numbers="""

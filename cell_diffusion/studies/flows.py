@@ -16,7 +16,7 @@ from cell_diffusion.classifier import features_and_predictions, reference_classi
 from cell_diffusion.core import as_path, decode, encode, generator
 from cell_diffusion.data import cell_dls, load_cells
 from cell_diffusion.denoiser import (
-    Condition, Denoiser, load, network_settings)
+    Condition, Denoiser, load, network_settings, weights_hash)
 from cell_diffusion.distillation import walk
 from cell_diffusion.flows import (
     between_learner, bits_per_dim, dequantise, fit_gaussian, likelihood, of_class,
@@ -203,6 +203,13 @@ few_calls = 1, 2, 4, 10, 20, 50
 compared_ways = {**contestants,
                  'dpm_solver, unguided': dict(sampler='dpm_solver', guidance_scale=1.)}
 
+def networks_by_name(folders, kind):
+    "Networks by the names of their folders, which must differ"
+    models = {as_path(folder).name: load(folder, kind=kind) for folder in folders}
+    if len(models) == len(folders): return models
+    raise ValueError(f"{', '.join(map(str, folders))}: give folders of different "
+                     "names, by which the table tells networks apart.")
+
 def calls_study(
     data, # A source or a folder of class folders
     out, # Folder of the records; a killed study goes on there
@@ -215,9 +222,8 @@ def calls_study(
 )->pd.DataFrame: # As from `quality_against_cost`, and `network`
     "Every sampler of a teacher, and its students, against network calls"
     out = as_path(out)
-    models = {as_path(name).name: load(name, kind=Denoiser)
-              for name in (teacher, *students)}
-    dls = cell_dls(data, size=load(teacher).size, **kwargs)
+    models = networks_by_name([teacher, *students], Denoiser)
+    dls = cell_dls(data, size=next(iter(models.values())).size, **kwargs)
     classifier = reference_classifier(dls)
     images, labels = dls.test.arrays
     tables = []
@@ -241,11 +247,9 @@ def fills_study(
     seed:int=0, # Of cells, holes and noise
     **kwargs, # More arguments of `cell_dls`, as the networks were trained with
 )->pd.DataFrame: # As from `score_arm`: a row for each network, calls, hole and cell
-    "Holes of test cells, filled by a teacher in few calls and many, and by its students"
-    models = {as_path(name).name: load(name, kind=Inpainter)
-              for name in (teacher, *students)}
-    size = load(teacher).size
-    dls = cell_dls(data, size=size, **kwargs)
+    "Holes of test cells, filled by a teacher in few calls and many, and by students"
+    models = networks_by_name([teacher, *students], Inpainter)
+    dls = cell_dls(data, size=next(iter(models.values())).size, **kwargs)
     classifier = reference_classifier(dls)
     images, labels = dls.test.arrays
     pick = draw_of_each(labels, n, len(dls.vocab), seed)
@@ -264,7 +268,7 @@ def fills_study(
     for name, model in models.items():
         ways = [('ddim', k) for k in calls] + [('dpm_solver', k) for k in calls]
         if model.jumps: ways = [('student', len(model.jumps))]
-        same = dict(network=name, weights=network_settings(model)['weights'])
+        same = dict(network=name, weights=weights_hash(model))
         jobs += [dict(same, sampler=sampler, calls=k, hole=hole)
                  for sampler, k in ways for hole in holes]
     settings = dict(fingerprint=fingerprint(dls), n=n, fills=fills, seed=seed,
@@ -324,8 +328,8 @@ def lost_study(
     **kwargs, # More arguments of `cell_dls`, as the networks were trained with
 )->pd.DataFrame: # `what`, `network`, `steps`, `cell`, `value`, `class_kept`
     "Likelihood and the way back: what few calls cost besides quality"
-    names = [as_path(name).name for name in (teacher, *students)]
-    models = dict(zip(names, [load(name, kind=Denoiser) for name in (teacher, *students)]))
+    models = networks_by_name([teacher, *students], Denoiser)
+    names = list(models)
     dls = cell_dls(data, size=models[names[0]].size, **kwargs)
     classifier = reference_classifier(dls)
     images, labels = dls.test.arrays
@@ -334,21 +338,21 @@ def lost_study(
                 torch.as_tensor(labels)[some], classifier, steps[-1], seed)
 
     def run(what, network, steps, weights):
-        if what == 'bits': table = lost.bits(models.get(network))
-        elif steps: table = lost.there_and_back(steps)
-        else: table = lost.back(models[network])
-        return table.assign(cell=some.numpy())
+        model = models.get(network)
+        ways = {'bits': lambda: lost.bits(model), 'back': lambda: lost.back(model),
+                'there and back': lambda: lost.there_and_back(steps)}
+        return ways[what]().assign(cell=some.numpy())
 
-    hashes = {name: network_settings(model)['weights'] for name, model in models.items()}
-    hashes['real cells'] = ''
+    hashes = {name: weights_hash(model) for name, model in models.items()}
+    hashes['real cells'] = 'none'
     jobs = [('bits', name, 0) for name in ('real cells', *names)]
     jobs += [('there and back', names[0], k) for k in steps]
     jobs += [('back', name, 0) for name in names]
     grid = [dict(what=what, network=name, steps=k, weights=hashes[name])
             for what, name, k in jobs]
-    settings = dict(fingerprint=fingerprint(dls), teacher=network_settings(lost.teacher),
-                    classifier=network_settings(classifier), n=n, steps=steps[-1],
-                    seed=seed)
+    settings = dict(
+        fingerprint=fingerprint(dls), teacher=network_settings(lost.teacher),
+        classifier=network_settings(classifier), n=n, steps=steps[-1], seed=seed)
     return Records(out, settings).run(run, grid)
 
 # %% ../../nbs/flow_study.ipynb #g013
@@ -371,7 +375,8 @@ def make_records(
     make = dict(
         race=lambda to: flow_race(data, to, minutes),
         bits=lambda to: bits_study(data, to, networks, **kwargs),
-        between=lambda to: between_study(data, to, minutes/2, network=teacher, **kwargs),
+        between=lambda to: between_study(
+            data, to, minutes/2, network=teacher, **kwargs),
         calls=lambda to: calls_study(data, to, teacher, students, **kwargs),
         fills=lambda to: fills_study(data, to, filler, fillers, **kwargs),
         lost=lambda to: lost_study(data, to, teacher, students, **kwargs))
