@@ -26,9 +26,15 @@ def places(
     return torch.cat([down, right]).to(h.dtype)
 
 # %% ../nbs/13b_few_calls.ipynb #h062
-def adapted(h, shift, scale):
-    "A norm without weights, then the scale and the shift of the embedding"
-    return F.layer_norm(h, h.shape[-1:])*(1 + scale) + shift
+class AdaptiveNorm(nn.LayerNorm):
+    "A norm without weights, then a scale and a shift that come from the embedding"
+    def __init__(self,
+        width:int, # Numbers in a token
+    ):
+        super().__init__(width, elementwise_affine=False)
+
+    def forward(self, h, shift, scale):
+        return super().forward(h)*(1 + scale) + shift
 
 class Block(nn.Module):
     "Tokens look at each other, then each goes on alone (adaLN-Zero)"
@@ -38,6 +44,7 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.heads = heads
+        self.norm = AdaptiveNorm(width)
         self.qkv = nn.Linear(width, 3*width)
         self.mix = nn.Linear(width, width)
         self.grow = nn.Linear(width, 4*width)
@@ -47,8 +54,8 @@ class Block(nn.Module):
     def forward(self, h, emb):
         shift1, scale1, gate1, shift2, scale2, gate2 = (
             self.adapt(emb)[:, None].chunk(6, dim=2))
-        h = h + gate1*self.attend(adapted(h, shift1, scale1))
-        return h + gate2*self.think(adapted(h, shift2, scale2))
+        h = h + gate1*self.attend(self.norm(h, shift1, scale1))
+        return h + gate2*self.think(self.norm(h, shift2, scale2))
 
     def attend(self, h):
         "Each head mixes what the tokens hold, weighted by how well they fit"
@@ -83,6 +90,7 @@ class Transformer(nn.Module):
         self.conv_in = nn.Conv2d(channels, width, self.patch, stride=self.patch)
         heads = math.gcd(width, max(1, width//32))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm = AdaptiveNorm(width)
         self.adapt = zeroed(nn.Linear(width, 2*width))
         out = (out_channels or channels)*self.patch**2
         self.out = nn.Sequential(zeroed(nn.Conv2d(width, out, 1)))
@@ -94,7 +102,7 @@ class Transformer(nn.Module):
         h = (grid + places(grid)).flatten(2).transpose(1, 2)
         for block in self.blocks:
             h = block(h, emb)
-        h = adapted(h, *self.adapt(emb)[:, None].chunk(2, dim=2))
+        h = self.norm(h, *self.adapt(emb)[:, None].chunk(2, dim=2))
         h = self.out(h.transpose(1, 2).unflatten(2, grid.shape[2:]))
         return F.pixel_shuffle(h, self.patch).float()
 

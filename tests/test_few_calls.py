@@ -25,6 +25,7 @@ from cell_diffusion.toys import Oracle, Toy
 from cell_diffusion.training import diffusion_learner, fit_for, training_configs
 from cell_diffusion.transformer import Block, Transformer, places
 from cell_diffusion.unet import UNet, n_params
+from cell_diffusion.web import export_onnx
 
 kinds = 'a', 'b'
 tiny = dict(dim=16, mults=[1, 2])
@@ -114,6 +115,7 @@ def test_it_is_a_network_of_the_course(cells, tmp_path, kind):
     assert weights_hash(again) == weights_hash(load(tmp_path/'t'))
     x = sample(again, 2, 0, steps=3, progress=False)
     assert x.shape == (2, 3, 28, 28) and x.isfinite().all()
+    assert export_onnx(again, tmp_path/'t.onnx').stat().st_size > 100_000
 
 
 @pytest.mark.parametrize('unet, said', [
