@@ -107,7 +107,7 @@ def sampler_jobs(model, samplers, calls):
         for budget in calls:
             steps = steps_for(options['sampler'], budget, schedule.T)
             # A coarse schedule may hold fewer timesteps
-            visited = len(timesteps(schedule, steps, options.get('spacing', 'log_snr')))
+            visited = len(timesteps(schedule, steps, options.get('spacing', 'early')))
             cost = nfe(options['sampler'], visited, schedule.T)
             jobs.setdefault((name, cost), dict(sampler=name, nfe=cost, steps=steps))
     return list(jobs.values())
