@@ -530,6 +530,7 @@ def grows(old, new):
     if old is None: return True
     return old.shape[0] == new.shape[0] and old.shape[1] < new.shape[1]
 
+# %% ../nbs/06b_long_runs.ipynb #n026b
 def check_same_task(model, trained):
     "Two networks predict the same for the same kind of cells"
     for name in ('prediction', 'data_std', 'data_mean', 'size'):
