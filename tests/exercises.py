@@ -64,6 +64,11 @@ def _assign(target, value):
     return _placed(ast.Assign([target], value), value)
 
 
+def _evaluate(value):
+    "A value by itself, as a statement"
+    return _placed(ast.Expr(value), value)
+
+
 def _placed(node, value):
     "A new node, at the place of an old one"
     return ast.fix_missing_locations(ast.copy_location(node, value))
@@ -73,12 +78,12 @@ def _parts(node):
     "What a compound statement does, one after the other; None for any other"
     if isinstance(node, ast.With):
         items = [_assign(i.optional_vars, i.context_expr) if i.optional_vars
-                 else _placed(ast.Expr(i.context_expr), i.context_expr) for i in node.items]
+                 else _evaluate(i.context_expr) for i in node.items]
         return items + node.body
     if isinstance(node, ast.For):
         return [_assign(node.target, node.iter), *node.body, *node.orelse]
     if isinstance(node, (ast.If, ast.While)):
-        return [_placed(ast.Expr(node.test), node.test), *node.body, *node.orelse]
+        return [_evaluate(node.test), *node.body, *node.orelse]
     if isinstance(node, ast.Try):
         caught = [s for h in node.handlers for s in h.body]
         return [*node.body, *caught, *node.orelse, *node.finalbody]

@@ -7,6 +7,7 @@ line: `old => new`.
 import ast
 import contextlib
 import io
+import linecache
 import random
 import re
 from functools import cache
@@ -54,6 +55,13 @@ def wrong_answers(path):
     return found
 
 
+def run(code, names):
+    "Run an answer or a check; its source can be looked up, as in a notebook"
+    file = f'<{hash(code)}>'
+    linecache.cache[file] = len(code), None, code.splitlines(True), file
+    exec(compile(code, file, 'exec'), names)
+
+
 def refused(check, answer, names):
     "What a check says to an answer: '' if it is accepted"
     torch.manual_seed(0)
@@ -62,8 +70,8 @@ def refused(check, answer, names):
     names = dict(names)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            exec(answer, names)
-            exec(check, names)
+            run(answer, names)
+            run(check, names)
     except BaseException as e:
         is_said = isinstance(e, AssertionError) and str(e)
         return f'{e}' if is_said else f'{type(e).__name__} without a word: {e}'
@@ -117,7 +125,8 @@ def test_every_assertion_of_a_check_says_what_is_wrong(path):
 def test_solutions_are_folded(path):
     "In JupyterLab, and where a notebook's metadata are obeyed"
     for c in cells(path, 'code'):
-        if re.match(r'(#\|.*\n)*# (solution|check) \d', c.source) and flagged(c, 'hide'):
+        begins = re.match(r'(#\|.*\n)*# (solution|check) \d', c.source)
+        if begins and flagged(c, 'hide'):
             folded = c.metadata.get('jupyter', {}).get('source_hidden')
             assert folded, f'{path.name}, cell {c.id} is not folded'
 
