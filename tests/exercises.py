@@ -44,7 +44,8 @@ class Statement:
 
 def _flow(body, bound):
     "What statements read that is not bound by those before them, and what they bind"
-    reads, binds = set(), set()
+    reads = set()
+    binds = set()
     for node in body:
         if isinstance(node, (ast.Break, ast.Continue)):
             continue
@@ -92,7 +93,8 @@ def _parts(node):
 
 def _reads_and_binds(code):
     "Global names that a piece of code reads, functions in it included, and binds"
-    reads, binds = set(), set()
+    reads = set()
+    binds = set()
     for step in dis.get_instructions(code):
         if step.opname in ('LOAD_NAME', 'LOAD_GLOBAL'):
             reads.add(step.argval)
@@ -150,7 +152,9 @@ def _module_of(source, default):
 
 def statements(path):
     "Statements that run in a chapter, and its exercises by the place where they stand"
-    found, default, stubs = [], '', {}
+    found = []
+    default = ''
+    stubs = {}
     for c in cells(path, 'code'):
         if m := re.search(r'^#\|\s*default_exp[ \t]+([\w.]+)', c.source, re.M):
             default = m[1]
