@@ -92,6 +92,8 @@ def judge(path):
         said = refused(checks[k], solutions[k], names)
         if said:
             yield f'exercise {k} refuses its solution: {said}'
+        if not refused(checks[k], first['exercise'][k], names):
+            yield f'exercise {k} accepts its stub'
         if len(answers) < fewest:
             yield f'exercise {k} has {len(answers)} wrong answers, {fewest} are needed'
         for name, answer in answers.items():
