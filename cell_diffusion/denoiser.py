@@ -17,7 +17,7 @@ from fastcore.basics import patch, store_attr
 from huggingface_hub import PyTorchModelHubMixin
 from cell_diffusion.process import Schedule, prediction_target, predictions, to_x0
 from cell_diffusion.schedules import get_schedule
-from cell_diffusion.unet import UNet
+from cell_diffusion.transformer import class_for
 from cell_diffusion.core import (
     as_path, check_limits, check_number, check_numbers, fast_bfloat16)
 
@@ -84,7 +84,7 @@ def check_sizes(model):
     "Raise a `ValueError` where the sizes of a denoiser do not fit its U-Net"
     unet = model.unet
     if model.size % unet.factor:
-        raise ValueError(f"This U-Net takes images whose side is a multiple of "
+        raise ValueError(f"This network takes images whose side is a multiple of "
                          f"{unet.factor}, not {model.size}.")
     if len(model.data_mean) not in (1, model.channels):
         raise ValueError(f"data_mean has {len(model.data_mean)} numbers for "
@@ -116,7 +116,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
     guide = None # A weaker network that `sample` guides away from, see `set_guidance`
 
     def __init__(self,
-        unet:dict=None, # Arguments of `UNet`
+        unet:dict=None, # Arguments of `UNet`, or of the kind that it names
         schedule:str='linear', # Name of the noise schedule, see `get_schedule`
         T:int=1000, # Number of timesteps
         prediction:str='eps', # What the network predicts: `eps`, `x0`, `v` or `u`
@@ -143,7 +143,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         self.jumps = None if jumps is None else tuple(jumps)
         self.cell_scales = None if cell_scales is None else tuple(cell_scales)
         unet = {**(unet or {}), 'n_classes': len(self.classes)}
-        self.unet = UNet(**unet).to(memory_format=torch.channels_last)
+        self.unet = class_for(unet)(**unet).to(memory_format=torch.channels_last)
         with torch.device('cpu'):
             self.schedule = get_schedule(schedule, T)
         mean = torch.tensor(self.data_mean).view(1, -1, 1, 1)
@@ -564,7 +564,7 @@ from safetensors.torch import save as tensor_bytes
 from torch.overrides import TorchFunctionMode
 from cell_diffusion.core import as_path, default_device, fast_bfloat16
 from cell_diffusion.records import _read, write_together
-from cell_diffusion.unet import UNet
+from cell_diffusion.transformer import class_for
 
 # %% ../nbs/weights.ipynb #n005
 weights_folder = Path(str(files('cell_diffusion')))/'weights'
@@ -629,7 +629,7 @@ def _check_settings(folder, function, settings, where=''):
             _refuse(folder, f"config.json sets {where}{name} to {value!r:.80}, which "
                             "is not a valid value")
         if name == 'unet' and value is not None:
-            _check_settings(folder, UNet.__init__, value, where='unet.')
+            _check_settings(folder, class_for(value).__init__, value, where='unet.')
     required = [name for name, p in parameters.items() if p.default is p.empty]
     if 'prediction' in parameters: required += always_saved
     if missing := [name for name in required if name not in settings]:

@@ -380,11 +380,15 @@ def test_all_records_are_made_by_one_call(monkeypatch, tmp_path):
             asked[name] = args
             return pd.DataFrame([dict(name=name)])
         return run
-    for name in ('race', 'bits_study', 'between_study'):
+    others = [f'{name}_study' for name in study.every_study if name != 'race']
+    for name in ('race', *others):
         monkeypatch.setattr(study, name, kept(name))
-    study.make_records('simulated', tmp_path)
+    study.make_records('simulated', tmp_path, students=['a-4'], fillers=['b-4'])
     assert {f.name for f in tmp_path.glob('*.csv')} == {
-        'flow-race.csv', 'flow-bits.csv', 'flow-between.csv'}
+        f'flow-{name}.csv' for name in study.every_study}
+    for name in ('calls', 'lost'):
+        assert asked[f'{name}_study'][2:] == ('blood32', ['a-4'])
+    assert asked['fills_study'][2:] == ('blood64-inpaint', ['b-4'])
     networks = asked['bits_study'][2]
     assert set(networks) == {'blood32', *study.raced}
     assert networks['flow'].endswith('race/flow-muon-None-32-0')
