@@ -22,7 +22,7 @@ pytest := OMP_NUM_THREADS=1 "$(bin)/python" -m pytest tests --ignore tests/site 
 # time of its tests; chapters, which run in kernels, are not measured: some 4% of all
 cover  := --cov=cell_diffusion --cov-report=term
 
-.PHONY: help course test test-fast lint lab site test-site outputs export
+.PHONY: help course test test-fast lint lab site test-site outputs export student
 .PHONY: clean-notebooks readme cards dist clean
 help:
 	@echo "make course                run every chapter; notebooks, pages, pictures in course/"
@@ -33,6 +33,7 @@ help:
 	@echo "make lint                  ruff, and the style that ruff has no rule for"
 	@echo "make site                  the published pages in _docs/ (needs npm)"
 	@echo "make test-site             the pages in Chromium"
+	@echo "make student               the chapters to hand out, without solutions, in handout/"
 	@echo "make lab                   open the chapters in JupyterLab"
 	@echo "make export | readme       the package from the notebooks | README.md from index.ipynb"
 	@echo "make outputs DATA=folder   run the notebooks in place, to commit what they show"
@@ -91,6 +92,10 @@ site: $(ready)
 test-site: $(ready)
 	"$(bin)/python" -m pytest tests/site -v --durations=5 $(PYTEST_ARGS)
 
+# For students without solutions, for teachers with solutions and a cell that grades
+student: $(ready)
+	"$(bin)/python" tools/make_student.py
+
 export: $(ready)
 	$(tools) nbdev-export
 
@@ -112,7 +117,7 @@ dist: $(ready)
 	"$(bin)/python" -m build
 
 clean:
-	rm -rf course build dist *.egg-info .pytest_cache .ruff_cache .coverage*
+	rm -rf course handout build dist *.egg-info .pytest_cache .ruff_cache .coverage*
 	rm -rf _proc _docs _docs_screenshots site/node_modules
 	rm -rf nbs/sidebar.yml nbs/katex nbs/licences nbs/browser
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
