@@ -10,6 +10,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def try_chapter(notebook, course=None):
     command = [sys.executable, '-c', as_colab]
     try:
         done = subprocess.run(command, input=cells, capture_output=True, text=True,
-                              timeout=60*minutes)
+                              timeout=60*minutes, cwd=tempfile.gettempdir())
     except subprocess.TimeoutExpired:
         return f'not done after {minutes} minutes'
     return '' if done.returncode == 0 else plain(done.stdout + done.stderr)
