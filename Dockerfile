@@ -14,15 +14,16 @@ RUN npm ci --ignore-scripts --no-audit --no-fund
 FROM python:${PYTHON}-slim-bookworm AS built
 # cpu, or a version of CUDA for which PyTorch has wheels, such as cu130
 ARG DEVICE=cpu
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH
 WORKDIR /course
 COPY constraints.txt ./
-RUN pip install -c constraints.txt torch torchvision \
-        --index-url "https://download.pytorch.org/whl/${DEVICE}"
+# A build for a device, such as 2.14.1+cpu, is preferred to the same version of PyPI
+RUN pip install --no-cache-dir -c constraints.txt torch torchvision \
+        --extra-index-url "https://download.pytorch.org/whl/${DEVICE}"
 COPY . .
-RUN pip install -c constraints.txt '.[site,web]' jupyterlab
+RUN pip install --no-cache-dir -c constraints.txt '.[site,web]' 'jupyterlab>=4,<5'
 COPY --from=npm /course/site/node_modules site/node_modules
 # `make site` without make: npm has done its part, and its stamp says so
 RUN sha256sum site/package-lock.json | cut -d ' ' -f 1 | tr -d '\n' \

@@ -120,6 +120,6 @@ dist: $(ready)
 
 clean:
 	rm -rf course build dist *.egg-info .pytest_cache .ruff_cache .coverage*
-	rm -rf _proc _docs _docs_screenshots site/node_modules
+	rm -rf _proc _docs _docs_screenshots .docs-tested site/node_modules
 	rm -rf nbs/sidebar.yml nbs/katex nbs/licences nbs/browser
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
