@@ -46,7 +46,7 @@ class Rules:
     judge_weights:str = 'e9833adf5efdd3ad' # Their hash
     train:str = '11060f682d1eba50' # Fingerprint of the training cells
     aside:str = 'e3be97b3b1281dd2' # Of those that are set aside for the judge
-    test:str = 'TESTPRINT' # Of the cells that nobody has seen
+    test:str = 'd7cb902d4d439ae2' # Of the cells that nobody has seen
     set_aside:float = .25 # Share of the training cells for the judge
     size:int = 32 # Height and width of a cell, in pixels
     minutes:float = 10. # Of training, on a processor
