@@ -214,8 +214,9 @@ def student(made, tmp_path):
     network = Denoiser(**settings)
     network.load_state_dict(teacher.state_dict())
     save(network, folder)
-    more = dict(calls=2, teacher=weights_hash(teacher), seconds_walking=60., seconds=60.,
-                start='run', weights=weights_hash(network))
+    more = dict(
+        calls=2, teacher=weights_hash(teacher), weights=weights_hash(network),
+        seconds_walking=60., seconds=60., start='run')
     (folder/'record.json').write_text(json.dumps(record | more))
     return folder
 

@@ -124,8 +124,9 @@ def test_every_chapter_has_cells_to_try():
 
 
 def test_versions_of_colab_that_matter():
-    freeze = 'torch==2.9.0+cu126\nfoo==1.0\nscikit_learn==1.5\nx @ file:///x\nPillow==11'
-    found = list(first_cells.known_to_colab(freeze))
+    freeze = ['torch==2.9.0+cu126', 'foo==1.0', 'scikit_learn==1.5', 'x @ file:///x',
+              'Pillow==11']
+    found = list(first_cells.known_to_colab('\n'.join(freeze)))
     assert found == ['torch==2.9.0', 'scikit_learn==1.5', 'Pillow==11']
 
 

@@ -143,7 +143,8 @@ begun = pytest.StashKey()
 
 def _is_whole(config):
     "Whether all tests of the site run, and not some that were chosen"
-    chosen = config.option.keyword or config.option.markexpr or config.option.lf
+    options = 'keyword', 'markexpr', 'lf', 'deselect'
+    chosen = any(getattr(config.option, name, None) for name in options)
     return not chosen and [Path(a).resolve() for a in config.args] == [here]
 
 
