@@ -262,14 +262,20 @@ entry_text = Template("""\
 For teaching and for research on methods; not for clinical use.
 """)
 
+shares = ('class_accuracy', 'accuracy_low', 'accuracy_high', 'real_accuracy',
+          'precision', 'recall')
+distances = 'fd', 'fd_low', 'fd_high', 'real_fd'
+
 def entry_card(
     line:dict, # Of the leaderboard
 )->str: # Markdown
     "A line of the leaderboard as a text"
     quick = 'with quick bfloat16' if line['bfloat16'] else 'without quick bfloat16'
+    forms = dict(minutes='.1f', parameters=',')
+    forms.update(dict.fromkeys(shares, '.1%'), **dict.fromkeys(distances, '.2f'))
     words = dict(line, name=as_markdown(line['name']), quick=quick,
-                 processor=as_markdown(line['processor']),
-                 parameters=f"{line['parameters']:,}")
+                 processor=as_markdown(line['processor']))
+    words.update({key: format(line[key], form) for key, form in forms.items()})
     return entry_text.substitute(words)
 
 # %% ../nbs/challenge.ipynb #n026

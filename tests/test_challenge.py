@@ -160,7 +160,7 @@ def test_an_entry_gets_a_line_and_a_card(made, tmp_path):
     assert board.set_index('name').fd.nunique() == 1, 'the same seed, the same score'
     card = (tmp_path/'cards'/'run-ten-minutes.md').read_text(encoding='utf-8')
     machine = record_of(made[0])['machine']
-    for said in (machine['name'], 'bfloat16', f"{line['fd']}", line['judge']):
+    for said in (machine['name'], 'bfloat16', f"{line['fd']:.2f} (", line['judge']):
         assert str(said) in card
 
 
@@ -270,8 +270,7 @@ def test_the_courses_own_line_is_that_of_its_weights():
 
 
 def test_lines_of_one_name_are_replaced(tmp_path):
-    line = dict.fromkeys(columns, 'x') | dict(fd=2., parameters=1, bfloat16=True)
-    first = dict(line, name='a', track='ten-minutes')
+    first = board().iloc[0].to_dict() | dict(name='a', track='ten-minutes')
     keep_entry(first, tmp_path/'b.csv')
     keep_entry(dict(first, name='b', fd=1.), tmp_path/'b.csv')
     keep_entry(dict(first, fd=.5), tmp_path/'b.csv')

@@ -103,13 +103,9 @@ def playwright():
         yield p
 
 
-# Every test that opens a page runs in both. A test that needs Chromium says so:
-# @only_chromium
-only_chromium = pytest.mark.parametrize('browser', ['chromium'], indirect=True)
-
-
 @pytest.fixture(scope='session', params=browsers)
 def browser(request, playwright):
+    "Every test that opens a page runs in each of the browsers"
     launch = dict(chromium=_chromium, firefox=_firefox)[request.param]
     started = launch(playwright)
     yield started
