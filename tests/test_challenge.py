@@ -130,7 +130,9 @@ def test_names_that_no_file_has(name):
 def made(tmp_path_factory):
     "A run that may enter, and the rules of a challenge for it"
     folder = tmp_path_factory.mktemp('challenge')
-    train_model('simulated', out=folder/'run', **quick)
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('CELL_DIFFUSION_DEVICE', 'cpu')
+        train_model('simulated', out=folder/'run', **quick)
     dls = cell_dls('simulated', size=28, n=320, set_aside=.25)
     torch.manual_seed(0)
     judge = CellClassifier(dls.vocab, 3, 28, dim=8)
