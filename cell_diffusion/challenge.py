@@ -235,7 +235,7 @@ def entry_line(name, track, record, score, minutes, time_from, calls, rules)->di
         fd_high=measured['fd']['high'], real_fd=score['reference']['fd']['mean'],
         precision=measured['precision']['mean'], recall=measured['recall']['mean'],
         **dict(zip(names, shares)), real_accuracy=real, minutes=minutes)
-    line = {key: round(v, 4) if isinstance(v, float) else v for key, v in line.items()}
+    line = {key: round(v, 6) if isinstance(v, float) else v for key, v in line.items()}
     return dict(
         line, time_from=time_from, processor=machine['name'],
         threads=threads_of(machine), bfloat16=machine['bfloat16'], calls=calls,

@@ -234,7 +234,7 @@ def test_a_student_brings_its_teacher(made, tmp_path):
         enter(made, tmp_path, model=folder, track='four-calls', teacher=made[0])
     (folder/'record.json').write_text(whole)
     line = enter(made, tmp_path, model=folder, track='four-calls', teacher=made[0])
-    assert line['minutes'] == round(2 + record_of(made[0])['seconds']/60, 4)
+    assert line['minutes'] == round(2 + record_of(made[0])['seconds']/60, 6)
     assert line['calls'] == 4 and line['time_from'] == 'record'
 
 
