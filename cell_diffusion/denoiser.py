@@ -17,7 +17,7 @@ from fastcore.basics import patch, store_attr
 from huggingface_hub import PyTorchModelHubMixin
 from cell_diffusion.process import Schedule, prediction_target, predictions, to_x0
 from cell_diffusion.schedules import get_schedule
-from cell_diffusion.unet import UNet
+from cell_diffusion.transformer import class_for
 from cell_diffusion.core import (
     as_path, check_limits, check_number, check_numbers, fast_bfloat16)
 
@@ -84,7 +84,7 @@ def check_sizes(model):
     "Raise a `ValueError` where the sizes of a denoiser do not fit its U-Net"
     unet = model.unet
     if model.size % unet.factor:
-        raise ValueError(f"This U-Net takes images whose side is a multiple of "
+        raise ValueError(f"This network takes images whose side is a multiple of "
                          f"{unet.factor}, not {model.size}.")
     if len(model.data_mean) not in (1, model.channels):
         raise ValueError(f"data_mean has {len(model.data_mean)} numbers for "
@@ -116,7 +116,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
     guide = None # A weaker network that `sample` guides away from, see `set_guidance`
 
     def __init__(self,
-        unet:dict=None, # Arguments of `UNet`
+        unet:dict=None, # Arguments of `UNet`, or of the kind that it names
         schedule:str='linear', # Name of the noise schedule, see `get_schedule`
         T:int=1000, # Number of timesteps
         prediction:str='eps', # What the network predicts: `eps`, `x0`, `v` or `u`
@@ -143,7 +143,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         self.jumps = None if jumps is None else tuple(jumps)
         self.cell_scales = None if cell_scales is None else tuple(cell_scales)
         unet = {**(unet or {}), 'n_classes': len(self.classes)}
-        self.unet = UNet(**unet).to(memory_format=torch.channels_last)
+        self.unet = class_for(unet)(**unet).to(memory_format=torch.channels_last)
         with torch.device('cpu'):
             self.schedule = get_schedule(schedule, T)
         mean = torch.tensor(self.data_mean).view(1, -1, 1, 1)
@@ -470,14 +470,14 @@ def class_number(classes, label):
 # %% ../nbs/06b_long_runs.ipynb #c087
 def warm_start(
     model:Denoiser, # A new network, whose weights are overwritten
-    trained:Denoiser, # A trained one, perhaps with fewer inputs or other classes
+    trained:Denoiser, # A trained one, perhaps with fewer inputs, or with other classes
 )->Denoiser: # `model`
     """Copy trained weights; new inputs begin at zero, new classes as the null class.
 
     Raises `ValueError` for weights that do not fit."""
     check_same_task(model, trained)
     old = trained.state_dict()
-    if trained.classes: old[label_rows] = rows_by_name(model, trained, old[label_rows])
+    if trained.classes: take_classes(old, model, trained)
     new = model.state_dict()
     if lost := sorted(set(old) - set(new)):
         raise ValueError(f"Cannot start from this network: it has {lost[0]}, and there "
@@ -489,9 +489,19 @@ def warm_start(
     return model
 
 # %% ../nbs/06b_long_runs.ipynb #n026
-# New input channels, and the embedding of classes in a network that had none
+# The embedding of the classes, and the bias of the layer before it
 label_rows = 'unet.embedding.label.weight'
+time_bias = 'unet.embedding.time.2.bias'
+# New input channels, and the embedding of classes in a network that had none
 may_grow = ('unet.conv_in.weight', label_rows)
+
+def take_classes(old, model, trained):
+    "Bring the classes of `trained`, in its weights `old`, into the form of `model`"
+    if model.classes:
+        old[label_rows] = rows_by_name(model, trained, old[label_rows])
+    else:
+        no_class = old.pop(label_rows)[-1]
+        old[time_bias] = old[time_bias] + no_class
 
 def rows_by_name(model, trained, rows):
     "What a network learned of each class, in the order of another one's classes"
@@ -520,6 +530,7 @@ def grows(old, new):
     if old is None: return True
     return old.shape[0] == new.shape[0] and old.shape[1] < new.shape[1]
 
+# %% ../nbs/06b_long_runs.ipynb #n026b
 def check_same_task(model, trained):
     "Two networks predict the same for the same kind of cells"
     for name in ('prediction', 'data_std', 'data_mean', 'size'):
@@ -528,10 +539,15 @@ def check_same_task(model, trained):
         if here != there:
             raise ValueError(f"Cannot start from this network: its {name} is {there}, "
                              f"here it is {here}.")
-    if trained.classes and not model.classes:
-        raise ValueError("Cannot start from this network: its classes are "
-                         f"{', '.join(trained.classes)}, here they are none: train "
-                         "with classes.")
+
+def without_classes(trained):
+    "A network that answers as `trained` does when no class is named"
+    sizes = trained.cell_sizes and [sum(trained.cell_sizes)/len(trained.cell_sizes)]
+    settings = dict(trained.settings, classes=(), cell_sizes=sizes, guidance_scale=1)
+    settings.pop('guide', None)
+    bare = type(trained)(**settings).to(trained.device)
+    bare.precision = trained.precision
+    return warm_start(bare, trained).eval().requires_grad_(False)
 
 # %% ../nbs/weights.ipynb #n003
 import hashlib
@@ -549,7 +565,7 @@ from safetensors.torch import save as tensor_bytes
 from torch.overrides import TorchFunctionMode
 from cell_diffusion.core import as_path, default_device, fast_bfloat16
 from cell_diffusion.records import _read, write_together
-from cell_diffusion.unet import UNet
+from cell_diffusion.transformer import class_for
 
 # %% ../nbs/weights.ipynb #n005
 weights_folder = Path(str(files('cell_diffusion')))/'weights'
@@ -614,7 +630,7 @@ def _check_settings(folder, function, settings, where=''):
             _refuse(folder, f"config.json sets {where}{name} to {value!r:.80}, which "
                             "is not a valid value")
         if name == 'unet' and value is not None:
-            _check_settings(folder, UNet.__init__, value, where='unet.')
+            _check_settings(folder, class_for(value).__init__, value, where='unet.')
     required = [name for name, p in parameters.items() if p.default is p.empty]
     if 'prediction' in parameters: required += always_saved
     if missing := [name for name in required if name not in settings]:

@@ -29,6 +29,8 @@ cuts = {
     'conditioning': ('09_conditioning', 'fig-conditioning-first', (.5, 0, 1, .66)),
     'inpainting': ('10_inpainting', 'fig-inpainting-fills', (0, 0, .5, .67)),
     'gan': ('11_gan', 'fig-gan-dirac', (0, 0, 1, 1)),
+    'flow_matching': ('13_flow_matching', 'fig-flow-lines', (.52, .13, .985, .8)),
+    'few_calls': ('13b_few_calls', 'fig-few-map', (.075, .11, .412, .81)),
     'augmentation': (
         '12b_augmentation_study', 'fig-augmentation-gain', (0, .1, .68, 1)),
     'viewer': ('viewer', 'fig-viewer-ripples', (.25, 0, .48, 1)),
