@@ -24,13 +24,8 @@ pytest := OMP_NUM_THREADS=1 "$(bin)/python" -m pytest tests --ignore tests/site 
 # time of its tests; chapters, which run in kernels, are not measured: some 4% of all
 cover  := --cov=cell_diffusion --cov-report=term
 
-<<<<<<< HEAD
-.PHONY: help course test test-fast lint lab site test-site outputs export
-.PHONY: clean-notebooks readme cards dist clean constraints
-=======
 .PHONY: help course test test-fast lint lab site test-site outputs export student
-.PHONY: clean-notebooks readme cards dist clean
->>>>>>> main
+.PHONY: clean-notebooks readme cards dist clean constraints
 help:
 	@echo "make course                run every chapter; notebooks, pages, pictures in course/"
 	@echo "make course SCALE=gpu      the same for a GPU;  DATA=folder  on real cells"
@@ -39,12 +34,8 @@ help:
 	@echo "make test JOBS=4           the same in four processes of one thread (here: $(JOBS))"
 	@echo "make lint                  ruff, and the style that ruff has no rule for"
 	@echo "make site                  the published pages in _docs/ (needs npm)"
-<<<<<<< HEAD
 	@echo "make test-site             the pages in Chromium, and in Firefox where there is one"
-=======
-	@echo "make test-site             the pages in Chromium"
 	@echo "make student               the chapters to hand out, without solutions, in handout/"
->>>>>>> main
 	@echo "make lab                   open the chapters in JupyterLab"
 	@echo "make export | readme       the package from the notebooks | README.md from index.ipynb"
 	@echo "make outputs DATA=folder   run the notebooks in place, to commit what they show"
@@ -133,12 +124,7 @@ dist: $(ready)
 	"$(bin)/python" -m build
 
 clean:
-<<<<<<< HEAD
-	rm -rf course build dist *.egg-info .pytest_cache .ruff_cache .coverage*
-	rm -rf _proc _docs _docs_screenshots .docs-tested site/node_modules
-=======
 	rm -rf course handout build dist *.egg-info .pytest_cache .ruff_cache .coverage*
-	rm -rf _proc _docs _docs_screenshots site/node_modules
->>>>>>> main
+	rm -rf _proc _docs _docs_screenshots .docs-tested site/node_modules
 	rm -rf nbs/sidebar.yml nbs/katex nbs/licences nbs/browser
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
