@@ -585,6 +585,19 @@ def score_(
                "generated cells, and of real ones")
     typer.echo(class_table(score).round(3).to_string(index=False))
 
+# %% ../nbs/cli.ipynb #ch01
+@command('challenge.enter_challenge', options=['data'], leave_out=['rules'])
+def challenge_(
+    enter_challenge, # The function that does the work
+    out:Path=Path('leaderboard.csv'), # Gets the line; the card goes into cards beside it
+    **options, # More arguments of `enter_challenge`
+):
+    "Score a run of ten minutes by the rules of the challenge."
+    from cell_diffusion.challenge import entry_card
+    line = enter_challenge(out=out, **options)
+    typer.echo(entry_card(line).strip())
+    typer.echo(f"\nThe line is in {out}, and this card in {out.parent/'cards'}.")
+
 # %% ../nbs/cli.ipynb #z000
 @command('recipes.choose_guidance', options=['data'],
          kept='What was tried is kept; the same command goes on from there.')

@@ -172,6 +172,7 @@ good = dict(
     distill='distill @net --data @cells',
     guidance='guidance @trained --data @cells',
     fid='fid @net --data @cells',
+    challenge='challenge @net --data @cells',
 )
 
 no_int = 'x', '1.5', 'nan', 'inf', '""'
@@ -425,7 +426,8 @@ def studies():
 
 
 def networks_to_show():
-    for command in ('score --data @cells', 'export-onnx --out out'):
+    for command in ('score --data @cells', 'export-onnx --out out',
+                    'challenge --data @cells'):
         yield from rows(command, """
             @nowhere | nowhere
             blood31 | blood31
@@ -445,6 +447,22 @@ def networks_to_show():
         --out /proc/nowhere/a.json | /proc/nowhere
     """)
     yield 'score blood32 --data @cells', 'round', 1
+    yield from rows('challenge blood32', cells)
+    yield from rows('challenge', '''
+        blood32 --data @cells | round
+        blood32 --data @cells --source nope | 'nope'
+        blood32 --data @cells --teacher blood64 | was not distilled
+        blood64-classes --data @cells | 64 pixels
+        @net --data @cells | record.json
+        @trained --data @cells | lacks fingerprint
+    ''')
+    yield from rows('challenge @net --data @cells', '''
+        --track magic | 'magic'
+        --name a/b | 'a/b'
+        --out a.txt | a.txt
+        --out @text.txt/a.csv | text.txt
+        --out /proc/nowhere/a.csv | /proc/nowhere
+    ''')
     yield from rows('guidance @trained', cells)
     yield from rows('guidance @trained --data @cells', """
         --guide @nowhere | nowhere
@@ -470,7 +488,8 @@ def empty_strings():
         classifier='--data --out --crop --channels', race='--data --out',
         bench='--out', study='--out --channels --arms --network --keep --plan',
         balance='--out --test --weights', score='--data --judged --crop --out',
-        guidance='--data --guide', fid='--data --out')
+        guidance='--data --guide', fid='--data --out',
+        challenge='--data --track --teacher --name --source --out')
     for command, names in options.items():
         for name in names.split():
             yield f'{good[command]} {name} ""', name, 2
