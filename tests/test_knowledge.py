@@ -1,0 +1,430 @@
+"What a generator knows: against closed forms, planted classes and planted strangeness"
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner
+
+from common import cells as cells_of
+from common import marked, nbs
+from cell_diffusion import knowledge
+from cell_diffusion.classifier import CellClassifier
+from cell_diffusion.cli import app
+from cell_diffusion.core import encode, generator
+from cell_diffusion.data import cell_dls
+from cell_diffusion.denoiser import Denoiser, load, save, weights_hash
+from cell_diffusion.inpainting import Inpainter
+from cell_diffusion.knowledge import (
+    ClassErrors, as_class, auc, calibrate, class_errors, equal_choice, error_maps,
+    error_timesteps, explain, fit_distance, fit_temperature, heat_maps, lab_statistics,
+    least_change, make_reference, match_stain, mean_and_error, parts_of,
+    read_reference, shares_of, still_in,
+)
+from cell_diffusion.schedules import get_schedule
+from cell_diffusion.studies import knowledge as study
+
+notebook = nbs/'14_knowledge.ipynb'
+tiny = dict(dim=8, mults=[1, 2])
+grey_levels = -.6, 0., .6
+
+
+def noise(*shape, seed=0):
+    return torch.randn(shape, generator=generator(seed))
+
+
+class Greys(Denoiser):
+    "The best denoiser of classes that are even grey, with a little grain"
+    def estimate(self, xt, t, label=None, **known):
+        m = torch.tensor(grey_levels)[label].view(-1, 1, 1, 1)
+        a = self.schedule.at('signal', t, xt)
+        b = self.schedule.at('noise', t, xt)
+        grain = .1**2
+        return m + a*grain/(a**2*grain + b**2)*(xt - a*m)
+
+
+@pytest.fixture(scope='module')
+def greys():
+    return Greys(tiny, 'log_snr', prediction='v', data_std=.5, size=8,
+                 classes=['dark', 'mid', 'light']).eval()
+
+
+def grey_cells(n, seed=0):
+    truth = torch.arange(n) % 3
+    x = torch.tensor(grey_levels)[truth].view(-1, 1, 1, 1) + .1*noise(n, 3, 8, 8,
+                                                                     seed=seed)
+    return x.clamp(-1, 1), truth
+
+
+def network(folder=None, kind=Denoiser, **settings):
+    torch.manual_seed(0)
+    given = dict(schedule='log_snr', prediction='v', data_std=.5, size=32,
+                 classes=['round', 'oval'])
+    unet = dict(tiny, channels=7, out_channels=3) if kind is Inpainter else tiny
+    model = kind(unet, **{**given, **settings}).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=.05, generator=generator(0))
+    if folder: save(model, folder)
+    return model
+
+
+# The classifier
+
+@pytest.mark.parametrize('name', ['linear', 'cosine', 'log_snr', 'flow'])
+def test_every_beginning_of_the_levels_is_spread(name):
+    schedule = get_schedule(name)
+    ts = error_timesteps(schedule, 40)
+    assert torch.equal(error_timesteps(schedule, 8), ts[:8])
+    for n in (5, 8, 13, 21, 40):
+        levels = schedule.log_snr[ts[:n]].sort().values
+        assert levels[0] < -3 + 12/n and levels[-1] > 6 - 12/n
+        assert levels.diff().max() < 3*9/n
+
+
+def test_errors_are_those_of_the_formula(greys):
+    x, _ = grey_cells(4)
+    found = class_errors(greys, x, draws=6, drop=math.inf, seed=3)
+    rng = generator(3)
+    for j, t in enumerate(error_timesteps(greys.schedule, 6).tolist()):
+        eps = torch.randn(1, 3, 8, 8, generator=rng)
+        a = greys.schedule.signal[t]
+        b = greys.schedule.noise[t]
+        for k in range(3):
+            ts = torch.full((4,), t)
+            x0 = greys.estimate(a*x + b*eps, ts, torch.full((4,), k))
+            error = ((x0 - x)**2).mean((1, 2, 3))/(b/a)
+            assert torch.allclose(found.errors[:, k, j], error, rtol=1e-4)
+
+
+def test_the_error_of_the_likelihood_is_bayes_rule(greys):
+    "Half the area under the differences of errors over σ² is that of log-densities"
+    x, _ = grey_cells(6)
+    low, high = -14., 12.
+    found = class_errors(greys, x, draws=1000, drop=math.inf, log_snr=(low, high))
+    share = (.5 + torch.arange(1000)*(5**.5 - 1)/2) % 1
+    over_sigma = ((low + (high - low)*share)/2).exp()
+    areas = (found.errors*over_sigma).mean(2)*(high - low)*x[0].numel()/2
+    centres = torch.tensor(grey_levels)
+    exact = torch.stack([torch.distributions.Normal(m, .1).log_prob(x).sum((1, 2, 3))
+                         for m in centres], 1)
+    gaps = exact - exact[:, :1]
+    assert torch.allclose(areas[:, :1] - areas, gaps, rtol=.05, atol=20)
+
+
+def test_cells_are_classified_and_classes_dropped(greys):
+    x, truth = grey_cells(9)
+    found = class_errors(greys, x)
+    assert torch.equal(found.predicted, truth)
+    assert (found.calls < 24*3).all() and (found.calls >= 24).all()
+    whole = class_errors(greys, x, drop=math.inf)
+    assert (whole.calls == 72).all() and torch.equal(whole.predicted, truth)
+    seen = found.errors.isfinite()
+    assert torch.equal(found.errors[seen], whole.errors[seen])
+    assert torch.equal(seen.sum((1, 2)), found.calls)
+
+
+@pytest.mark.parametrize('bs', [1, 7, 64])
+def test_an_answer_depends_on_no_other_cell(greys, bs):
+    x, _ = grey_cells(5)
+    together = class_errors(greys, x, draws=8, bs=bs)
+    alone = class_errors(greys, x[3:4], draws=8)
+    assert torch.allclose(together.errors[3], alone.errors[0], equal_nan=True)
+
+
+@pytest.mark.parametrize('calls', [3*4 + 20, 40, 50, 72])
+def test_the_budget_is_kept(calls):
+    model = network(classes=['a', 'b', 'c'])
+    found = class_errors(model, noise(3, 3, 32, 32), drop=math.inf, calls=calls)
+    assert (found.calls <= calls).all() and (found.calls > calls - 4).all()
+    assert found.best.isfinite().all(), 'the best class is measured to the end'
+
+
+def test_still_in_by_hand():
+    errors = torch.tensor([[[1., 2, 3, 4], [1.1, 2.3, 3.2, 4.2], [9., 9, 9, 9]]])
+    alive = torch.ones(1, 3, dtype=torch.bool)
+    many = torch.tensor([3])
+    gap, se = mean_and_error(errors[0, 1] - errors[0, 0])
+    z = (gap/se).item()
+    assert gap.item() == pytest.approx(.2) and se.item() == pytest.approx(
+        np.std([.1, .3, .2, .2], ddof=1)/2, rel=1e-5)
+    assert still_in(errors, alive, z + .1, many).tolist() == [[True, True, True]]
+    assert still_in(errors, alive, z - .1, many).tolist() == [[True, False, True]]
+    assert still_in(errors, alive, 99, torch.tensor([1])).tolist() == [
+        [True, False, False]]
+    dead = torch.tensor([[False, True, True]])
+    errors[0, 0] = torch.nan
+    assert still_in(errors, dead, 99, many).tolist() == [[False, True, True]]
+
+
+@pytest.mark.parametrize('change, says', [
+    (dict(draws=3), 'draws=3'), (dict(calls=31), 'calls=31'), (dict(bs=0), 'bs=0'),
+    (dict(x=torch.zeros(2, 3, 9, 9)), 'knows images'),
+    (dict(x=torch.zeros(2, 3, 8, 8).byte()), 'knows images'),
+])
+def test_wrong_arguments(greys, change, says):
+    given = {**dict(x=torch.zeros(2, 3, 8, 8)), **change}
+    with pytest.raises(ValueError, match=says):
+        class_errors(greys, **given)
+
+
+def test_networks_that_cannot_classify():
+    x = torch.zeros(1, 3, 32, 32)
+    for model in (network(classes=[]), network(kind=Inpainter)):
+        with pytest.raises(ValueError, match='knows their classes'):
+            class_errors(model, x)
+    with pytest.raises(ValueError, match='distilled'):
+        class_errors(network(jumps=[999, 500]), x)
+
+
+# Doubt
+
+def planted(n=300, K=4, draws=12, seed=0):
+    "Errors whose best class is the true one more or less often"
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(K, size=n)
+    lead = rng.uniform(0, 1.5, n)
+    errors = rng.normal(0, 1, (n, K, draws)) + rng.normal(0, 3, (n, 1, draws)) + 20
+    errors[np.arange(n), truth] -= lead[:, None]
+    calls = torch.full((n,), K*draws)
+    return ClassErrors(tuple('abcd'), torch.tensor(errors), calls), torch.tensor(truth)
+
+
+def test_certainty_orders_the_answers():
+    found, truth = planted()
+    right = (found.predicted == truth).float()
+    order = found.certainty.argsort()
+    third = len(order)//3
+    assert right[order[-third:]].mean() > right[order[:third]].mean() + .2
+    # By hand, for one cell
+    k = found.predicted[0]
+    z = [(d.mean()/(d.std()/12**.5)).item() for j, d in enumerate(
+        found.errors[0] - found.errors[0, k]) if j != k]
+    assert found.certainty[0].item() == pytest.approx(min(z), rel=1e-5)
+
+
+def test_the_temperature_calibrates():
+    found, truth = planted(3000)
+    T = fit_temperature(found.rows(slice(0, 1500)), truth[:1500])
+    p = found.rows(slice(1500, None)).log_probabilities(T).exp()
+    right = (found.predicted[1500:] == truth[1500:]).float()
+    assert abs(p.amax(1).mean() - right.mean()) < .03
+    for other in (T/5, T*5):
+        log_p = found.log_probabilities(other)
+        ours = found.log_probabilities(T)
+        rows = torch.arange(3000)
+        assert ours[rows, truth].mean() > log_p[rows, truth].mean()
+
+
+# Strangeness
+
+def test_the_distance_is_that_of_mahalanobis():
+    x = noise(5000, 3)@torch.tensor([[2., 0, 0], [1, 1, 0], [0, 0, .5]])
+    labels = torch.arange(5000) % 2
+    x = x + 50*labels[:, None]
+    ours = fit_distance(x, labels)(x)
+    assert ours.square().mean() == pytest.approx(3, abs=.1)
+    by_hand = np.cov((x[labels == 0]).numpy().T)
+    d = (x[0] - x[labels == 0].mean(0)).numpy()
+    assert ours[0].item() == pytest.approx((d@np.linalg.solve(by_hand, d))**.5, rel=.05)
+    far = fit_distance(x, labels)(torch.tensor([[25., -25., 0.]]))
+    assert far > 10
+
+
+@pytest.mark.parametrize('shift', [-1, 0, 1, 9])
+def test_auc_is_that_of_scikit_learn(shift):
+    rng = np.random.default_rng(0)
+    a = rng.normal(shift, 1, 60).round(1)
+    b = rng.normal(0, 1, 90).round(1)
+    value, low, high = auc(a, b)
+    truth = roc_auc_score([1]*60 + [0]*90, np.concatenate([a, b]))
+    assert value == pytest.approx(truth)
+    assert low <= value <= high and (high - low < .25)
+
+
+def test_the_interval_of_the_auc_covers():
+    rng = np.random.default_rng(1)
+    inside = 0
+    for _ in range(100):
+        a = rng.normal(1, 1, 50)
+        b = rng.normal(0, 1, 50)
+        _, low, high = auc(a, b, draws=300)
+        inside += low <= .7602 <= high
+    assert 86 <= inside
+
+
+def test_profiles_find_errors_that_are_too_small(greys):
+    x, truth = grey_cells(120)
+    known = class_errors(greys, x, draws=8)
+    distance = fit_distance(known.profile, truth)
+    usual = class_errors(greys, grey_cells(60, seed=1)[0], draws=8)
+    levels = torch.tensor(grey_levels)[truth[:60]].view(-1, 1, 1, 1)
+    smooth = levels + (grey_cells(60, seed=2)[0] - levels)/3
+    easy = class_errors(greys, smooth, draws=8)
+    assert auc(easy.best.mean(1), usual.best.mean(1))[0] < .1, 'error alone is fooled'
+    assert auc(distance(easy.profile), distance(usual.profile))[0] > .95
+
+
+# Heat maps and changes
+
+def test_maps_are_the_errors_pixel_by_pixel(greys):
+    x, truth = grey_cells(3)
+    whole = class_errors(greys, x, draws=8, drop=math.inf).errors.mean(2)
+    for k in range(3):
+        maps = error_maps(greys, x, k, draws=8)
+        assert torch.allclose(maps.mean((1, 2)), whole[:, k], rtol=1e-4)
+    heat = heat_maps(greys, x, truth, (truth + 1) % 3, draws=8)
+    assert (heat.mean((1, 2)) > 0).all()
+
+
+def test_heat_lies_where_the_classes_differ(greys):
+    x, _ = grey_cells(1)
+    x[..., :4] = grey_levels[0]
+    x[..., 4:] = grey_levels[2]
+    heat = heat_maps(greys, x, 'dark', 'light', draws=12)[0]
+    assert (heat[:, :4] > 0).all() and (heat[:, 4:] < 0).all()
+
+
+def test_parts_cover_the_picture():
+    x = study.drawn_cells(4, 64)
+    parts = parts_of(x)
+    assert (sum(p.int() for p in parts.values()) == 1).all()
+    shares = shares_of(torch.ones(4, 64, 64), parts)
+    assert torch.allclose(sum(shares.values()), torch.ones(4))
+    only = shares_of(parts['nucleus'].float(), parts)
+    assert torch.allclose(only['nucleus'], torch.ones(4))
+
+
+def test_a_class_is_changed_into_another(greys):
+    x, truth = grey_cells(6)
+    target = (truth + 1) % 3
+    changed = as_class(greys, x, truth, target, depth=-6., steps=60)
+    wanted = torch.tensor(grey_levels)[target]
+    assert (changed.mean((1, 2, 3)) - wanted).abs().max() < .05
+    same = as_class(greys, x, truth, truth, depth=-6., steps=200)
+    assert (same - x).abs().mean() < .02
+    assert torch.equal(as_class(greys, x, truth, target, depth=99.), x)
+
+
+def test_the_least_change_is_no_deeper_than_needed(greys):
+    x = grey_cells(3)[0][:1]
+    def brighter(images): return (images.mean((1, 2, 3)) > -.3).long()
+    changed, depth = least_change(greys, x, 'dark', 'mid', [brighter], steps=60)
+    assert brighter(changed) == 1 and depth.isfinite().all()
+    shallower = [d for d in knowledge.depths if d > depth]
+    assert shallower
+    for d in shallower:
+        assert brighter(as_class(greys, x, 'dark', 'mid', d, 60)) == 0
+    def never(images): return torch.zeros(len(images))
+    _, depth = least_change(greys, x, 'dark', 'mid', [brighter, never], steps=20)
+    assert depth.isnan().all()
+
+
+def test_stains_are_matched():
+    ours = study.drawn_cells(8, 32)
+    lamp = torch.tensor([1., .9, .7]).view(1, 3, 1, 1)
+    foreign = ((ours + 1)/2)**.8*lamp*2 - 1
+    matched = match_stain(foreign, lab_statistics(ours))
+    for found, wanted in zip(lab_statistics(matched), lab_statistics(ours)):
+        assert np.allclose(found, wanted, atol=3)
+    assert (matched - ours).abs().mean() < .5*(foreign - ours).abs().mean()
+    same = match_stain(ours, lab_statistics(ours))
+    assert (same - ours).abs().max() < .03
+
+
+# Explanations
+
+def test_equal_choice_is_equal():
+    labels = np.repeat([0, 1, 2], [50, 5, 30])
+    chosen = equal_choice(labels, 30)
+    assert len(set(chosen.tolist())) == len(chosen)
+    assert np.bincount(labels[chosen]).tolist() == [10, 5, 10]
+
+
+@pytest.fixture(scope='module')
+def known(tmp_path_factory):
+    "A network, its reference, and pictures"
+    folder = tmp_path_factory.mktemp('known')
+    model = network(folder/'net')
+    x = noise(32, 3, 32, 32).clamp(-1, 1)
+    make_reference(model, x, torch.arange(32) % 2, draws=6, seed=0).write(folder/'net')
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder/'cell.png')
+    Image.fromarray(pixels[..., 0]).save(folder/'grey.png')
+    return folder
+
+
+def test_a_reference_comes_back_and_knows_its_weights(known):
+    model = load(known/'net')
+    x = noise(32, 3, 32, 32).clamp(-1, 1)
+    made = make_reference(model, x, torch.arange(32) % 2, draws=6, seed=0)
+    read = read_reference(known/'net', model)
+    found = class_errors(model, x, draws=6)
+    assert torch.allclose(made.distance(found.profile), read.distance(found.profile),
+                          rtol=1e-3)
+    assert torch.equal(made.strangeness(found), read.strangeness(found))
+    assert read.temperature == made.temperature and read.weights == weights_hash(model)
+    other = network(prediction='x0')
+    with pytest.raises(ValueError, match='other weights'):
+        read_reference(known/'net', other)
+
+
+def test_explain_says_what_the_parts_say(known):
+    said = explain(known/'cell.png', known/'net', window=40)
+    assert sum(said.probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert said.label in ('round', 'oval') and 0 <= said.strangeness <= 100
+    assert 'Not for diagnosis' in str(said) and said.label in str(said)
+    picture = said.picture()
+    assert picture.dtype == np.uint8 and picture.shape == (256, 512, 3)
+
+    model = load(known/'net')
+    found = class_errors(model, encode(said.cell.transpose(2, 0, 1))[None], draws=6)
+    assert model.classes[found.predicted] == said.label
+    whole = np.asarray(Image.open(known/'cell.png'))
+    assert explain(whole, known/'net', 40).probabilities == said.probabilities
+
+
+def test_a_strange_picture_is_said_to_be(known):
+    flat = np.full((32, 32, 3), 200, np.uint8)
+    said = explain(flat, known/'net')
+    assert said.strangeness == 100 and 'do not rely' in str(said)
+
+
+def test_explain_refuses(known, tmp_path):
+    with pytest.raises(ValueError, match='grey'):
+        explain(known/'grey.png', known/'net')
+    assert explain(known/'grey.png', known/'net', as_colour=True)
+    network(tmp_path/'new')
+    with pytest.raises(ValueError, match='calibrate new'):
+        explain(known/'cell.png', tmp_path/'new')
+    with pytest.raises(ValueError, match='not 500'):
+        explain(known/'cell.png', known/'net', window=500)
+    (tmp_path/'new'/'knowledge.json').write_text('{"weights":')
+    with pytest.raises(ValueError, match='damaged'):
+        explain(known/'cell.png', tmp_path/'new')
+
+
+def test_explain_in_a_shell(known, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ['explain', str(known/'cell.png'), '--model', str(known/'net')]
+    answer = CliRunner().invoke(app, words)
+    assert answer.exit_code == 0 and 'Not for diagnosis' in answer.output
+    assert Image.open('cell_explained.png').size == (512, 256)
+
+
+def test_calibrate_reads_the_cells_of_its_training(tmp_path, monkeypatch):
+    folder = tmp_path/'cells'
+    rng = np.random.default_rng(0)
+    for name, level in dict(round=60, oval=180).items():
+        (folder/name).mkdir(parents=True)
+        for i in range(40):
+            pixels = rng.normal(level, 20, (32, 32, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder/name/f'{i}.png')
+    network(tmp_path/'net', classes=['oval', 'round'])
+    (tmp_path/'net'/'record.json').write_text('{"kind": "denoiser", "source": "folder"}')
+    with pytest.warns(UserWarning, match='not the cells'):
+        reference = calibrate(tmp_path/'net', folder, n=16, draws=4)
+    assert (tmp_path/'net'/'knowledge.json').exists() and 'classified' in str(reference)
+    assert explain(folder/'oval'/'0.png', tmp_path/'net').label in ('oval', 'round')
