@@ -198,23 +198,27 @@ def certainty(self:ClassErrors)->torch.Tensor: # `(cells,)`, 0 or more
     others = torch.arange(len(self.classes)) != self.predicted[:, None]
     return z.masked_fill(~others, torch.inf).amin(1).clamp(min=0)
 
+@patch(as_prop=True)
+def gaps(self:ClassErrors)->torch.Tensor: # `(cells, classes)`, 0 for the best
+    "Mean paired differences to the best class"
+    return mean_and_error(self.behind)[0]
+
 @patch
 def log_probabilities(self:ClassErrors,
     temperature:float, # From `fit_temperature`
 )->torch.Tensor: # `(cells, classes)`
     "Logarithms of the probabilities of the classes"
-    gap, _ = mean_and_error(self.behind)
-    return (-gap/temperature).log_softmax(1)
+    return (-self.gaps/temperature).log_softmax(1)
 
 def fit_temperature(
     found:ClassErrors, # Of cells that no network was trained on
     labels, # Their classes `(cells,)`
 )->float:
     "The temperature with the highest likelihood of the true classes (Guo et al. 2017)"
-    gap, _ = mean_and_error(found.behind)
+    gaps = found.gaps.double()
     labels = torch.as_tensor(labels)
     def loss(log_t):
-        log_p = (-gap.double()/math.exp(log_t)).log_softmax(1)
+        log_p = (-gaps/math.exp(log_t)).log_softmax(1)
         return -log_p[torch.arange(len(labels)), labels].mean().item()
     return math.exp(minimize_scalar(loss, bounds=(-20, 5), method='bounded').x)
 
@@ -267,7 +271,8 @@ def auc(
     rows = rng.multinomial(n, np.full(n, 1/n), draws)/n
     columns = rng.multinomial(m, np.full(m, 1/m), draws)/m
     drawn = ((rows@wins)*columns).sum(1)
-    return wins.mean(), *np.quantile(drawn, [.025, .975])
+    low, high = np.quantile(drawn, [.025, .975]).clip(0, 1)
+    return wins.mean(), min(low, wins.mean()), max(high, wins.mean())
 
 # %% ../nbs/14_knowledge.ipynb #k044b
 def equal_choice(
@@ -585,7 +590,7 @@ def explain(
     check_size(x, reference, window)
     found = class_errors(network, x, **reference.settings)
     p = found.log_probabilities(reference.temperature).exp()[0]
-    order = p.argsort(descending=True).tolist()
+    order = found.gaps[0].argsort().tolist()
     settings = {k: v for k, v in reference.settings.items() if k in ('draws', 'seed')}
     heat = heat_maps(network, x, order[0], order[1], **settings)[0]
     return Explanation(

@@ -489,7 +489,7 @@ def heat_study(model, x, truth, bs=40)->pd.DataFrame: # `part`, `heat`, `area`, 
     rows = []
     for part_of_x, k in zip(x.split(bs), truth.split(bs)):
         found = class_errors(model, part_of_x)
-        gap = found.behind.nanmean(2)
+        gap = found.gaps
         gap[torch.arange(len(k)), found.predicted] = torch.inf
         heat = heat_maps(model, part_of_x, found.predicted, gap.argmin(1)).abs()
         parts = parts_of(part_of_x)
