@@ -442,3 +442,136 @@ def test_calibrate_reads_the_cells_of_its_training(tmp_path, monkeypatch):
         reference = calibrate(tmp_path/'net', folder, n=16, draws=4)
     assert (tmp_path/'net'/'knowledge.json').exists() and 'classified' in str(reference)
     assert explain(folder/'oval'/'0.png', tmp_path/'net').label in ('oval', 'round')
+
+
+# The study
+
+@pytest.fixture(scope='module')
+def dls():
+    return cell_dls('simulated', size=28, bs=16, n=240)
+
+
+def small_pair(dls):
+    names = list(dls.vocab)
+    torch.manual_seed(0)
+    classifier = CellClassifier(names, 3, 28, dim=8).eval()
+    return network(classes=names, size=28), classifier
+
+
+def test_every_set_of_pictures(dls, tmp_path):
+    for kind in ('white', 'platelet'):
+        (tmp_path/kind).mkdir()
+        for i in range(3):
+            pixels = np.random.default_rng(i).integers(0, 256, (24, 24, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path/kind/f'{i}.jpg')
+    sets = study.picture_sets(dls, 8, tmp_path)
+    x, _ = study.cells_of_side(dls, 'test', 8)
+    for name, make in sets.items():
+        found = make()
+        assert found.shape[1:] == (3, 28, 28) and found.abs().max() <= 1, name
+    assert torch.equal(sets['mirrored'](), x.flip(3))
+    assert sets['over-exposed']().mean() > x.mean()
+    rough, smooth = x.diff(dim=3).abs().mean(), sets['blurred']().diff(dim=3).abs().mean()
+    assert smooth < .8*rough
+    assert torch.allclose(sets['enlarged']()[..., 14, 14], x[..., 14, 14], atol=.5)
+    assert len(sets['elsewhere white']()) == 3
+    with pytest.raises(ValueError, match='no pictures of white'):
+        study.elsewhere(tmp_path/'white', 'white', 28)
+
+
+def test_all_tables_of_cells_that_were_asked_once(dls, tmp_path):
+    pair = small_pair(dls)
+    known = study.cells_of_side(dls, 'test', 16)
+    made = []
+    def asked():
+        made.append(1)
+        return study.Asked(*pair, *known, draws=4)
+    sets = dict(real=lambda: study.cells_of_side(dls, 'test', 16),
+                flat=lambda: torch.full((9, 3, 28, 28), .5))
+    sets['elsewhere white'] = sets['flat']
+    def run(): return study.cells_study(asked, sets, tmp_path, {}, 16, 4, 2, bs=8)
+    cells = run()
+    assert len(cells) == 16 + 9 + 9 and len(made) == 1
+    # Again, without a call; and after a loss, with one more job
+    pd.testing.assert_frame_equal(cells, run())
+    next(tmp_path.glob('first=8*set=flat*')).unlink()
+    again = run()
+    assert len(made) == 2
+    unmeasured = ['seconds']
+    pd.testing.assert_frame_equal(cells.drop(columns=unmeasured),
+                                  again.drop(columns=unmeasured))
+
+    real = cells[cells['set'] == 'real']
+    assert real.bits.notna().sum() == 8 and (real.truth >= 0).all()
+    table = study.accuracy_table(real, dls.vocab).set_index('classifier')
+    right = (real.generator == real.truth).groupby(real.truth).mean().mean()
+    assert table.accuracy['generator'] == pytest.approx(right)
+    doubt = study.doubt_table(real)
+    last = doubt[(doubt.confidence == 'softmax') & (doubt.answered == 1)].accuracy.item()
+    assert last == pytest.approx((real.resnet == real.truth).mean())
+    strange = study.strange_table(cells)
+    assert set(strange['set']) == {'flat', 'elsewhere white'}
+    assert set(strange.score) == set(study.scores)
+    assert ((strange.low <= strange.AUC) & (strange.AUC <= strange.high)).all()
+    called = study.elsewhere_table(cells, dls.vocab)
+    assert called[list(dls.vocab)].sum(1).tolist() == pytest.approx([1, 1])
+
+
+def test_a_class_is_left_out_of_everything(dls):
+    others = study.without_class(dls, 'erythroblast')
+    names = [n for n in dls.vocab if n != 'erythroblast']
+    assert list(others.vocab) == names
+    k = list(dls.vocab).index('erythroblast')
+    for side in ('train', 'valid', 'test'):
+        old = np.asarray(dls.idxs[side])
+        kept = old[dls.cells.labels[old] != k]
+        assert np.array_equal(others.idxs[side], kept)
+        images, labels = getattr(others, side).arrays
+        theirs = dls.cells.labels[kept]
+        assert np.array_equal(images, dls.cells.images[kept])
+        assert [names[i] for i in labels] == [dls.vocab[i] for i in theirs]
+
+
+def test_few_cells_are_few_and_of_the_training(dls):
+    few = study.few_cells(dls, 5)
+    labels = dls.cells.labels[few.idxs['train']]
+    assert np.bincount(labels).tolist() == [5]*len(dls.vocab)
+    assert set(few.idxs['train']) <= set(np.asarray(dls.idxs['train']).tolist())
+    assert np.array_equal(few.idxs['test'], dls.idxs['test'])
+
+
+def test_left_out_and_few_from_end_to_end(dls, tmp_path):
+    training = dict(epochs=1, dim=8, steps=2, n=16, draws=4)
+    table = study.left_out_study(dls, tmp_path, ['platelet'], **training)
+    assert set(table['set']) == {'without platelet'} and table.AUC.between(0, 1).all()
+    model = load(tmp_path/'platelet'/'generator')
+    assert 'platelet' not in model.classes
+    # A second call trains nothing
+    before = (tmp_path/'platelet'/'generator'/'model.safetensors').stat().st_mtime_ns
+    pd.testing.assert_frame_equal(
+        table, study.left_out_study(dls, tmp_path, ['platelet'], **training))
+    after = (tmp_path/'platelet'/'generator'/'model.safetensors').stat().st_mtime_ns
+    assert before == after and not (tmp_path/'platelet'/'checkpoint.pt').exists()
+    table = study.few_study(dls, tmp_path/'few', [4], **training)
+    assert set(table.trained) == {4} and set(table.classifier) == {'generator', 'resnet'}
+
+
+def test_changes_and_heat_are_measured(dls, tmp_path):
+    names = list(dls.vocab)
+    model, classifier = small_pair(dls)
+    changed = study.change_study(dls, tmp_path, model, classifier, pairs=[names[4:6]],
+                                 n=2, steps=4, draws=4)
+    assert set(changed.way) == {'least', 'whole'} and len(changed) == 4
+    parts = ('nucleus', 'cytoplasm', 'surroundings')
+    for what in ('change', 'area'):
+        total = sum(changed[f'{what}_{part}'] for part in parts)
+        assert np.allclose(total[changed['size'] > 0], 1, atol=1e-4)
+    table = study.change_table(changed)
+    assert {'change_nucleus', 'moved_ratio', 'depth'} <= set(table.measure)
+    x, truth = study.cells_of_side(dls, 'test', 8)
+    heat = study.heat_study(model, x, truth, draws=4)
+    assert list(heat.part) == list(parts)
+    weights = study.weights_study(model, x, truth, draws=8)
+    assert weights.accuracy.between(0, 1).all() and len(weights) == 15
+    mean = study.with_interval([1., 2., 3., np.nan])
+    assert mean['mean'] == 2 and mean['low'] < 2 < mean['high'] and mean['cells'] == 3

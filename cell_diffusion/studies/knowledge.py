@@ -362,6 +362,7 @@ def few_study(
     out, # Folder; a killed study goes on there
     sizes:Iterable=(20, 50, 200), # Training cells of each class
     n:int=400, # Test cells
+    draws:int=24, # As in `class_errors`
     **training, # More arguments of `trained_pair`
 )->pd.DataFrame: # As from `accuracy_table`, for each size
     "Both classifiers, trained on the same few cells"
@@ -370,9 +371,9 @@ def few_study(
         few = few_cells(dls, k)
         pair = trained_pair(few, as_path(out)/f'{k}', **training)
         known = cells_of_side(few, 'train', 200)
-        cells = cells_study(lambda pair=pair, known=known: Asked(*pair, *known),
-                            dict(real=lambda: cells_of_side(dls, 'test', n)),
-                            as_path(out)/f'{k}-cells', dict(size=k), n)
+        def asked(pair=pair, known=known): return Asked(*pair, *known, draws)
+        cells = cells_study(asked, dict(real=lambda: cells_of_side(dls, 'test', n)),
+                            as_path(out)/f'{k}-cells', dict(size=k, draws=draws), n)
         tables.append(accuracy_table(cells, dls.vocab).assign(trained=k))
     return pd.concat(tables)
 
@@ -384,6 +385,7 @@ def left_out_study(
     out, # Folder; a killed study goes on there
     names:Iterable=left_out, # Classes, each left out by networks of its own
     n:int=400, # Test cells of the other classes
+    draws:int=24, # As in `class_errors`
     **training, # More arguments of `trained_pair`
 )->pd.DataFrame: # As from `strange_table`, a set for each class
     "Networks that were never shown a class must find its cells"
@@ -396,22 +398,23 @@ def left_out_study(
         sets = {'real': lambda others=others: cells_of_side(others, 'test', n),
                 f'without {name}': lambda strange=strange: strange}
         known = cells_of_side(others, 'valid', 400)
-        cells = cells_study(lambda pair=pair, known=known: Asked(*pair, *known), sets,
-                            as_path(out)/f'{name}-cells', dict(left_out=name), n)
+        def asked(pair=pair, known=known): return Asked(*pair, *known, draws)
+        cells = cells_study(asked, sets, as_path(out)/f'{name}-cells',
+                            dict(left_out=name, draws=draws), n)
         tables.append(strange_table(cells))
     return pd.concat(tables)
 
 # %% ../../nbs/knowledge_study.ipynb #s024
 ways = 'least', 'whole', 'nucleus'
 
-def changed_cells(way, model, network, x, source, target, filler=None, steps=40):
+def changed_cells(way, model, network, x, source, target, filler, steps, draws):
     "Cells of one class as another, and the depth in log-SNR or NaN"
     nowhere = torch.full((len(x),), torch.nan)
     if way == 'nucleus':
         return fill_holes(filler, x, stained_masks(x), target, progress=False), nowhere
     if way == 'whole': return as_class(model, x, source, target, -20., steps), nowhere
     def by_resnet(images): return features_and_predictions(network, images)[1]
-    def by_generator(images): return class_errors(model, images).predicted
+    def by_generator(images): return class_errors(model, images, draws).predicted
     return least_change(model, x, source, target, [by_resnet, by_generator], steps=steps)
 
 def change_rows(x, changed, scale)->pd.DataFrame: # A row for each cell
@@ -439,6 +442,7 @@ def change_study(
     pairs:Iterable=pairs, # Source and target
     n:int=40, # Cells of each source
     steps:int=40, # Timesteps of a whole walk
+    draws:int=24, # As in `class_errors`
     settings:dict=None, # What else the results depend on
 )->pd.DataFrame: # A row for each cell, pair and way
     "Counterfactuals, and where they change cells"
@@ -448,11 +452,11 @@ def change_study(
     def run(source, target, way):
         x = of(source)[:n]
         changed, depth = changed_cells(way, model, network, x, source, target, filler,
-                                       steps)
+                                       steps, draws)
         scale = morphology(of(target)).mean() - morphology(of(source)).mean()
         predicted = features_and_predictions(network, changed)[1]
         wanted = list(dls.vocab).index(target)
-        by_generator = class_errors(model, changed).predicted
+        by_generator = class_errors(model, changed, draws).predicted
         return change_rows(x, changed, scale).assign(
             cell=range(len(x)), depth=depth.numpy(),
             by_resnet=(predicted == wanted).float().numpy(),
@@ -460,7 +464,7 @@ def change_study(
 
     jobs = [dict(source=a, target=b, way=way) for a, b in pairs for way in ways
             if way != 'nucleus' or filler is not None]
-    settings = dict(settings or {}, n=n, steps=steps)
+    settings = dict(settings or {}, n=n, steps=steps, draws=draws)
     return Records(out, settings).run(run, jobs)
 
 # %% ../../nbs/knowledge_study.ipynb #s026
@@ -484,14 +488,15 @@ def change_table(changed:pd.DataFrame)->pd.DataFrame: # From `change_study`
                              **with_interval(of[name])))
     return pd.DataFrame(rows)
 
-def heat_study(model, x, truth, bs=40)->pd.DataFrame: # `part`, `heat`, `area`, ...
+def heat_study(model, x, truth, draws=24, bs=40)->pd.DataFrame: # `part`, `heat`, `area`, ...
     "How heat maps of right answers are shared among the parts of cells"
     rows = []
     for part_of_x, k in zip(x.split(bs), truth.split(bs)):
-        found = class_errors(model, part_of_x)
+        found = class_errors(model, part_of_x, draws)
         gap = found.gaps
         gap[torch.arange(len(k)), found.predicted] = torch.inf
-        heat = heat_maps(model, part_of_x, found.predicted, gap.argmin(1)).abs()
+        heat = heat_maps(model, part_of_x, found.predicted, gap.argmin(1),
+                         draws=draws).abs()
         parts = parts_of(part_of_x)
         area = shares_of(torch.ones_like(heat), parts)
         shares = shares_of(heat, parts)
