@@ -262,7 +262,7 @@ def auc(
     draws:int=2000, # Of the bootstrap
     seed:int=0,
 )->tuple: # Value, low and high end of its 95% interval
-    "Area under the ROC curve: how often a strange cell is found stranger than a real one"
+    "Area under the ROC curve: how often a strange cell has the larger score"
     a = np.asarray(strange, dtype=float)[:, None]
     b = np.asarray(usual, dtype=float)[None]
     wins = (a > b) + .5*(a == b)
@@ -537,7 +537,9 @@ class Explanation:
     heat:np.ndarray # `(size, size)`: above 0 where pixels speak for the first class
 
     @property
-    def label(self): return next(iter(self.probabilities))
+    def label(self):
+        "The class with the largest probability"
+        return next(iter(self.probabilities))
 
     def __str__(self):
         (first, p), (second, q), *_ = self.probabilities.items()
@@ -632,7 +634,8 @@ def check_size(x, reference, side):
     "Warn where a stained cell is clearly smaller or larger than those of training"
     if not reference.cell_sizes or x.shape[1] != 3: return
     found = stained_sizes(decode(x))[0]
-    low, high = min(reference.cell_sizes), max(reference.cell_sizes)
+    low = min(reference.cell_sizes)
+    high = max(reference.cell_sizes)
     if .75*low <= found <= high/.75 or not found: return
     nearest = low if found < low else high
     warnings.warn(

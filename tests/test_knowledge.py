@@ -577,3 +577,126 @@ def test_changes_and_heat_are_measured(dls, tmp_path):
     assert weights.accuracy.between(0, 1).all() and len(weights) == 15
     mean = study.with_interval([1., 2., 3., np.nan])
     assert mean['mean'] == 2 and mean['low'] < 2 < mean['high'] and mean['cells'] == 3
+
+
+# The exercises
+
+def chapters_functions():
+    "What the chapter has defined when its exercises come"
+    found = {**vars(knowledge), 'np': np}
+    wanted = {'def toy_errors': {}, 'def answered': {}}
+    for c in cells_of(notebook, 'code'):
+        for start in wanted:
+            if start not in c.source or 'solution' in c.source: continue
+            text = c.source
+            if start == 'def toy_errors': text = text.partition('fig, axes')[0]
+            if start == 'def answered': text = text.partition('shares, acc')[0]
+            exec(text, found)
+    return found
+
+
+def exec_in(answer):
+    "The names that a check meets after an answer"
+    found = chapters_functions()
+    exec(answer, found)
+    return found
+
+
+wrong_answers = {
+    1: dict(
+        without_prior='''
+def posterior(gaps, temperature, prior): return (-gaps/temperature).softmax(1)''',
+        times_temperature='''
+def posterior(gaps, temperature, prior):
+    return (prior.log() - gaps*temperature).softmax(1)''',
+        overflows='''
+def posterior(gaps, temperature, prior):
+    w = prior*torch.exp(-(gaps - gaps.amax(1, keepdim=True))/temperature)
+    return w/w.sum(1, keepdim=True)''',
+        over_cells='''
+def posterior(gaps, temperature, prior):
+    return (prior.log() - gaps/temperature).softmax(0)''',
+    ),
+    2: dict(
+        one_noise_for_all='''
+def errors_of(estimate, x, sigmas, classes, rng):
+    noise = torch.randn(x.shape, generator=rng)
+    return torch.stack([torch.stack([((estimate(x + s*noise, s, c) - x)**2).mean()/s
+                                     for c in classes]) for s in sigmas])''',
+        without_sigma='''
+def errors_of(estimate, x, sigmas, classes, rng):
+    table = []
+    for s in sigmas:
+        y = x + s*torch.randn(x.shape, generator=rng)
+        row = [((estimate(y, s, c) - x)**2).mean() for c in classes]
+        table.append(torch.stack(row))
+    return torch.stack(table)''',
+    ),
+    3: dict(
+        undecided_one='surest, level, probability = .1, 2, .97',
+        wrong_level='surest, level, probability = .8, 4, .97',
+        whole_area='surest, level, probability = .8, 2, 3.56',
+    ),
+    4: dict(
+        no_least='''
+def draws_needed(d, z):
+    if d.mean() <= 0: return math.inf
+    return math.ceil((z*d.std().item()/d.mean().item())**2)
+''',
+        not_squared='''
+def draws_needed(d, z):
+    if d.mean() <= 0: return math.inf
+    return max(4, math.ceil(z*d.std().item()/d.mean().item()))''',
+        whatever_the_sign='''
+def draws_needed(d, z):
+    return max(4, math.ceil((z*d.std().item()/(d.mean().item() or 1e9))**2))''',
+        population='''
+def draws_needed(d, z):
+    if d.mean() <= 0: return math.inf
+    return max(4, math.ceil((z*d.std(correction=0).item()/d.mean().item())**2))''',
+    ),
+    5: dict(
+        ties_in_order='''
+def auc_by_ranks(a, b):
+    both = np.concatenate([a, b])
+    ranks = both.argsort(kind='stable').argsort()[:len(a)] + 1
+    return (ranks.sum() - len(a)*(len(a) + 1)/2)/(len(a)*len(b))''',
+        without_the_least_sum='''
+def auc_by_ranks(a, b):
+    from scipy.stats import rankdata
+    return rankdata(np.concatenate([a, b]))[:len(a)].sum()/(len(a)*len(b))''',
+        the_other_way='''
+def auc_by_ranks(a, b): return 1 - auc(a, b, draws=1)[0]''',
+    ),
+    6: dict(
+        first_failure='''
+def answerable(right, confidence, wanted):
+    share, accuracy = answered(right, confidence)
+    bad = (accuracy < wanted).nonzero()
+    return share[bad[0, 0] - 1].item() if len(bad) and bad[0, 0] else 1. - len(bad)''',
+        accuracy_itself='''
+def answerable(right, confidence, wanted):
+    share, accuracy = answered(right, confidence)
+    return accuracy.max().item()''',
+        as_given='''
+def answerable(right, confidence, wanted):
+    n = torch.arange(1, len(right) + 1)
+    ok = (right.cumsum(0)/n >= wanted).nonzero()
+    return (n[ok[-1, 0]]/len(right)).item() if len(ok) else 0.''',
+    ),
+}
+
+
+@pytest.mark.parametrize('k', wrong_answers)
+def test_checks_accept_the_solution_and_refuse_wrong_answers(k):
+    check = marked(notebook, 'check')[k][0][1]
+    solution = marked(notebook, 'solution')[k][0][1]
+    exec(check, exec_in(solution))
+    stub = marked(notebook, 'exercise')[k][0][1]
+    for name, answer in dict(wrong_answers[k], unsolved=stub).items():
+        accepted = True
+        try:
+            exec(check, exec_in(answer))
+        except Exception:
+            accepted = False
+        assert not accepted, f'exercise {k} accepts {name}'

@@ -12,6 +12,7 @@ import time
 import torch
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from scipy import ndimage
 from PIL import Image
 from cell_diffusion.classifier import (
@@ -156,19 +157,19 @@ def picture_sets(
     "Sets of strange pictures"
     size = dls.cells.images.shape[-1]
     usual, _ = cells_of_side(dls, 'test', n)
-    sets = {name: lambda f=f: f(usual) for name, f in changes.items()}
-    sets['drawn'] = lambda: drawn_cells(n, size)
+    sets = {name: partial(change, usual) for name, change in changes.items()}
+    sets['drawn'] = partial(drawn_cells, n, size)
     if dls.cells.source == 'pbc':
         sets['wider crop'] = lambda: wider_crops(dls, path)[:n]
-        sets['Jurkat'] = lambda: other_cells(size, path, n)
+        sets['Jurkat'] = partial(other_cells, size, path, n)
     if bccd is None: return sets
     ours = lab_statistics(usual)
     # The colours of a whole laboratory, both kinds together
     kinds = {kind: elsewhere(bccd, kind, size) for kind in ('white', 'platelet')}
     theirs = lab_statistics(torch.cat(list(kinds.values())))
     for kind, x in kinds.items():
-        sets[f'elsewhere {kind}'] = lambda x=x: x
-        sets[f'elsewhere {kind}, matched'] = lambda x=x: match_stain(x, ours, theirs)
+        sets[f'elsewhere {kind}'] = x.clone
+        sets[f'elsewhere {kind}, matched'] = partial(match_stain, x, ours, theirs)
     return sets
 
 # %% ../../nbs/knowledge_study.ipynb #s013
@@ -226,7 +227,9 @@ def accuracy_table(
     table['seconds'] = [cells.seconds.mean(), np.nan]
     return table
 
-def doubt_table(cells)->pd.DataFrame: # `confidence`, `answered`, `accuracy`, `low`, `high`
+def doubt_table(
+    cells:pd.DataFrame, # From `cells_study`, the set of real test cells
+)->pd.DataFrame: # `confidence`, `answered`, `accuracy`, `low`, `high`
     "Accuracy among the most confident answers"
     rows = []
     for name, classifier in confidences.items():
@@ -254,14 +257,18 @@ def strange_table(
         if name == usual: continue
         for score, sign in scores.items():
             if score not in cells: continue
-            a, b = sign*of_set[score].dropna(), sign*of_usual[score].dropna()
+            a = sign*of_set[score].dropna()
+            b = sign*of_usual[score].dropna()
             if not len(a) or not len(b): continue
             value, low, high = auc(a, b)
             rows.append(dict(set=name, score=score, AUC=value, low=low, high=high,
                              cells=len(a)))
     return pd.DataFrame(rows)
 
-def elsewhere_table(cells, classes)->pd.DataFrame: # A row for each set and classifier
+def elsewhere_table(
+    cells:pd.DataFrame, # From `cells_study`
+    classes:tuple, # Names of the classes
+)->pd.DataFrame: # A row for each set and classifier
     "What the cells of another laboratory are called"
     rows = []
     for name, of_set in cells.groupby('set', sort=False):
@@ -305,9 +312,11 @@ def loaders_with(dls, cells, idxs):
     images = torch.from_numpy(cells.images)
     def make(side, **kwargs):
         bs = max(1, min(dls.train.bs, len(idxs[side])))
-        return CellLoader(images, cells.labels, idxs[side], cells.names, bs=bs, **kwargs)
+        return CellLoader(images, cells.labels, idxs[side], cells.names, bs=bs,
+                          **kwargs)
     train = make('train', train=True, augment=True)
-    return loaders_of(cells, idxs, train, make('valid'), make('test'), device=dls.device)
+    return loaders_of(cells, idxs, train, make('valid'), make('test'),
+                      device=dls.device)
 
 def few_cells(
     dls, # From `cell_dls`
@@ -415,7 +424,8 @@ def changed_cells(way, model, network, x, source, target, filler, steps, draws):
     if way == 'whole': return as_class(model, x, source, target, -20., steps), nowhere
     def by_resnet(images): return features_and_predictions(network, images)[1]
     def by_generator(images): return class_errors(model, images, draws).predicted
-    return least_change(model, x, source, target, [by_resnet, by_generator], steps=steps)
+    return least_change(model, x, source, target, [by_resnet, by_generator],
+                        steps=steps)
 
 def change_rows(x, changed, scale)->pd.DataFrame: # A row for each cell
     "Shares of the change and of the area, and how far each feature moved"
@@ -478,9 +488,12 @@ def with_interval(values, draws=2000):
     low, high = np.quantile(means, [.025, .975])
     return dict(mean=values.mean(), low=low, high=high, cells=len(values))
 
-def change_table(changed:pd.DataFrame)->pd.DataFrame: # From `change_study`
+def change_table(
+    changed:pd.DataFrame, # From `change_study`
+)->pd.DataFrame: # `source`, `target`, `way`, `measure`, and mean with interval
     "Means over cells with intervals, for each pair and way"
-    measured = [c for c in changed if c.startswith(('change_', 'area_', 'moved_', 'by_'))]
+    starts = 'change_', 'area_', 'moved_', 'by_'
+    measured = [name for name in changed if name.startswith(starts)]
     rows = []
     for (source, target, way), of in changed.groupby(['source', 'target', 'way']):
         for name in [*measured, 'depth', 'size']:
@@ -488,7 +501,13 @@ def change_table(changed:pd.DataFrame)->pd.DataFrame: # From `change_study`
                              **with_interval(of[name])))
     return pd.DataFrame(rows)
 
-def heat_study(model, x, truth, draws=24, bs=40)->pd.DataFrame: # `part`, `heat`, `area`, ...
+def heat_study(
+    model, # A generator that knows classes
+    x:torch.Tensor, # Test cells
+    truth:torch.Tensor, # Their classes
+    draws:int=24, # As in `class_errors`
+    bs:int=40, # Cells at a time
+)->pd.DataFrame: # `part`, `area`, and the share of the heat with its interval
     "How heat maps of right answers are shared among the parts of cells"
     rows = []
     for part_of_x, k in zip(x.split(bs), truth.split(bs)):
