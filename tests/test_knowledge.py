@@ -19,7 +19,9 @@ from cell_diffusion.cli import app
 from cell_diffusion.core import encode, generator
 from cell_diffusion.data import cell_dls
 from cell_diffusion.denoiser import Denoiser, load, save, weights_hash
-from cell_diffusion.inpainting import Inpainter
+from cell_diffusion.inpainting import (
+    Inpainter, fill_holes, hide_channels, random_masks,
+)
 from cell_diffusion.knowledge import (
     ClassErrors, as_class, auc, calibrate, class_errors, equal_choice, error_maps,
     error_timesteps, explain, fit_distance, fit_temperature, heat_maps, lab_statistics,
@@ -577,6 +579,85 @@ def test_changes_and_heat_are_measured(dls, tmp_path):
     assert weights.accuracy.between(0, 1).all() and len(weights) == 15
     mean = study.with_interval([1., 2., 3., np.nan])
     assert mean['mean'] == 2 and mean['low'] < 2 < mean['high'] and mean['cells'] == 3
+
+
+# A hole across channels
+
+def filler(channels=3, size=8):
+    unet = dict(tiny, channels=3*channels, out_channels=channels)
+    torch.manual_seed(0)
+    model = Inpainter(unet, 'log_snr', prediction='v', data_std=.5, size=size).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=.05, generator=generator(0))
+    return model
+
+
+def test_hidden_channels():
+    masks = random_masks(400, 8)
+    hidden = hide_channels(masks, 3, seed=0)
+    whole = hidden.flatten(2).all(2) | ~hidden.flatten(2).any(2)
+    of_channels = whole.all(1) & ~(hidden == masks).flatten(1).all(1)
+    assert .35 < of_channels.float().mean() < .6
+    assert hidden.flatten(1).any(1)[of_channels].all(), 'something is hidden'
+    stays = (hidden == masks).flatten(1).all(1)
+    assert (stays | of_channels).all()
+    assert torch.equal(hidden, hide_channels(masks, 3, seed=0))
+
+
+def test_a_channel_is_filled_and_the_others_stay(tmp_path):
+    save(filler(), tmp_path)
+    model = load(tmp_path, precision='float32')
+    assert (model.channels, model.unet.channels) == (3, 9)
+    x = noise(4, 3, 8, 8).clamp(-1, 1)
+    filled = study.fill_channel(model, x, 2, steps=3)
+    assert torch.equal(filled[:, :2], x[:, :2])
+    assert not torch.equal(filled[:, 2], x[:, 2])
+    # What is hidden has no influence, and what is known has
+    other = x.clone()
+    other[:, 2] = 0
+    assert torch.equal(study.fill_channel(model, other, 2, steps=3)[:, 2], filled[:, 2])
+    other[:, 0] = -other[:, 0]
+    assert not torch.equal(study.fill_channel(model, other, 2, steps=3)[:, 2],
+                           filled[:, 2])
+
+
+def test_one_mask_for_all_channels_is_the_same_mask_in_each():
+    model = filler()
+    x = noise(2, 3, 8, 8).clamp(-1, 1)
+    mask = random_masks(2, 8, dict(box=1))
+    one = fill_holes(model, x, mask, steps=3, progress=False)
+    each = fill_holes(model, x, mask.expand(-1, 3, -1, -1), steps=3, progress=False)
+    assert torch.equal(one, each)
+
+
+def test_a_network_with_one_mask_refuses_one_for_each_channel():
+    model = network(kind=Inpainter)
+    x = torch.zeros(1, 3, 32, 32)
+    with pytest.raises(ValueError, match='got'):
+        fill_holes(model, x, torch.ones_like(x), progress=False)
+    with pytest.raises(ValueError, match='9 for a mask of each'):
+        Inpainter(dict(tiny, channels=8, out_channels=3), size=8)
+
+
+def test_the_channel_study_on_drawn_jurkat_cells(tmp_path):
+    dls = cell_dls('simulated-jurkat', size=40, bs=16, n=160,
+                   channels=study.jurkat_channels)
+    names = list(dls.vocab)
+    torch.manual_seed(0)
+    classifier = CellClassifier(names, 3, 40, dim=8).eval()
+    given = dict(n=14, fills=2, bs=8, steps=2, epochs=1, dim=8)
+    cells = study.channel_study(dls, tmp_path, classifier, **given)
+    again = study.channel_study(dls, tmp_path, classifier, **given)
+    pd.testing.assert_frame_equal(cells, again)
+    table = study.channel_table(cells, names).set_index('measure')
+    first = cells[cells['fill'] == 0]
+    assert table.value['total, one fill'] == pytest.approx(
+        np.corrcoef(first.total, first.generated)[0, 1])
+    assert len(table) == 5
+    # More DNA is more DNA
+    x = torch.full((1, 3, 8, 8), -1.)
+    x[:, 2, 2:4, 2:4] = 0
+    assert study.total(x, 2).item() == 4
 
 
 # The exercises

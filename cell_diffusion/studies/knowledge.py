@@ -22,7 +22,9 @@ from cell_diffusion.core import as_path, encode, generator
 from cell_diffusion.data import CellLoader, cell_dls, load_cells, loaders_of
 from cell_diffusion.denoiser import load, network_settings, save
 from cell_diffusion.flows import bits_per_dim, dequantise, likelihood
-from cell_diffusion.inpainting import fill_holes, stained_masks
+from cell_diffusion.inpainting import (
+    fill_holes, inpainting_learner, stained_masks,
+)
 from cell_diffusion.knowledge import (
     as_class, auc, class_errors, equal_choice, fit_distance, fit_temperature,
     heat_maps, lab_statistics, least_change, match_stain, parts_of, shares_of,
@@ -366,6 +368,7 @@ def trained_pair(
         (folder/'checkpoint.pt').unlink(missing_ok=True)
     return load(folder/'generator'), load(folder/'resnet', 'cpu', 'float32')
 
+# %% ../../nbs/knowledge_study.ipynb #s021b
 def few_study(
     dls, # From `cell_dls`
     out, # Folder; a killed study goes on there
@@ -501,6 +504,7 @@ def change_table(
                              **with_interval(of[name])))
     return pd.DataFrame(rows)
 
+# %% ../../nbs/knowledge_study.ipynb #s026b
 def heat_study(
     model, # A generator that knows classes
     x:torch.Tensor, # Test cells
@@ -526,8 +530,112 @@ def heat_study(
     return pd.DataFrame([dict(part=name, area=of.area.mean(), **with_interval(of.heat))
                          for name, of in cells.groupby('part', sort=False)])
 
+# %% ../../nbs/knowledge_study.ipynb #s031
+jurkat_channels = 'brightfield', 'darkfield', 'dna'
+
+def filler_of_channels(
+    dls, # From `cell_dls`
+    folder, # Keeps the network
+    minutes:float=60., # Of one processor thread
+    epochs:int=None, # Passes over the cells, in place of minutes
+    dim:int=32, # Channels of the first level
+):
+    "A network that fills whole channels; a killed training goes on"
+    folder = as_path(folder)
+    with locked(folder, 'training'):
+        if not (folder/'model.safetensors').exists():
+            learn = inpainting_learner(dls, classes=False, dim=dim, each_channel=True,
+                                       normalize=True)
+            if epochs: minutes = None
+            checkpoint = folder/'checkpoint.pt'
+            fit_for(learn, minutes, epochs, progress=False, processor=True,
+                    checkpoint=checkpoint)
+            save(learn.ema.averaged, folder)
+            checkpoint.unlink(missing_ok=True)
+    return load(folder)
+
+def fill_channel(
+    model, # An `Inpainter` with a mask for each channel
+    x:torch.Tensor, # Cells in -1..1
+    channel:int, # The one that is the hole
+    **kwargs, # More arguments of `fill_holes`
+)->torch.Tensor: # Of the shape of `x`
+    "Fill one channel from the others"
+    masks = torch.zeros(1, *x.shape[1:], dtype=torch.bool)
+    masks[:, channel] = True
+    return fill_holes(model, x, masks, progress=False, **kwargs)
+
+# %% ../../nbs/knowledge_study.ipynb #s032
+def total(x, channel):
+    "Sum of a channel above its background, of each cell"
+    levels = x[:, channel].flatten(1) + 1
+    return (levels - levels.median(1, keepdim=True).values).clamp(min=0).sum(1)
+
+def channel_study(
+    dls, # Cells whose last channel is the hole
+    out, # Folder of network and records; a killed study goes on there
+    classifier=None, # Of all channels; by default the reference classifier
+    n:int=400, # Test cells
+    fills:int=3, # Fills of each
+    bs:int=50, # Cells in a job
+    steps:int=20, # Of the sampler
+    **training, # More arguments of `filler_of_channels`
+)->pd.DataFrame: # A row for each cell and fill
+    "The last channel from the others: how much of it, and which class"
+    out = as_path(out)
+    model = filler_of_channels(dls, out/'filler', **training)
+    classifier = classifier or reference_classifier(dls)
+    x, truth = cells_of_side(dls, 'test', n)
+    channel = x.shape[1] - 1
+    def called(images): return features_and_predictions(classifier, images)[1].numpy()
+
+    def run(fill, first):
+        part = x[first:first + bs]
+        filled = fill_channel(model, part, channel, seed=1000*fill + first, steps=steps)
+        off = (filled - part)[:, channel].pow(2).mean((1, 2)).sqrt()*127.5
+        return pd.DataFrame(dict(
+            cell=np.arange(first, first + len(part)), truth=truth[first:first + bs],
+            total=total(part, channel), generated=total(filled, channel), off=off,
+            called=called(part), called_generated=called(filled)))
+
+    jobs = [dict(fill=fill, first=first) for fill in range(fills)
+            for first in range(0, len(x), bs)]
+    settings = dict(n=n, steps=steps, **network_settings(model))
+    return Records(out/'cells', settings).run(run, jobs)
+
+# %% ../../nbs/knowledge_study.ipynb #s034
+def correlation(a, b, draws=2000):
+    "Pearson's correlation and its bootstrap interval"
+    a = np.asarray(a, dtype=float)
+    b = np.asarray(b, dtype=float)
+    rng = np.random.default_rng(0)
+    rows = rng.integers(len(a), size=(draws, len(a)))
+    drawn = [np.corrcoef(a[i], b[i])[0, 1] for i in rows]
+    low, high = np.nanquantile(drawn, [.025, .975])
+    return dict(value=np.corrcoef(a, b)[0, 1], low=low, high=high)
+
+def channel_table(
+    cells:pd.DataFrame, # From `channel_study`
+    classes:tuple, # Names of the classes
+)->pd.DataFrame: # `measure`, `value`, `low`, `high`
+    "How well one channel is known from the others"
+    first = cells[cells['fill'] == 0]
+    mean = cells.groupby('cell').generated.mean()[first.cell]
+    rows = [dict(measure='total, one fill', **correlation(first.total, first.generated)),
+            dict(measure='total, mean of fills', **correlation(first.total, mean))]
+    second = cells[cells['fill'] == 1]
+    if len(second):
+        rows.append(dict(measure='two fills of a cell',
+                         **correlation(first.generated, second.generated)))
+    for name, column in dict(true='called', generated='called_generated').items():
+        table = class_accuracy(first[column].values, first.truth.values, classes)
+        value, low, high = balanced_accuracy(table)
+        rows.append(dict(measure=f'classes with the {name} channel', value=value,
+                         low=low, high=high))
+    return pd.DataFrame(rows)
+
 # %% ../../nbs/knowledge_study.ipynb #s028
-studies = 'cells', 'weights', 'change', 'heat', 'left-out', 'few'
+studies = 'cells', 'weights', 'change', 'heat', 'left-out', 'few', 'channel'
 
 def make_records(
     data, # A source or a folder of class folders
@@ -545,29 +653,37 @@ def make_records(
     out = as_path(out)
     model = load(network)
     dls = cell_dls(data, size=model.size, bs=32, set_aside=set_aside, **kwargs)
-    classifier = reference_classifier(dls)
-    path = kwargs.get('path')
     settings = dict(data=str(data), **network_settings(model))
     def keep(name, table): table.to_csv(out/f'knowledge-{name}.csv', index=False)
     if 'cells' in studies:
-        sets = dict(real=lambda: cells_of_side(dls, 'test', n),
-                    **picture_sets(dls, n, bccd, path))
-        known = cells_of_side(dls, 'valid', n)
-        cells = cells_study(lambda: Asked(model, classifier, *known), sets, out/'cells',
-                            settings, n, bits=30)
-        real = cells[cells['set'] == 'real']
-        keep('accuracy', accuracy_table(real, dls.vocab))
-        keep('doubt', doubt_table(real))
-        keep('strange', strange_table(cells))
-        keep('elsewhere', elsewhere_table(cells, dls.vocab))
-    made = dict(weights=lambda: weights_study(model, *cells_of_side(dls, 'valid', n)),
-                heat=lambda: heat_study(model, *cells_of_side(dls, 'test', n)))
+        keep_cells(keep, model, dls, n, bccd, kwargs.get('path'), out, settings)
+    made = dict(
+        weights=lambda: weights_study(model, *cells_of_side(dls, 'valid', n)),
+        heat=lambda: heat_study(model, *cells_of_side(dls, 'test', n)),
+        change=lambda: change_table(change_study(
+            dls, out/'change', model, reference_classifier(dls), load(filler),
+            settings=settings)))
+    made['left-out'] = lambda: left_out_study(dls, out/'left-out', n=n, minutes=minutes)
+    made['few'] = lambda: few_study(dls, out/'few', n=n, minutes=minutes/2)
+    made['channel'] = lambda: phases_of(out/'channel', kwargs.get('path'), n, minutes)
     for name, make in made.items():
         if name in studies: keep(name, make())
-    if 'change' in studies:
-        keep('change', change_table(change_study(
-            dls, out/'change', model, classifier, load(filler), settings=settings)))
-    if 'left-out' in studies:
-        keep('left-out', left_out_study(dls, out/'left-out', n=n, minutes=minutes))
-    if 'few' in studies:
-        keep('few', few_study(dls, out/'few', n=n, minutes=minutes/2))
+
+# %% ../../nbs/knowledge_study.ipynb #s029
+def keep_cells(keep, model, dls, n, bccd, path, out, settings):
+    "The tables of cells that were asked once"
+    sets = dict(real=lambda: cells_of_side(dls, 'test', n),
+                **picture_sets(dls, n, bccd, path))
+    def asked():
+        return Asked(model, reference_classifier(dls), *cells_of_side(dls, 'valid', n))
+    cells = cells_study(asked, sets, out/'cells', settings, n, bits=30)
+    real = cells[cells['set'] == 'real']
+    keep('accuracy', accuracy_table(real, dls.vocab))
+    keep('doubt', doubt_table(real))
+    keep('strange', strange_table(cells))
+    keep('elsewhere', elsewhere_table(cells, dls.vocab))
+
+def phases_of(out, path, n, minutes):
+    "The study of Jurkat cells"
+    dls = cell_dls('jurkat', path, 40, 32, channels=jurkat_channels)
+    return channel_table(channel_study(dls, out, n=n, minutes=minutes), dls.vocab)
