@@ -621,8 +621,9 @@ def channel_table(
     "How well one channel is known from the others"
     first = cells[cells['fill'] == 0]
     mean = cells.groupby('cell').generated.mean()[first.cell]
-    rows = [dict(measure='total, one fill', **correlation(first.total, first.generated)),
-            dict(measure='total, mean of fills', **correlation(first.total, mean))]
+    compared = {'one fill': first.generated, 'mean of fills': mean}
+    rows = [dict(measure=f'total, {name}', **correlation(first.total, other))
+            for name, other in compared.items()]
     second = cells[cells['fill'] == 1]
     if len(second):
         rows.append(dict(measure='two fills of a cell',
