@@ -71,6 +71,7 @@ class ClassErrors:
     classes:tuple # Their names
     errors:torch.Tensor # Mean over pixels `(cells, classes, draws)`
     calls:torch.Tensor # Network calls spent on each cell `(cells,)`
+    levels:torch.Tensor # Log-SNR of each draw `(draws,)`
 
 @patch(as_prop=True)
 def predicted(self:ClassErrors)->torch.Tensor: # Class numbers `(cells,)`
@@ -90,7 +91,7 @@ def behind(self:ClassErrors)->torch.Tensor: # `(cells, classes, draws)`
 @patch
 def rows(self:ClassErrors, which)->ClassErrors:
     "Those of some of the cells"
-    return ClassErrors(self.classes, self.errors[which], self.calls[which])
+    return ClassErrors(self.classes, self.errors[which], self.calls[which], self.levels)
 
 # %% ../nbs/14_knowledge.ipynb #k026
 def mean_and_error(
@@ -136,7 +137,9 @@ def class_errors(
     errors = torch.full((n, K, draws), torch.nan)
     alive = torch.ones(n, K, dtype=torch.bool)
     spent = torch.zeros(n, dtype=torch.long)
-    ts = error_timesteps(model.schedule, draws, log_snr).tolist()
+    ts = error_timesteps(model.schedule, draws, log_snr)
+    levels = model.schedule.log_snr.cpu()[ts]
+    ts = ts.tolist()
     noise = shared_noise(model, draws, seed)
     with _evaluating(model):
         for first in range(0, draws, in_a_round):
@@ -151,7 +154,7 @@ def class_errors(
                 errors[cells, labels, j] = mean_errors(model, x, cells, labels, ts[j],
                                                        noise[j], bs)
             spent += alive.sum(1)*this
-    return ClassErrors(model.classes, errors, spent)
+    return ClassErrors(model.classes, errors, spent, levels)
 
 # %% ../nbs/14_knowledge.ipynb #k029
 def shared_noise(model, draws, seed):
@@ -250,10 +253,12 @@ def fit_distance(
     root = torch.linalg.cholesky(torch.from_numpy(covariance))
     return ClassDistance(means, torch.linalg.inv(root))
 
+finest = 3. # Log-SNR above which errors are those of grain and compression
+
 @patch(as_prop=True)
-def profile(self:ClassErrors)->torch.Tensor: # `(cells, draws)`
+def profile(self:ClassErrors)->torch.Tensor: # `(cells, draws that are not too fine)`
     "Logarithms of the errors of the best class, level by level"
-    return self.best.log()
+    return self.best[:, self.levels <= finest].log()
 
 # %% ../nbs/14_knowledge.ipynb #k044
 def auc(
@@ -472,7 +477,7 @@ def write(self:Reference, folder):
     record = dict(vars(self))
     distance = record.pop('distance')
     record.update(means=rounded(distance.means), factor=rounded(distance.factor),
-                  percentiles=rounded(self.percentiles))
+                  percentiles=rounded(self.percentiles), finest=finest)
     write_json(folder/reference_file, record)
 
 def read_reference(
@@ -488,6 +493,8 @@ def read_reference(
     record = read_json(file, f'{advice}.')
     if not isinstance(record, dict) or record.get('weights') != weights_hash(model):
         raise ValueError(f"{file} is of other weights: {advice}.")
+    if record.pop('finest', None) != finest:
+        raise ValueError(f"{file} was made by another version: {advice}.")
     means = torch.tensor(record.pop('means')).double()
     factor = torch.tensor(record.pop('factor')).double()
     percentiles = torch.tensor(record.pop('percentiles')).double()

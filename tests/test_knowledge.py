@@ -194,7 +194,8 @@ def planted(n=300, K=4, draws=12, seed=0):
     errors = rng.normal(0, 1, (n, K, draws)) + rng.normal(0, 3, (n, 1, draws)) + 20
     errors[np.arange(n), truth] -= lead[:, None]
     calls = torch.full((n,), K*draws)
-    return ClassErrors(tuple('abcd'), torch.tensor(errors), calls), torch.tensor(truth)
+    found = ClassErrors(tuple('abcd'), torch.tensor(errors), calls, torch.zeros(draws))
+    return found, torch.tensor(truth)
 
 
 def test_certainty_orders_the_answers():
@@ -258,6 +259,13 @@ def test_the_interval_of_the_auc_covers():
         _, low, high = auc(a, b, draws=300)
         inside += low <= .7602 <= high
     assert 86 <= inside
+
+
+def test_profiles_leave_out_what_sees_compression(greys):
+    found = class_errors(greys, grey_cells(3)[0], draws=24)
+    kept = found.levels <= knowledge.finest
+    assert 12 < kept.sum() < 20 and found.profile.shape == (3, kept.sum())
+    assert torch.equal(found.profile, found.best[:, kept].log())
 
 
 def test_profiles_find_errors_that_are_too_small(greys):
