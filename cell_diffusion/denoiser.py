@@ -104,9 +104,10 @@ def check_sizes(model):
         raise ValueError(f"white is a grey level of files of 8 or 16 bits, not "
                          f"{model.white} of {model.bits}.")
     outputs = unet.out[-1].out_channels//unet.patch**2
-    if model.sees_known and unet.channels != 2*outputs + 1:
+    if model.sees_known and unet.channels not in (2*outputs + 1, 3*outputs):
         raise ValueError(f"A network that sees known pixels and mask has "
-                         f"{2*outputs + 1} channels, not {unet.channels}.")
+                         f"{2*outputs + 1} channels, or {3*outputs} for a mask of each "
+                         f"channel, not {unet.channels}.")
     if model.interval is not None: check_interval(model.interval)
 
 # %% ../nbs/06_ddpm.ipynb #n031
@@ -331,6 +332,12 @@ def seen_by(self:Condition,
     return dict(known=self.known.masked_fill(self.mask, 0), mask=self.mask.float())
 
 # %% ../nbs/06_ddpm.ipynb #n034
+def mask_channels(model, mask):
+    "Channels that a mask may have: 1, or its own where each channel has its own hole"
+    each = mask.shape[1] == model.channels
+    blind = model.sees_known and model.unet.channels != 3*model.channels
+    return model.channels if each and not blind else 1
+
 @patch
 def check(self:Condition,
     model:Denoiser, # The network that is to generate
@@ -353,7 +360,7 @@ def check(self:Condition,
     self.check_distilled(model)
     if self.mask is None: return
     shape = (n, model.channels, model.size, model.size)
-    mask_shape = (n, 1, model.size, model.size)
+    mask_shape = (n, mask_channels(model, self.mask), model.size, model.size)
     if self.known.shape != shape or self.mask.shape != mask_shape:
         raise ValueError(f"This network fills images {shape} with masks "
                          f"{mask_shape}, got {tuple(self.known.shape)} and "
@@ -406,11 +413,12 @@ def check_types(images, masks):
 
 def check_masks(
     images:torch.Tensor, # Floats `(n, channel, height, width)`
-    masks:torch.Tensor, # `(n or 1, 1, height, width)`, bool or 0 and 1
+    masks:torch.Tensor, # `(n or 1, 1 or channel, height, width)`, bool or 0 and 1
 ):
     "Raise `TypeError` or `ValueError` for images and masks that are something else"
     check_types(images, masks)
-    fit = images.ndim == 4 and masks.shape[1:] == (1, *images.shape[2:])
+    fit = images.ndim == masks.ndim == 4 and masks.shape[1] in (1, images.shape[1])
+    fit = fit and masks.shape[2:] == images.shape[2:]
     if not fit or 1 not in (len(images), len(masks)) and len(images) != len(masks):
         raise ValueError("Images (n, channel, height, width) need masks (n, 1, height, "
                          f"width), or one for all, got {tuple(images.shape)} and "

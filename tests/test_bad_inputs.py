@@ -21,8 +21,9 @@ from typer.testing import CliRunner
 
 from cell_diffusion.classifier import CellClassifier
 from cell_diffusion.cli import app, commands
-from cell_diffusion.denoiser import Denoiser, save
+from cell_diffusion.denoiser import Denoiser, load, save
 from cell_diffusion.inpainting import Inpainter
+from cell_diffusion.knowledge import make_reference
 
 classes = 'round', 'oval'
 
@@ -89,8 +90,18 @@ def network(folder, kind=Denoiser, **settings):
     return Path(folder)
 
 
+def known_network():
+    "A network with a reference of real cells"
+    folder = network('known')
+    model = load(folder)
+    x = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    make_reference(model, x, torch.arange(16) % 2, draws=4, seed=0).write(folder)
+    (network('unknown')/'knowledge.json').write_text('{"weights": "others"}')
+
+
 def networks():
     network('net')
+    known_network()
     network('filler', Inpainter)
     save(CellClassifier(classes, dim=8), Path('classifier'))
     cut(network('cut')/'model.safetensors')
@@ -173,6 +184,8 @@ good = dict(
     guidance='guidance @trained --data @cells',
     fid='fid @net --data @cells',
     challenge='challenge @net --data @cells',
+    explain='explain @cell.png --model @known',
+    calibrate='calibrate @net --data @cells',
 )
 
 no_int = 'x', '1.5', 'nan', 'inf', '""'
@@ -193,12 +206,13 @@ whole = dict(
     distill='--calls --walks --epochs --bs -n --seed --scored',
     guidance='--scored --steps',
     fid='-n --steps --seed --bs',
+    explain='--window', calibrate='-n --draws --seed',
 )
 fractions = dict(
     sample='--guidance-scale', inpaint='--guidance-scale --white',
     train='--minutes --lr --set-aside --early-at', classifier='--lr --set-aside',
     race='--minutes --set-aside', balance='--minutes', distill='--minutes --lr',
-    study='--minutes',
+    study='--minutes', explain='--white', calibrate='--white',
 )
 
 # Zero is fine for these, and these are told otherwise
@@ -301,9 +315,44 @@ def files():
         @cell.png --mask @mask.png --model @classifier | CellClassifier
         @cell.png --mask @mask.png --model @nowhere | nowhere
     """)
+    yield from explanations()
     yield from trainings()
     yield from studies()
     yield from networks_to_show()
+
+
+def explanations():
+    yield from rows('explain', """
+        @nowhere.png --model @known | nowhere.png
+        @folder.png --model @known | folder.png
+        @text.png --model @known | text.png
+        @empty.png --model @known | empty.png
+        @cut.png --model @known | cut.png
+        @cell.png --model @known --out a.jpg | a.jpg
+        @cell.png --model @known --out @folder.png | folder.png is a folder
+        @cell.png --model @known --out @text.txt/a.png | text.txt
+        @cell.png --model @known --out /proc/nowhere/a.png | /proc/nowhere
+        @cell.png --model @known --out @cell.png | replace the picture
+        @mask.png --model @known | is grey
+        @cell.png --model @net | calibrate net
+        @cell.png --model @unknown | of other weights
+        @cell.png --model @filler | knows their classes
+        @cell.png --model @cut | model.safetensors
+        @cell.png --model @classifier | CellClassifier
+        @cell.png --model @nowhere | nowhere
+    """)
+    yield from rows('calibrate', """
+        @nowhere --data @cells | nowhere
+        @filler --data @cells | knows their classes
+        @cut --data @cells | model.safetensors
+        @classifier --data @cells | CellClassifier
+        @net --data @one | round
+        @net --data @cells --crop magic | magic
+        @net --data @cells --channels , | ','
+        @net --data @cells --channels 2 | 2 are expected
+        @net --data @cells --source nope | 'nope'
+    """)
+    yield from rows('calibrate @net', cells)
 
 
 cells = """
@@ -488,13 +537,14 @@ def empty_strings():
         classifier='--data --out --crop --channels', race='--data --out',
         bench='--out', study='--out --channels --arms --network --keep --plan',
         balance='--out --test --weights', score='--data --judged --crop --out',
-        guidance='--data --guide', fid='--data --out',
-        challenge='--data --track --teacher --name --source --out')
+        guidance='--data --guide', fid='--data --out', explain='--model --out',
+        challenge='--data --track --teacher --name --source --out',
+        calibrate='--data --crop --channels --source')
     for command, names in options.items():
         for name in names.split():
             yield f'{good[command]} {name} ""', name, 2
     for words in ('inpaint "" --mask @mask.png', 'inpaint @cell.png --mask ""',
-                  'study ""', 'balance "" --out out', 'download ""'):
+                  'explain ""', 'study ""', 'balance "" --out out', 'download ""'):
         yield words, 'empty', 2
 
 
@@ -503,8 +553,8 @@ def typing_errors():
     yield '--nothing', '--nothing', 2
     for command in commands:
         yield f'{command} --nothing 3', '--nothing', 2
-    for words in ('inpaint', 'inpaint @cell.png', 'study', 'balance', 'download',
-                  'balance @cells'):
+    for words in ('inpaint', 'inpaint @cell.png', 'explain', 'calibrate', 'study',
+                  'balance', 'download', 'balance @cells'):
         yield words, 'Missing', 2
     for words in ('sample a', 'train a', 'download pbc a', 'study @cells a'):
         yield words, 'unexpected', 2

@@ -28,8 +28,8 @@ nbs = root/'nbs'
 
 # Chapters without a number come at the end, in this order
 last = ['challenge', 'own_cells', 'samples_are_noise', 'imageio', 'sources', 'weights',
-        'records', 'viewer', 'painter', 'web', 'distillation', 'flow_study', 'recipes',
-        'cli', 'moved']
+        'records', 'viewer', 'painter', 'web', 'distillation', 'flow_study',
+        'knowledge_study', 'recipes', 'cli', 'moved']
 widget_view = 'application/vnd.jupyter.widget-view+json'
 
 
