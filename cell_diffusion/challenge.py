@@ -127,7 +127,9 @@ def rules_of_start(record, track):
         yield (f"It was started from the weights {record['start']}, whose time would "
                "not count: train without --start.")
 
-def is_student(record): return bool(record.get('calls'))
+def is_student(record):
+    "Was the network distilled?"
+    return bool(record.get('calls'))
 
 # %% ../nbs/challenge.ipynb #n017
 def altered(
