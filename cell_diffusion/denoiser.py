@@ -90,6 +90,17 @@ def check_sizes(model):
         raise ValueError(f"data_mean has {len(model.data_mean)} numbers for "
                          f"{model.channels} channels.")
     if model.jumps is not None: check_jumps(model.jumps, model.schedule.T)
+    if model.interval is not None: check_interval(model.interval)
+    check_cells(model)
+    outputs = unet.out[-1].out_channels//unet.patch**2
+    if model.sees_known and unet.channels not in (2*outputs + 1, 3*outputs):
+        raise ValueError(f"A network that sees known pixels and mask has "
+                         f"{2*outputs + 1} channels, or {3*outputs} for a mask of each "
+                         f"channel, not {unet.channels}.")
+
+# %% ../nbs/06_ddpm.ipynb #z002b
+def check_cells(model):
+    "Raise a `ValueError` for cells and grey levels that cannot be"
     sizes = model.cell_sizes or ()
     if sizes and len(sizes) not in (1, len(model.classes)):
         raise ValueError(f"cell_sizes has {len(sizes)} numbers for "
@@ -103,12 +114,6 @@ def check_sizes(model):
     if model.bits not in (8, 16) or not 1 <= model.white < 2**model.bits:
         raise ValueError(f"white is a grey level of files of 8 or 16 bits, not "
                          f"{model.white} of {model.bits}.")
-    outputs = unet.out[-1].out_channels//unet.patch**2
-    if model.sees_known and unet.channels not in (2*outputs + 1, 3*outputs):
-        raise ValueError(f"A network that sees known pixels and mask has "
-                         f"{2*outputs + 1} channels, or {3*outputs} for a mask of each "
-                         f"channel, not {unet.channels}.")
-    if model.interval is not None: check_interval(model.interval)
 
 # %% ../nbs/06_ddpm.ipynb #n031
 class Denoiser(Network, tags=['diffusion', 'cells']):
