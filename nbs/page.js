@@ -19,9 +19,6 @@
     unfold();
     addEventListener("resize", reach);
   };
-  if (document.readyState !== "loading") start();
-  else document.addEventListener("DOMContentLoaded", start);
-
   // A link into what is folded opens it
   const unfold = () => {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
@@ -104,4 +101,7 @@
       });
     }
   };
+
+  if (document.readyState !== "loading") start();
+  else document.addEventListener("DOMContentLoaded", start);
 })();

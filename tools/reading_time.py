@@ -122,18 +122,44 @@ def table(text):
     return {m['file']: m['time'] for m in _row.finditer(text)}
 
 
+def _hours(files, optional):
+    "Hours to read notebooks: their core, and everything"
+    each = [minutes(nbs/f, optional.get(Path(f).stem, ())) for f in files]
+    whole, core = (sum(m) for m in zip(*each))
+    return round(core/60), round(whole/60)
+
+
+# `## 1 · …` to the next part, and the sentence about all of them
+_part = re.compile(r'^### (\d) · .*?(?=^### )', re.M | re.S)
+_sentence = re.compile(r'The core of part 1 takes[^.]*\.')
+
+
+def sentence(text):
+    "How long the parts take, for the list of chapters"
+    parts = {m[1]: list(table(m[0])) for m in _part.finditer(text)}
+    optional = optional_sections()
+    core, whole = zip(*(_hours(parts[n], optional) for n in '123'))
+    return ('The core of part 1 takes about {} hours to read, that of part 2 {} and '
+            'that of part 3 {}; with the optional sections it is {}, {} and {} hours.'
+            ).format(*core, *whole)
+
+
 def write(text, times):
-    "The table with these times"
-    return _row.sub(lambda m: f"{m[1]} {m['modules']}, {times[m['file']]} |", text)
+    "The table with these times; what is only looked up has none"
+    def row(m):
+        time = times[m['file']] if m['time'][0].isdigit() else m['time']
+        return f"{m[1]} {m['modules']}, {time} |"
+    return _row.sub(row, text)
 
 
 def main():
     path = nbs/'index.ipynb'
     nb = json.loads(path.read_text(encoding='utf-8'))
     times = measured()
+    all_text = '\n\n'.join(''.join(c['source']) for c in nb['cells'])
     for c in nb['cells']:
         source = ''.join(c['source'])
-        new = write(source, times)
+        new = _sentence.sub(sentence(all_text), write(source, times))
         if new != source:
             c['source'] = new.splitlines(keepends=True)
     text = json.dumps(nb, indent=1, ensure_ascii=False) + '\n'
