@@ -183,11 +183,12 @@ class Game {
       const isRight = isReal === this.chosen.has(i);
       button.classList.add(isRight ? "right" : "wrong");
       button.setAttribute("aria-disabled", "true");
-      button.querySelector("span").textContent =
-        `${isReal ? "photograph" : "generated"}: ${name === "ig" ? "immature" : name}`;
+      const kind = name === "ig" ? "immature" : name;
+      button.querySelector("span").replaceChildren(
+        isReal ? "real" : "generated", document.createElement("br"), kind);
     });
     this.box.querySelector(".game-says").textContent =
-      `${right} of your four are photographs.`;
+      right === 1 ? "1 of your four is real." : `${right} of your four are real.`;
     this.score();
     this.button.textContent = "Eight more";
     this.button.disabled = false;
@@ -210,8 +211,9 @@ class Game {
     });
     const box = this.box.querySelector(".game-score");
     box.innerHTML = bars.join("") +
-      "<p>Photographs among those you chose, with Wilson's 95% interval. " +
-      "Guessing finds 50%, the line in the middle.</p>";
+      "<p>Real cells among those you chose, with Wilson's 95% interval (it is a little " +
+      "wide: four picks of one round depend on each other). Guessing finds 50%, the " +
+      "line in the middle.</p>";
     box.hidden = false;
   }
 }

@@ -187,6 +187,82 @@ def to_webp(
     return exact if len(exact) < 1.25*len(lossy) else lossy
 
 
+def _runs(flags):
+    "Where flags are true, as pairs `(first, last + 1)`"
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags, [0]])))
+    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+
+
+def _gap(white):
+    "A white gap near the middle of a picture: its column, its first row and the next"
+    h, w = white.shape
+    wide = max(3, w//300)
+    shifted = [np.roll(white, i - wide//2, 1) for i in range(wide)]
+    white = np.logical_and.reduce(shifted)
+    best = 0, 0, 0, 0
+    for x in range(round(.42*w), round(.58*w)):
+        for top, bottom in _runs(white[:, x]):
+            best = max(best, (bottom - top, -abs(x - w/2), x, top))
+    rows, _, x, top = best
+    return x, top, top + rows
+
+
+def _without_titles(white, x, top, bottom):
+    "The rows of a gap without those where a title or a note goes over it between words"
+    ink = ~white
+    w = white.shape[1]
+    reach = max(9, w//90)
+    near = ink[:, x - reach:x].any(1) & ink[:, x:x + reach].any(1)
+    runs = _runs(near[top:bottom])
+    tall = [(a, b) for a, b in runs if b - a >= w//35]
+    if not tall:
+        return top, bottom
+    above = [b for a, b in runs if b < tall[0][0]]
+    below = [a for a, b in runs if a > tall[-1][1]]
+    # Titles of single pictures begin at the left, one of all is in the middle
+    last = top + below[0] - 1 if below else bottom
+    if above and not ink[top:top + above[-1], :w//7].any():
+        return top + above[-1] + 1, last
+    return top, last
+
+
+def _strip(im, width):
+    "A title or a note that goes over both halves, no wider than one of them"
+    ink = np.asarray(im).min(2) < 254
+    if not ink.any():
+        return None
+    left, right = np.flatnonzero(ink.any(0))[[0, -1]]
+    im = im.crop((max(0, left - 4), 0, right + 5, im.height))
+    scale = min(1, width/im.width)
+    return im.resize((round(scale*im.width), round(scale*im.height)), Image.LANCZOS)
+
+
+def stacked(
+    im,  # RGB
+    wide=1.9,  # Pictures that are narrower, as a multiple of their height, stay
+):
+    "The halves of a wide picture below each other for a phone, or None without a gap"
+    if im.width < wide*im.height or im.width < 480:
+        return None
+    white = np.asarray(im).min(2) > 253
+    x, *rows = _gap(white)
+    top, bottom = _without_titles(white, x, *rows)
+    if bottom - top < .7*im.height:
+        return None
+    halves = im.crop((0, top, x, bottom)), im.crop((x, top, im.width, bottom))
+    width = max(half.width for half in halves)
+    parts = [_strip(im.crop((0, 0, im.width, top)), width) if top else None, *halves,
+             _strip(im.crop((0, bottom, *im.size)), width) if bottom < im.height else None]
+    parts = [p for p in parts if p is not None]
+    out = Image.new('RGB', (width, sum(p.height for p in parts) + 6), 'white')
+    y = 0
+    for p in parts:
+        middle = 0 if p in halves else (width - p.width)//2
+        out.paste(p, (middle, y))
+        y += p.height + (6 if p is halves[0] else 0)
+    return out
+
+
 class Pictures:
     "The pictures of one page as files"
     def __init__(self,
@@ -201,6 +277,7 @@ class Pictures:
     def add(self,
         data,  # A picture's bytes
         alt,  # What one sees, or None where nobody has written that yet
+        size=None,  # Width and height on the page, by default its pixels
     ):
         "Store a picture and give its `<img>`, which loads when it comes into view"
         self.n += 1
@@ -210,11 +287,26 @@ class Pictures:
         if alt is None:
             self.bare.append(path.name)
 
-        w, h = Image.open(path).size
+        picture = Image.open(path)
+        w, h = size or picture.size
         words = '' if alt is None else f' alt="{html.escape(str(alt))}"'
         size = f'width="{w}" height="{h}"'
         how = 'loading="lazy" decoding="async" class="img-fluid figure-img"'
-        return f'<img src="figures/{path.name}"{words} {size} {how}>'
+        img = f'<img src="figures/{path.name}"{words} {size} {how}>'
+        return self.for_phones(picture.convert('RGB'), path, img)
+
+    def for_phones(self, picture, path, img):
+        "An `<img>` that shows the halves of a wide picture below each other on a phone"
+        narrow = stacked(picture)
+        if narrow is None:
+            return img
+        out = io.BytesIO()
+        narrow.save(out, 'png')
+        phone = path.with_name(f'{path.stem}-phone.webp')
+        phone.write_bytes(to_webp(out.getvalue()))
+        size = f'width="{narrow.width}" height="{narrow.height}"'
+        source = f'<source media="(max-width: 575.98px)" {size}'
+        return f'<picture>{source} srcset="figures/{phone.name}">{img}</picture>'
 
 
 def smaller_pictures(text, proc):
@@ -386,9 +478,15 @@ class Page:
 
     def images(self, outs, alts):
         "The `<img>` of each picture"
-        data = [next(o['data'][k] for k in image_types if k in o['data']) for o in outs]
-        raw = [base64.b64decode(text_of(d)) for d in data]
-        return [self.pictures.add(png, alt) for png, alt in zip(raw, alts)]
+        imgs = []
+        for o, alt in zip(outs, alts):
+            kind = next(k for k in image_types if k in o['data'])
+            raw = base64.b64decode(text_of(o['data'][kind]))
+            # Jupyter notes how large a picture with twice the pixels is to be shown
+            shown = o.get('metadata', {}).get(kind, {})
+            size = (shown['width'], shown['height']) if 'width' in shown else None
+            imgs.append(self.pictures.add(raw, alt, size))
+        return imgs
 
     def outputs(self, outs, opts):
         "What a cell shows: no widget views, pictures as files, figures with captions"

@@ -139,8 +139,8 @@ def sentence(text):
     parts = {m[1]: list(table(m[0])) for m in _part.finditer(text)}
     optional = optional_sections()
     core, whole = zip(*(_hours(parts[n], optional) for n in '123'))
-    return ('The core of part 1 takes about {} hours to read, that of part 2 {} and '
-            'that of part 3 {}; with the optional sections it is {}, {} and {} hours.'
+    return ('The core of part 1 takes about {} hours to read, part 2 takes {} and part '
+            '3 takes {}; with the optional sections it is {}, {} and {} hours.'
             ).format(*core, *whole)
 
 
