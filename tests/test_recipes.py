@@ -24,9 +24,8 @@ from cell_diffusion.imageio import save_pixels
 from cell_diffusion.metrics import class_accuracy
 from cell_diffusion.recipes import (
     best_scale, choose_guidance, classifier_card, held_out, model_card, read_record,
-    result_lines,
-    training_lines,
-    train_and_save_classifier, train_model, train_reference_classifier, usual_share,
+    result_lines, train_and_save_classifier, train_model, train_reference_classifier,
+    training_lines, usual_share,
 )
 from cell_diffusion.records import Records, locked, write_json
 from cell_diffusion.simulation import jurkat_phases, simulate_blood

@@ -139,9 +139,10 @@ def cards():
 
 
 def write(picture, path, most=36_000):
-    "Write a card; noise is large, so it gets a lower quality"
-    for quality in 70, 55, 40, 28:
-        picture.save(path, quality=quality, method=6)
+    "Write a card; noise is large, so it gets a lower quality, or fewer pixels"
+    smaller = picture.resize((size[0]*3//4, size[1]*3//4), Image.LANCZOS)
+    for im, quality in (picture, 70), (picture, 50), (smaller, 50), (smaller, 30):
+        im.save(path, quality=quality, method=6)
         if path.stat().st_size < most:
             return
 
