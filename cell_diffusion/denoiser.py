@@ -470,14 +470,14 @@ def class_number(classes, label):
 # %% ../nbs/06b_long_runs.ipynb #c087
 def warm_start(
     model:Denoiser, # A new network, whose weights are overwritten
-    trained:Denoiser, # A trained one, perhaps with fewer inputs or other classes
+    trained:Denoiser, # A trained one, perhaps with fewer inputs, or with other classes
 )->Denoiser: # `model`
     """Copy trained weights; new inputs begin at zero, new classes as the null class.
 
     Raises `ValueError` for weights that do not fit."""
     check_same_task(model, trained)
     old = trained.state_dict()
-    if trained.classes: old[label_rows] = rows_by_name(model, trained, old[label_rows])
+    if trained.classes: take_classes(old, model, trained)
     new = model.state_dict()
     if lost := sorted(set(old) - set(new)):
         raise ValueError(f"Cannot start from this network: it has {lost[0]}, and there "
@@ -489,9 +489,19 @@ def warm_start(
     return model
 
 # %% ../nbs/06b_long_runs.ipynb #n026
-# New input channels, and the embedding of classes in a network that had none
+# The embedding of the classes, and the bias of the layer before it
 label_rows = 'unet.embedding.label.weight'
+time_bias = 'unet.embedding.time.2.bias'
+# New input channels, and the embedding of classes in a network that had none
 may_grow = ('unet.conv_in.weight', label_rows)
+
+def take_classes(old, model, trained):
+    "Bring the classes of `trained`, in its weights `old`, into the form of `model`"
+    if model.classes:
+        old[label_rows] = rows_by_name(model, trained, old[label_rows])
+    else:
+        no_class = old.pop(label_rows)[-1]
+        old[time_bias] = old[time_bias] + no_class
 
 def rows_by_name(model, trained, rows):
     "What a network learned of each class, in the order of another one's classes"
@@ -528,10 +538,15 @@ def check_same_task(model, trained):
         if here != there:
             raise ValueError(f"Cannot start from this network: its {name} is {there}, "
                              f"here it is {here}.")
-    if trained.classes and not model.classes:
-        raise ValueError("Cannot start from this network: its classes are "
-                         f"{', '.join(trained.classes)}, here they are none: train "
-                         "with classes.")
+
+def without_classes(trained):
+    "A network that answers as `trained` does when no class is named"
+    sizes = trained.cell_sizes and [sum(trained.cell_sizes)/len(trained.cell_sizes)]
+    settings = dict(trained.settings, classes=(), cell_sizes=sizes, guidance_scale=1)
+    settings.pop('guide', None)
+    bare = type(trained)(**settings).to(trained.device)
+    bare.precision = trained.precision
+    return warm_start(bare, trained).eval().requires_grad_(False)
 
 # %% ../nbs/weights.ipynb #n003
 import hashlib

@@ -41,25 +41,43 @@ def discriminator_logistic(
 # %% ../nbs/11_gan.ipynb #c018
 def generator_hinge(
     score:torch.Tensor, # Scores of generated cells `(n,)`
+    real:torch.Tensor=None, # Not used
 )->torch.Tensor: # Falls as the scores rise
     "What the generator minimises with the hinge loss"
     return -score.mean()
 
 def generator_logistic(
     score:torch.Tensor, # Scores of generated cells `(n,)`, log-odds of being real
+    real:torch.Tensor=None, # Not used
 )->torch.Tensor: # ln 2 if all scores are 0
     "The non-saturating loss of the generator (Goodfellow et al. 2014, section 3)"
     return F.softplus(-score).mean()
+
+# %% ../nbs/11_gan.ipynb #n021
+def discriminator_relativistic(
+    score:torch.Tensor, # Scores `(2n,)`
+    real:torch.Tensor, # bool `(2n,)`: True for real cells, which must be one half
+)->torch.Tensor: # ln 2 if all scores are equal
+    "Cross-entropy of which cell of a pair is real (Jolicoeur-Martineau 2019)"
+    return F.softplus(score[~real] - score[real]).mean()
+
+def generator_relativistic(
+    score:torch.Tensor, # Scores of generated cells `(n,)`
+    real:torch.Tensor, # Scores of real cells `(n,)`
+)->torch.Tensor: # ln 2 if all scores are equal
+    "The same with the roles exchanged"
+    return F.softplus(real - score).mean()
 
 # %% ../nbs/11_gan.ipynb #n003
 class GANLoss(NamedTuple):
     "The losses of both networks"
     discriminator:Callable # Called with scores and which of them are of real cells
-    generator:Callable # Called with the scores of generated cells
+    generator:Callable # Called with the scores of generated and of real cells
 
 gan_losses = dict(
     hinge=GANLoss(discriminator_hinge, generator_hinge),
     logistic=GANLoss(discriminator_logistic, generator_logistic),
+    relativistic=GANLoss(discriminator_relativistic, generator_relativistic),
 )
 
 # %% ../nbs/11_gan.ipynb #c022
@@ -122,9 +140,13 @@ class GeneratorBlock(nn.Module):
 
     def forward(self, x, w):
         h = self.conv1(F.relu(self.norm1(x, w)))
-        h = F.interpolate(h, scale_factor=2)
+        h = enlarge(h)
         h = self.conv2(F.relu(self.norm2(h, w)))
-        return F.interpolate(self.skip(x), scale_factor=2) + h
+        return enlarge(self.skip(x)) + h
+
+def enlarge(x):
+    "Twice the height and width, with smooth transitions between the old pixels"
+    return F.interpolate(x, scale_factor=2, mode='bilinear')
 
 # %% ../nbs/11_gan.ipynb #c034
 class Generator(Network, tags=['gan', 'cells']):
@@ -135,7 +157,7 @@ class Generator(Network, tags=['gan', 'cells']):
         dim:int=16, # Channels at full size; doubled at each level, up to `8*dim`
         latent:int=64, # Length of the noise vector
         classes:tuple=(), # Names of the classes, in the order of their numbers
-        turns:bool=True, # Does `gan_sample` turn and flip the cells at random?
+        turns:bool=False, # Does `gan_sample` turn and flip the cells at random?
     ):
         super().__init__()
         for name in ('channels', 'dim', 'latent'):
@@ -287,6 +309,22 @@ def check(self:Discriminator, x, label):
     if label is not None and not self.n_classes:
         raise ValueError("This discriminator has no classes: leave label out.")
 
+# %% ../nbs/11_gan.ipynb #n061
+def adapt_p(
+    p:torch.Tensor, # Probability of augmentation of each class, changed in place
+    score:torch.Tensor, # Scores of real and generated cells `(2n,)`
+    real:torch.Tensor, # bool `(2n,)`: which cells are real
+    label:torch.Tensor=None, # Classes of the real cells `(n,)`; None if there are none
+    target:float=.6, # Mean sign of the scores of real cells at which p stays
+    cells:int=1000, # N: how many cells of a class move its p by 1
+    highest:float=.8, # From here on augmentation leaks (Karras et al. 2020)
+):
+    "Raise p where the discriminator remembers real cells (Karras et al. 2020)"
+    sign = (score.float() - score.float().mean())[real].sign()
+    if label is None: label = torch.zeros(len(sign), dtype=torch.long, device=p.device)
+    p.index_add_(0, label, (sign - target)/cells)
+    p.clamp_(0, highest)
+
 # %% ../nbs/11_gan.ipynb #c051
 @torch.no_grad()
 def gan_sample(
@@ -325,7 +363,9 @@ def generate_batches(model, z, label, bs):
 
 # %% ../nbs/11_gan.ipynb #c054
 class GAN(nn.Module):
-    "Both networks as one model for a `Learner`; called, it is the discriminator"
+    """Both networks as one model for a `Learner`; called, it is the discriminator
+
+    `p` holds the probability of augmentation of each class."""
     def __init__(self,
         generator:Generator, # Makes cells
         discriminator:Discriminator, # Scores them
@@ -333,6 +373,8 @@ class GAN(nn.Module):
         super().__init__()
         self.generator = generator
         self.discriminator = discriminator
+        # A buffer, so that checkpoints keep it
+        self.register_buffer('p', torch.zeros(len(generator.classes) or 1))
 
     def forward(self, x, label=None):
         return self.discriminator(x, label)
@@ -347,22 +389,26 @@ class GANCallback(NoiseCallback):
 
     def __init__(self,
         loss:str='logistic', # One of `gan_losses`
-        r1:float=.1, # Weight γ of `r1_penalty`
+        r1:float=.1, # Weight γ of `r1_penalty` at real cells
+        r2:float=0., # The same at generated cells
         every:int=16, # Steps from one penalty to the next (Karras et al. 2020)
         augment:dict=None, # Arguments of `diff_augment`; False for no augmentation
+        disc_rate:float=1., # Learning rate of the discriminator, over the generator's
         seed:int=0, # The noise of an epoch depends on `seed` and its number alone
     ):
         super().__init__(seed=seed)
         if loss not in gan_losses:
             raise ValueError(f"Unknown loss {loss!r}: use one of "
                              f"{', '.join(gan_losses)}.")
-        store_attr('r1, every, augment')
+        store_attr('r1, r2, every, augment, disc_rate')
         self.generator_loss = gan_losses[loss].generator
 
     def show(self, x):
         "Images as the discriminator sees them"
         if self.augment is False: return x
-        return diff_augment(x, self.rng, **(self.augment or {}))
+        p = self.learn.model.p
+        if self.label is not None: p = p[self.label]
+        return diff_augment(x, self.rng, **{'p': p, **(self.augment or {})})
 
 # %% ../nbs/11_gan.ipynb #n017
 @patch
@@ -378,14 +424,13 @@ def sorted_batch(self:GANCallback):
 def before_batch(self:GANCallback):
     "Replace the batch by real and generated cells and a mask of the real ones"
     x, label = self.sorted_batch()
+    self.label = label
     generator = self.learn.model.generator
     z = torch.randn(len(x), generator.latent, generator=self.rng, device=x.device)
     with torch.set_grad_enabled(self.training):
         self.generated = generator(z, label)
 
-    self.label = label
-    self.real = self.show(x)
-    both = torch.cat([self.real, self.show(self.generated.detach())])
+    both = torch.cat([self.show(x), self.show(self.generated.detach())])
     self.learn.xb = (both,)
     if label is not None: self.learn.xb = both, torch.cat([label, label])
     self.learn.yb = (torch.arange(len(both), device=x.device) < len(x),)
@@ -394,27 +439,41 @@ def before_batch(self:GANCallback):
 @patch
 def after_loss(self:GANCallback):
     "Add the penalty in every `every`-th step; it then counts `every` times"
-    due = self.learn.ema.steps % self.every == 0
-    if self.training and self.r1 and due:
-        penalty = self.r1/2*self.every*self.penalty()
+    if not self.training: return
+    real, = self.learn.yb
+    adapt_p(self.learn.model.p, self.learn.pred.detach(), real, self.label)
+    if self.learn.ema.steps % self.every: return
+    for gamma, some in ((self.r1, real), (self.r2, ~real)):
+        if not gamma: continue
+        penalty = gamma/2*self.every*self.penalty(self.learn.xb[0][some])
         self.learn.loss_grad = self.learn.loss_grad + penalty
 
 @patch
-def penalty(self:GANCallback):
-    "R1 at the real cells of this batch, in float32"
+def penalty(self:GANCallback, x):
+    "Squared slope of the scores at these cells, in float32"
     discriminator = self.learn.model.discriminator
     precision = discriminator.precision
     discriminator.precision = 'float32'
-    penalty = r1_penalty(discriminator, self.real, self.label)
+    penalty = r1_penalty(discriminator, x, self.label)
     discriminator.precision = precision
     return penalty
+
+# %% ../nbs/11_gan.ipynb #n065
+@patch
+def before_step(self:GANCallback):
+    "Each network has its learning rate"
+    rate = self.opt.hypers[1]['lr']
+    self.opt.set_hyper('lr', [self.disc_rate*rate, rate])
 
 @patch
 def after_step(self:GANCallback):
     "Show the generated cells again, and take the generator's step"
     discriminator = self.learn.model.discriminator.requires_grad_(False)
     self.opt.zero_grad()
-    loss = self.generator_loss(discriminator(self.show(self.generated), self.label))
+    is_real, = self.learn.yb
+    real = self.learn.pred[is_real].detach()
+    score = discriminator(self.show(self.generated), self.label)
+    loss = self.generator_loss(score, real)
     check_loss(self.learn, loss)
     loss.backward()
     self.opt.step()
@@ -450,10 +509,12 @@ def gan_learner(
     disc_dim:int=24, # Channels of the discriminator at half size
     latent:int=64, # Length of the noise vector
     loss:str='logistic', # One of `gan_losses`
-    r1:float=.1, # Weight of `r1_penalty`
-    augment:dict=None, # Arguments of `diff_augment`, or False for none
+    r1:float=.1, # Weight of `r1_penalty` at real cells
+    r2:float=0., # The same at generated cells
+    augment:dict=None, # Arguments of `diff_augment`, or False; no `p`: adapted
     ema:float=.999, # Decay of the running mean of the generator's weights
     betas:tuple=(0., .99), # Of Adam
+    disc_rate:float=1., # Learning rate of the discriminator, over the generator's
     precision:str='auto', # `float32`, `bfloat16`, or `auto` for the faster one
     seed:int=0, # Seed of the first weights and of the noise
     cbs=(), # More callbacks
@@ -462,26 +523,29 @@ def gan_learner(
     check_one_process('gan_learner')
     seed, = check_limits(seed=seed)
     check_number('r1', r1, 0)
+    check_number('r2', r2, 0)
+    check_number('disc_rate', disc_rate, above=0)
     check_number('ema', ema, 0, 1)
     betas = check_numbers('betas', betas, low=0, high=1)
     turns = getattr(dls.train, 'augment', True)
     if augment is not False: augment = dict(dihedral=turns, **(augment or {}))
-    gan = build_gan(dls, classes, dim, disc_dim, latent, turns, precision, seed)
-    callback = GANCallback(loss, r1, augment=augment, seed=seed)
+    gan = build_gan(dls, classes, dim, disc_dim, latent, precision, seed)
+    callback = GANCallback(loss, r1, r2, augment=augment, disc_rate=disc_rate,
+                           seed=seed)
     cbs = [callback, GeneratorEMA(ema), StopAtNaN(), *cbs]
     adam = partial(OptimWrapper, opt=partial(torch.optim.Adam, betas=betas))
     return Learner(dls, gan, loss_func=gan_losses[loss].discriminator,
                    opt_func=adam, splitter=parameters_of_both, cbs=cbs)
 
 # %% ../nbs/11_gan.ipynb #n040
-def build_gan(dls, classes, dim, disc_dim, latent, turns, precision, seed):
+def build_gan(dls, classes, dim, disc_dim, latent, precision, seed):
     "Both networks, for images like those of `dls` and on their device"
     _, channels, size, _ = dls.one_batch()[0].shape
     names = list(dls.vocab) if classes else []
     device = dls.device or default_device()
     torch.manual_seed(seed)
     gan = GAN(
-        Generator(channels, size, dim, latent, names, turns),
+        Generator(channels, size, dim, latent, names),
         Discriminator(channels, size, disc_dim, len(names)),
     ).to(device)
     precision = choose_precision(precision, device)

@@ -36,7 +36,7 @@ from cell_diffusion.core import (
 from cell_diffusion.data import cell_dls, check_scales, check_shares
 from cell_diffusion.denoiser import (
     Denoiser, folder_of, load, network_settings, save, set_guidance, weights_folder,
-    weights_hash,
+    weights_hash, without_classes,
 )
 from cell_diffusion.distillation import distillation_learner
 from cell_diffusion.imageio import read_image
@@ -802,11 +802,12 @@ def choose_guidance(
     steps:int=20, # Steps of the sampler
     source:str=None, # How to read data; folder for class folders of your own
     progress:bool=True, # Show progress bars
-)->pd.DataFrame: # A row for each scale, see `guidance_row`
+)->pd.DataFrame: # A row for each scale and kind of guide, see `guidance_row`
     """Try guidance scales on validation cells, and store the best one with the weights
 
-    The rule is that of `best_scale`. Guidance goes away from `guide`, or without one
-    from the same network without a class. Stopped and called again it goes on."""
+    The rule is that of `best_guidance`. Guidance goes away from `guide`, told the class
+    and not, or without one from the same network without a class. Stopped and called
+    again it goes on."""
     check_one_process('choose_guidance')
     run = SimpleNamespace(model=model, data=data, source=source, judged='valid',
                           crop=None, channels=None, n=None, white=None,
@@ -832,45 +833,57 @@ def guide_in_words(folder, network):
 
 # The smaller the share of recall that must be kept, the more guidance is allowed
 kept_recall = .95
-guidance_rule = (f"the smallest Fréchet distance among the scales that keep at least "
+guidance_rule = (f"the smallest Fréchet distance among the settings that keep at least "
                  f"{kept_recall:.0%} of the recall without guidance")
 
-def best_scale(
-    table, # With `guidance_scale`, `fd` and `recall`; one scale is 1
-)->float:
-    "The scale that `guidance_rule` names"
+def best_guidance(
+    table, # With `guidance_scale`, `told`, `fd` and `recall`; one scale is 1
+)->tuple: # Scale, and whether the guide is told the class
+    "The row that `guidance_rule` names"
     unguided = table[table.guidance_scale == 1].recall.item()
     allowed = table[table.recall >= kept_recall*unguided]
-    return float(allowed.guidance_scale[allowed.fd.idxmin()])
+    best = allowed.loc[allowed.fd.idxmin()]
+    return float(best.guidance_scale), bool(best.told)
 
 # %% ../nbs/recipes.ipynb #x001
 def search_guidance(network, weak, guide, dls, scales, scored, steps, folder, progress):
-    "Find the best scale, and store it in `folder`; `weak` was read from `guide`"
-    table = try_scales(network, weak, dls, scales, scored, steps, folder, progress)
-    best = best_scale(table)
-    set_guidance(network, best, guide=weak)
+    "Find the best guidance, and store it in `folder`; `weak` was read from `guide`"
+    guides = both_guides(weak)
+    table = try_scales(network, guides, dls, scales, scored, steps, folder, progress)
+    best, told = best_guidance(table)
+    set_guidance(network, best, guide=guides[told])
     keep_guidance(network, folder, dict(
-        best=best, rule=guidance_rule, scored=scored, steps=steps, judged='valid',
-        guide=weak and guide_in_words(guide, weak), rows=table.to_dict('records')))
+        best=best, told=told, rule=guidance_rule, scored=scored, steps=steps,
+        judged='valid', guide=weak and guide_in_words(guide, weak),
+        rows=table.to_dict('records')))
     return table
 
-def try_scales(network, guide, dls, scales, scored, steps, folder, progress):
-    "Score the network with each guidance scale; records in the folder `guidance`"
+def both_guides(weak):
+    "From whether it is told the class to the guide, where it can be told"
+    if weak is None or not weak.classes: return {False: weak}
+    return {True: weak, False: without_classes(weak)}
+
+def try_scales(network, guides, dls, scales, scored, steps, folder, progress):
+    "Score the network with each guide and scale; records in the folder `guidance`"
     classifier = reference_classifier(dls, keep=True, progress=progress)
     real = held_out(dls, 'valid')
 
-    def run(guidance_scale):
-        set_guidance(network, guidance_scale, guide=guide)
+    def run(guidance_scale, told):
+        set_guidance(network, guidance_scale, guide=guides[told])
         return guidance_row(score_model(network, classifier, *real, scored, steps,
                                         progress=progress))
 
     set_guidance(network, 1)
-    networks = [network_settings(net) for net in (network, guide, classifier) if net]
+    first, *_ = guides
+    weak = guides[first]
+    networks = [network_settings(net) for net in (network, weak, classifier) if net]
     settings = dict(networks=networks, scored=scored, steps=steps)
-    grid = dict(guidance_scale=[float(scale) for scale in scales])
+    # A scale of 1 asks no guide
+    jobs = [dict(guidance_scale=float(scale), told=told) for told in guides
+            for scale in scales if scale != 1 or told is first]
     # A folder for each pair of networks: more training makes another
     pair = '-'.join(net['weights'][:8] for net in networks[:-1])
-    return Records(folder/'guidance'/pair, settings).run(run, grid)
+    return Records(folder/'guidance'/pair, settings).run(run, jobs)
 
 # %% ../nbs/recipes.ipynb #y002
 def own_folder(model):
@@ -1047,6 +1060,8 @@ def guidance_of(record):
     found = record.get('guidance')
     if not found: return ''
     guide = as_markdown(found['guide']) if found['guide'] else 'itself without a class'
+    if found['guide'] and record['conditional'] and not found.get('told', True):
+        guide += ', which is not told the class'
     return (f"\n- Guidance: scale {found['best']:g}, away from {guide}. That is "
             f"{found['rule']}, on {found['scored']} generated cells beside validation "
             "cells.")

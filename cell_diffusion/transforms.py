@@ -174,19 +174,33 @@ def diff_augment(
     hole:float=.25, # Side of the square that is cut out, as a share of the side
     light:float=.1, # Largest change of brightness, in units of -1..1
     contrast:float=.1, # Largest relative change of contrast
+    p:float=1., # Probability of each of three changes, or one for each image `(n,)`
 )->torch.Tensor: # Of the same shape; gradients pass through
-    "Differentiable augmentation for cells (Zhao et al. 2020)"
-    n = len(x)
-    size = x.shape[-1]
-    draw = partial(torch.rand, generator=rng, device=x.device)
-    x = move_pixels(x, rng, dihedral, shift)
+    """Differentiable augmentation for cells (Zhao et al. 2020)
 
+    Each image is moved with probability `p`, gets another light with probability `p`,
+    and a hole with probability `p`."""
+    p = torch.as_tensor(p, device=x.device).reshape(-1, 1, 1, 1)
+    def some(changed, x):
+        draws = torch.rand(len(x), 1, 1, 1, generator=rng, device=x.device)
+        return torch.where(draws < p, changed, x)
+
+    x = some(move_pixels(x, rng, dihedral, shift), x)
+    x = some(change_light(x, rng, light, contrast), x)
+    return some(cut_hole(x, rng, hole), x)
+
+# %% ../nbs/11_gan.ipynb #n059
+def change_light(x, rng, light, contrast):
+    "Another brightness and contrast for each image"
+    draw = partial(torch.rand, len(x), 1, 1, 1, generator=rng, device=x.device)
     mean = x.mean((1, 2, 3), keepdim=True)
-    gain = 1 + contrast*(2*draw(n, 1, 1, 1) - 1)
-    x = (x - mean)*gain + mean + light*(2*draw(n, 1, 1, 1) - 1)
+    gain = 1 + contrast*(2*draw() - 1)
+    return (x - mean)*gain + mean + light*(2*draw() - 1)
 
-    # A square around a random centre: rows and columns near it
-    centre = draw(n, 2, 1)*size
+def cut_hole(x, rng, hole):
+    "Grey in a square around a random centre: where rows and columns are near it"
+    size = x.shape[-1]
+    centre = size*torch.rand(len(x), 2, 1, generator=rng, device=x.device)
     near = (torch.arange(size, device=x.device) - centre).abs() < hole*size/2
     square = near[:, 0, :, None] & near[:, 1, None, :]
     return x*~square[:, None]

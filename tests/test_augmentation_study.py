@@ -23,7 +23,7 @@ from cell_diffusion.studies import augmentation
 from cell_diffusion.studies.augmentation import (
     Arm, AugmentationStudy, GeneratorKind, Job, arms, balanced_layer, cells_hash,
     decode_labels, encode_labels, inner_split, keep_recognised, load_scores,
-    match_spectra, outputs, radial_power, remix_labels, train_gan, training_set,
+    match_spectra, outputs, radial_power, remix_labels, train_gan, training_set, trials,
     tune_generators, with_copies, write_results)
 from cell_diffusion.studies.comparison import Endpoint, Plan, unpack_scores
 
@@ -716,34 +716,58 @@ def test_the_ddpm_is_guided_away_from_its_early_mean(tmp_path):
     assert Job(plain, 0, 0).network('ddpm').guide is None
 
 
-def test_turns_are_shown_to_the_discriminator(tmp_path, monkeypatch):
+def test_turns_are_not_hidden_from_the_discriminator(tmp_path, monkeypatch):
+    "The loaders turn the cells, augmentation never all of them, and sampling none"
     seen = {}
     def fit(learn, **kwargs):
-        seen.update(hidden=learn.noise.augment['dihedral'],
-                    shown=learn.dls.train.augment, turned=learn.model.generator.turns)
+        seen.update(moved=learn.noise.augment, shown=learn.dls.train.augment,
+                    turned=learn.model.generator.turns, p=learn.model.p.tolist(),
+                    rate=learn.noise.disc_rate)
         raise InterruptedError
     monkeypatch.setattr(augmentation, 'fit_for', fit)
     for turns in (True, False):
         job = Job(small(tmp_path/str(turns), arms=('gan',), gan=dict(
-            turns=turns, dim=4, disc_dim=4)), 0, 0)
+            turns=turns, dim=4, disc_dim=4, disc_rate=.5)), 0, 0)
         with pytest.raises(InterruptedError):
             job.pool('gan')
-        assert seen == dict(hidden=False, shown=turns, turned=False)
+        k = len(job.study.cells.names)
+        assert seen == dict(moved=dict(dihedral=turns), shown=turns, turned=False,
+                            p=[0.]*k, rate=.5)
     assert train_gan.__doc__
 
 
-def test_tuning_tries_the_same_for_both_on_one_fold(tmp_path, noise):
-    study = a_study(tmp_path/'study', some_cells((40, 30, 20, 12)))
+def test_tuning_tries_as_much_for_both_on_one_fold(tmp_path, noise):
+    study = a_study(tmp_path/'study', some_cells((40, 30, 20, 12)),
+                    gan=dict(dim=8, bs=12))
+    settings = []
+    def train(dls, folder, seed, budget, progress, checkpoint, **own):
+        settings.append((budget, dls.bs, dls.train.augment, own))
+        return train_noise(dls, folder, seed)
+    study.kinds = {kind: replace(k, train=train) for kind, k in study.kinds.items()}
+    augmentation.generators.update(study.kinds)
     table = tune_generators(study, tmp_path/'tuning')
-    assert len(table) == 8
-    of_gan, of_ddpm = (table[table.generator == kind].iloc[:, 1:4].to_numpy().tolist()
-                       for kind in ('gan', 'ddpm'))
-    assert of_gan == of_ddpm
+    assert table.generator.tolist() == 4*['gan'] + 4*['ddpm']
+    # The budget of all is the same; what a trial changes reaches the training
+    assert all(budget == dict(epochs=1) for budget, *_ in settings)
+    sizes, turned, own = zip(*(rest for _, *rest in settings))
+    assert sizes == (12, 16, 12, 12) + 4*(16,)
+    assert turned == (True,)*7 + (False,)
+    assert [o.get('disc_rate', 1) for o in own] == [1, 1, .5, 1, 1, 1, 1, 1]
+    assert [o.get('augment') for o in own] == 3*[None] + [dict(p=0.)] + 4*[None]
+    assert own[6]['lr'] == 2e-3 and all(o['dim'] == 8 for o in own[:4])
     shipped = pd.read_csv(tmp_path/'tuning'/'trials.csv')
     assert shipped.score.between(0, 1).all() and len(shipped) == 8
     assert not (tmp_path/'study').exists()
-    train = hashes(study.cells.images[study.side(0)['train']])
-    assert all(hashes(seen) < train for seen in train_noise.seen)
+    train_side = hashes(study.cells.images[study.side(0)['train']])
+    assert all(hashes(seen) < train_side for seen in train_noise.seen)
+
+
+def test_tuning_refuses_more_trials_for_one_kind(tmp_path, noise):
+    study = a_study(tmp_path/'study', some_cells((40, 30, 20, 12)))
+    uneven = dict(trials, gan=trials['gan'][:3])
+    with pytest.raises(ValueError, match='as many trials for each kind.*gan, ddpm'):
+        tune_generators(study, tmp_path/'tuning', trials=uneven)
+    assert not (tmp_path/'tuning').exists()
 
 
 @pytest.mark.parametrize('matched', [False, True])

@@ -7,15 +7,17 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 
+from cell_diffusion import gan
 from cell_diffusion.classifier import train_classifier
 from cell_diffusion.core import encode, generator
 from cell_diffusion.data import cell_dls
 from cell_diffusion.denoiser import load, save
 from cell_diffusion.gan import (
-    Discriminator, GANCallback, Generator, append_group_std, discriminator_hinge,
-    discriminator_logistic, gan_learner, gan_losses, gan_sample, generator_hinge,
-    generator_logistic, halvings, r1_penalty,
+    Discriminator, GANCallback, Generator, adapt_p, append_group_std,
+    discriminator_hinge, discriminator_logistic, gan_learner, gan_losses, gan_sample,
+    generator_hinge, generator_logistic, halvings, r1_penalty,
 )
+from cell_diffusion.studies import augmentation
 from cell_diffusion.studies import gan as study
 from cell_diffusion.studies.gan import gan_beside_ddpm, gan_results
 from cell_diffusion.training import fit_for
@@ -169,6 +171,15 @@ def test_losses_by_hand():
     assert torch.isclose(discriminator_logistic(score, real), cross_entropy)
     assert torch.isclose(generator_hinge(score), -score.mean())
     assert torch.isclose(generator_logistic(score), -p.log().mean())
+    # The first real cell and the first generated one are a pair, and so on
+    gap = torch.tensor([2. - .3, -.5 + 3.])
+    loss = gan_losses['relativistic']
+    by_pair = -gap.sigmoid().log().mean()
+    assert torch.isclose(loss.discriminator(score, real), by_pair)
+    swapped = loss.generator(score[~real], score[real])
+    assert torch.isclose(swapped, -(-gap).sigmoid().log().mean())
+    # A constant in all scores changes nothing
+    assert torch.isclose(loss.discriminator(score + 3, real), by_pair)
 
 
 def test_r1_by_hand():
@@ -197,7 +208,8 @@ def radius(loss, gamma, steps=250, lr=.1):
         value = loss.discriminator(both, real)
         value = value + gamma/2*r1_penalty(score, torch.zeros(1))
         d_psi, = torch.autograd.grad(value, psi)
-        d_theta, = torch.autograd.grad(loss.generator(psi.detach()*theta), theta)
+        generated = loss.generator(psi.detach()*theta, torch.zeros(1))
+        d_theta, = torch.autograd.grad(generated, theta)
         with torch.no_grad():
             psi -= lr*d_psi
             theta -= lr*d_theta
@@ -270,7 +282,91 @@ def test_augmentation_keeps_the_symmetry_of_a_set():
         assert (mean - other).abs().max() < .15
 
 
+def positions(cells, image):
+    "Which of the eight positions of an image each cell shows"
+    gaps = torch.cdist(cells.flatten(1), dihedral_views(image).flatten(1))
+    assert gaps.min(1).values.max() < .01
+    return gaps.argmin(1)
+
+
+@pytest.mark.parametrize('p', [0., .3, .8])
+def test_share_of_augmented_cells(p):
+    "Each position but the first has a share of p/8, so turns are not hidden"
+    image = torch.randn(1, 1, 8, 8, generator=generator(0))
+    turned = diff_augment(image.repeat(8000, 1, 1, 1), generator(1),
+                          **only_dihedral, p=p)
+    share = positions(turned, image).bincount(minlength=8)/8000
+    expected = torch.full((8,), p/8)
+    expected[0] += 1 - p
+    assert (share - expected).abs().max() < .02
+
+
+def test_probability_of_each_image():
+    x = torch.randn(400, 1, 16, 16, generator=generator(0))
+    p = (torch.arange(400) >= 200).float()
+    y = diff_augment(x, generator(1), p=p)
+    same = (x == y).flatten(1).all(1)
+    assert same[:200].all() and not same[200:].any()
+
+
+@pytest.mark.parametrize('known, rises', [(4., True), (0., False), (-4., False)])
+@pytest.mark.parametrize('offset', [0., 30.])
+def test_p_follows_the_memory_of_the_discriminator(known, rises, offset):
+    "Of the class that is known by heart p rises; what all scores share is no matter"
+    real = torch.arange(400) < 200
+    score = torch.randn(400, generator=generator(0)) + offset
+    label = torch.arange(200) % 2
+    of_first = torch.cat([label, label]) == 0
+    score[of_first] += torch.where(real, known, -known)[of_first]
+    p = torch.tensor([.4, .4])
+    adapt_p(p, score, real, label)
+    assert (p[0] > .41) if rises else (p[0] < .37)
+    # The discriminator guesses the second class
+    assert p[1] < .4
+    for _ in range(40):
+        adapt_p(p, score, real, label)
+    assert p[0] == (.8 if rises else 0) and p[1] == 0
+
+
+def test_p_rests_at_its_target():
+    "With 80% of real cells above the mean their mean sign is .6"
+    score = torch.cat([torch.ones(80), -torch.ones(20), torch.full((100,), -.5)])
+    p = torch.tensor([.5])
+    adapt_p(p, score, torch.arange(200) < 100)
+    assert torch.isclose(p, torch.tensor([.5]), atol=1e-6)
+
+
 # The learner
+
+def test_real_and_generated_cells_get_the_same_changes():
+    "Holes, light and positions of what the discriminator sees, from one image"
+    image = torch.randn(1, 1, 16, 16, generator=generator(0))/3
+    x = image.repeat(4000, 1, 1, 1)
+
+    def same(z, label):
+        return x
+    same.latent = 4
+    same.classes = 'ab'
+    callback = GANCallback(augment=dict(shift=0, contrast=0))
+    callback.rng = generator(1)
+    callback.learn = SimpleNamespace(
+        xb=(x,), yb=(torch.arange(4000) % 2,), training=True,
+        model=SimpleNamespace(generator=same, p=torch.tensor([.2, .6])))
+    callback.before_batch()
+    (seen, label), (real,) = callback.learn.xb, callback.learn.yb
+    assert real.sum() == 4000 and torch.equal(label[real], label[~real])
+    holes = (seen == 0).flatten(1).any(1).float()
+    light = seen.flatten(1).amax(1) - image.max()
+    corner = seen[:, 0, 0, 0] - image[0, 0, 0, 0]
+    for change in (holes, (light.abs() > 1e-6).float(), light, corner):
+        for k in (0, 1):
+            a = change[real & (label == k)]
+            b = change[~real & (label == k)]
+            error = ((a.var() + b.var())/2000)**.5
+            assert a.std() > 0 and (a.mean() - b.mean()).abs() < 4*error
+    shares = torch.stack([holes[label == k].mean() for k in (0, 1)])
+    assert torch.allclose(shares, callback.learn.model.p, atol=.03)
+
 
 def brightness_gap(model, dls):
     "How far the mean picture of generated cells is from that of real ones"
@@ -397,6 +493,52 @@ def test_schedule_reaches_both():
     assert len({a for a, _ in rates}) > 3 and rates[-1][0] < 5e-4
 
 
+def test_the_discriminator_has_its_rate():
+    "Of every step, with a schedule"
+    rates = []
+
+    class Watch(Callback):
+        order = 80
+
+        def before_step(self):
+            rates.append([h['lr'] for h in self.opt.hypers])
+
+    learn = small(cbs=[Watch()], disc_rate=.25)
+    fit_for(learn, epochs=2, lr=1e-3, progress=False)
+    discriminator, generator = np.array(rates).T
+    assert np.allclose(discriminator, generator/4)
+    assert generator.max() > 9e-4
+    with pytest.raises(ValueError, match='disc_rate'):
+        small(disc_rate=0)
+
+
+def test_p_is_adapted_and_kept_in_checkpoints(tmp_path):
+    learn = small()
+    learn.model.p.fill_(.5)
+    checkpoint = tmp_path/'run.pt'
+    fit_for(learn, epochs=1, checkpoint=checkpoint, progress=False)
+    assert len(learn.model.p) == 8 and (learn.model.p != .5).all()
+    state = torch.load(checkpoint, weights_only=True)
+    assert torch.equal(state['model']['p'], learn.model.p)
+
+
+def grid_power(x):
+    "Power of rows at waves of 8, 4 and 8/3 pixels, relative to their neighbours"
+    power = np.abs(np.fft.rfft(x.double().numpy()))**2
+    power = power.mean((0, 1, 2))
+    lines = np.array([5, 10, 15])
+    return np.mean(2*power[lines]/(power[lines - 1] + power[lines + 1]))
+
+
+def test_untrained_cells_have_no_grid(monkeypatch):
+    g = Generator(2, 40).eval()
+    smooth = grid_power(gan_sample(g, 100))
+    def copies(x):
+        return torch.nn.functional.interpolate(x, scale_factor=2)
+    monkeypatch.setattr(gan, 'enlarge', copies)
+    assert grid_power(gan_sample(g, 100)) < .75 < .85 < smooth < 1.1
+
+
 # Sampling
 
 def test_sampling_is_seeded():
@@ -425,8 +567,9 @@ def test_sampling_keeps_the_mode():
 
 
 def test_turns():
-    g = Generator(1, 32, dim=4).eval()
-    still = Generator(1, 32, dim=4, turns=False).eval()
+    "Weights of an earlier version may ask for turns"
+    g = Generator(1, 32, dim=4, turns=True).eval()
+    still = Generator(1, 32, dim=4).eval()
     still.load_state_dict(g.state_dict())
     x = gan_sample(g, 40)
     y = gan_sample(still, 40)
@@ -438,9 +581,10 @@ def test_turns():
 
 @pytest.mark.parametrize('augment', [True, False])
 def test_turns_are_those_of_the_loaders(augment):
+    "Cells with an up and a down are never turned, and no generated cell is"
     learn = small(loaders(augment=augment))
-    assert learn.model.generator.turns is augment
     assert learn.noise.augment['dihedral'] is augment
+    assert learn.model.generator.turns is False
 
 
 # The study
@@ -480,6 +624,13 @@ def test_study_resumes_and_refuses(tmp_path, quick):
     assert np.isclose(again.fd[1], table.fd[1], rtol=1e-3)
     with pytest.raises(ValueError, match='other settings .n: '):
         run_study(tmp_path, n=21)
+
+
+def test_both_chapters_train_the_same_networks():
+    "The comparison and the augmentation study have the same settings"
+    for kind, settings in study.defaults.items():
+        there = augmentation.generators[kind.lower()].settings
+        assert settings == {name: there[name] for name in settings}
 
 
 def test_study_without_a_folder(quick):
@@ -541,10 +692,11 @@ def test_shipped_study_covers_all_phases():
     assert (table.fd > 3*table.fd_reference).all()
 
 
-@pytest.mark.parametrize('name', ['gan-turned', 'gan-tuning'])
+@pytest.mark.parametrize('name', ['gan-turned', 'gan-tuning', 'gan-today'])
 def test_shipped_tables_have_new_names(name):
     table = gan_results(name)
-    assert {'class_accuracy', 'diversity', 'fd'} <= set(table)
+    assert {'class_accuracy', 'fd'} <= set(table)
+    assert name == 'gan-today' or 'diversity' in table
     assert not {'recognised', 'spread', 'game', 'kd'} & set(table)
 
 

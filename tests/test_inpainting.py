@@ -203,12 +203,21 @@ def test_warm_start_keeps_what_was_learned_of_a_class():
         expected = old.estimate(xt, t, torch.tensor(theirs))
         assert torch.equal(new.estimate(xt, t, labels), expected)
 
+def test_warm_start_without_classes_names_none():
+    old = network(Denoiser)
+    old.unet.embedding.label.weight.data.normal_()
+    new = warm_start(network(Denoiser, seed=1, classes=()), old)
+    xt = pictures(4)
+    t = torch.tensor([3, 8, 15, 19])
+    torch.testing.assert_close(new.estimate(xt, t), old.estimate(xt, t))
+    labels = torch.zeros(4, dtype=torch.long)
+    assert not torch.allclose(new.estimate(xt, t), old.estimate(xt, t, labels))
+
 @pytest.mark.parametrize('new, old, says', [
     (dict(prediction='eps'), dict(), 'prediction'), (dict(size=32), dict(), 'size'),
     (dict(dim=16), dict(), 'shape'), (dict(mults=[1, 2, 3]), dict(), 'shape'),
     (dict(patch=2), dict(), 'shape'), (dict(channels=1), dict(), 'shape'),
-    (dict(kind=Denoiser), dict(kind=Inpainter), 'conv_in'),
-    (dict(classes=()), dict(classes=classes), 'here they are none')])
+    (dict(kind=Denoiser), dict(kind=Inpainter), 'conv_in')])
 def test_warm_start_refuses_what_does_not_fit(new, old, says):
     with pytest.raises(ValueError, match=f'Cannot start.*{says}'):
         warm_start(network(**new), network(**(dict(kind=Denoiser) | old)))

@@ -23,7 +23,7 @@ from cell_diffusion.denoiser import (
 from cell_diffusion.imageio import save_pixels
 from cell_diffusion.metrics import class_accuracy
 from cell_diffusion.recipes import (
-    best_scale, choose_guidance, classifier_card, held_out, model_card, read_record,
+    best_guidance, choose_guidance, classifier_card, held_out, model_card, read_record,
     result_lines, train_and_save_classifier, train_model, train_reference_classifier,
     training_lines, usual_share,
 )
@@ -477,12 +477,14 @@ def test_the_shipped_benchmark_can_be_told():
 
 # Guidance is chosen by a rule, on validation cells, and stored
 
-def test_the_best_scale_keeps_the_recall():
-    table = pd.DataFrame(dict(guidance_scale=[1., 1.5, 2., 3.], fd=[4., 2., 1.5, 1.],
+def test_the_best_guidance_keeps_the_recall():
+    table = pd.DataFrame(dict(guidance_scale=[1., 1.5, 1.5, 2.], fd=[4., 2., 1.5, 1.],
+                              told=[True, True, False, False],
                               recall=[.80, .79, .77, .60]))
-    assert best_scale(table) == 2.
-    assert best_scale(table.assign(fd=[1., 2., 3., 4.])) == 1.
-    assert best_scale(table.assign(recall=[.8, .7, .7, .9])) == 3.
+    assert best_guidance(table) == (1.5, False)
+    assert best_guidance(table.assign(fd=[4., 2., 3., 1.])) == (1.5, True)
+    assert best_guidance(table.assign(fd=[1., 2., 3., 4.])) == (1., True)
+    assert best_guidance(table.assign(recall=[.8, .7, .7, .9])) == (2., False)
 
 
 def test_guidance_is_found_stored_and_written_into_the_card(tmp_path):
@@ -494,16 +496,23 @@ def test_guidance_is_found_stored_and_written_into_the_card(tmp_path):
     with pytest.warns(UserWarning):
         train_model('simulated', out=out, **run)
         table = choose_guidance(out, **search)
-    assert table.guidance_scale.tolist() == [1., 2.]
+    assert table.guidance_scale.tolist() == [1., 2., 2.]
+    assert table.told.tolist() == [True, True, False]
+    assert table.fd.nunique() == 3
     assert {'fd', 'recall', 'real_recall', 'class_accuracy'} <= {*table}
 
     record = json.loads((out/'record.json').read_text())
     network = load(out)
-    assert network.guidance_scale == record['guidance']['best'] == best_scale(table)
+    found = record['guidance']
+    assert (network.guidance_scale, found['told']) == best_guidance(table)
+    assert found['best'] == network.guidance_scale
+    assert bool(network.guide.classes) == found['told']
     assert network.guide is not None and 'score' not in record
     card = ' '.join((out/'README.md').read_text().split())
     size = f"{n_params(load(out/'early'))/1e6:.2f} M parameters"
-    wanted = f"Guidance: scale {network.guidance_scale:g}, away from early ({size})"
+    untold = '' if found['told'] else ', which is not told the class'
+    wanted = (f"Guidance: scale {network.guidance_scale:g}, away from early ({size})"
+              f"{untold}. ")
     assert wanted in card
     assert 'for the judge of the score' in card
 

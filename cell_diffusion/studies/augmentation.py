@@ -398,11 +398,8 @@ def train_gan(
     checkpoint=None,     # File from which a killed training goes on
     **kwargs,            # More arguments of `gan_learner`
 )->tuple: # The generator, and its `Budget`
-    "Train a class-conditional GAN, whose discriminator sees which way up a cell is"
-    turned = dls.train.augment
-    dls.train.augment = False # Else the learner hides the turns
+    "Train a class-conditional GAN"
     learn = gan_learner(dls, classes=True, seed=seed, **kwargs)
-    dls.train.augment = turned
     budget = fit_for(learn, **budget, lr=lr, checkpoint=checkpoint, progress=progress,
                      processor=True)
     return learn.ema.averaged, budget
@@ -1357,27 +1354,36 @@ def write_results(
     return f"{text}\n\nWritten: {folder/'report.txt'}"
 
 # %% ../../nbs/12b_augmentation_study.ipynb #n089
-trials = (dict(), dict(rate=.5), dict(turns=False), dict(steps=3))
+# Settings that change, for each name in `generators`
+trials = dict(
+    gan=(dict(), dict(bs=16), dict(disc_rate=.5), dict(augment=dict(p=0.))),
+    ddpm=(dict(), dict(bs=16), dict(lr=2e-3), dict(turns=False)),
+)
 
 def tune_generators(
     study:AugmentationStudy, # The study to come; its folder stays as it is
     out,                     # Folder for the trials; finished ones are kept
     fold:int=0,              # Only training cells of this fold are used
     kinds=('gan', 'ddpm'),   # Names in `generators`
-    trials=trials,           # Factors on `rate` and `steps`, and `turns`
+    trials=trials,           # Settings to change, as many trials for each kind
     replicates:int=1,        # Generators of each trial
 )->pd.DataFrame: # A row for each trial
-    "The same trials for every kind of generator, on a part of one fold"
+    """As many trials for every kind of generator, on a part of one fold.
+
+    Raises `ValueError` where one kind would get more trials than another."""
+    if len({len(trials.get(kind, ())) for kind in kinds}) > 1:
+        raise ValueError("A fair comparison needs as many trials for each kind of "
+                         f"generator: {', '.join(kinds)}.")
     out = as_path(out)
     rows = []
     for kind in kinds:
-        for number, trial in enumerate(trials):
+        for number, trial in enumerate(trials[kind]):
             inner = trial_study(study, out/f'{kind}-{number}', fold, kind, trial,
                                 replicates)
             table = inner.run()
             rows.append(dict(
-                generator=kind, rate=1., steps=1., turns=True) | trial | dict(
-                score=filled_precision(inner), seconds=table.seconds.mean(),
+                generator=kind, trial=json.dumps(trial), score=filled_precision(inner),
+                seconds=table.seconds.mean(),
                 seconds_generator=table.seconds_generator.mean()))
             write_whole(out/'trials.csv', pd.DataFrame(rows).to_csv(index=False))
     return pd.DataFrame(rows)
@@ -1390,13 +1396,10 @@ def trial_study(study, out, fold, kind, trial, replicates)->AugmentationStudy:
     cells = replace(c, images=c.images[train], labels=c.labels[train], splits=None,
                     hashes=c.hashes[train],
                     files=tuple(np.array(c.files)[train]) if c.files else ())
-    usual = study.generator_settings(kind)
-    own = dict(getattr(study, kind, {}), turns=trial.get('turns', True),
-               lr=usual['lr']*trial.get('rate', 1))
-    steps = round(study.steps*trial.get('steps', 1))
+    settings = {**getattr(study, kind, {}), **trial}
     return replace(study, cells=cells, out=out, folds=1, arms=(f'{kind}+turns',),
                    replicates=replicates, keep=None, held_back=None, plan=None,
-                   steps=steps, **{kind: own})
+                   **{kind: settings})
 
 def filled_precision(study)->float:
     "Mean average precision over the classes that are filled up, all folds together"

@@ -25,7 +25,7 @@ from cell_diffusion.unet import n_params
 
 # %% ../../nbs/11_gan.ipynb #n042
 def gan_results(
-    name:str='gan', # `gan`, `gan-turned` or `gan-tuning`
+    name:str='gan', # `gan`, or `gan-tuning`, `gan-turned`, `gan-spectrum`, `gan-today`
 )->pd.DataFrame: # With today's names of the columns
     "A table of results that comes with the package. `FileNotFoundError` for others"
     new_names = dict(recognised='class_accuracy', kd='kid', spread='diversity',
@@ -39,8 +39,7 @@ def gan_results(
 # Batch size, learning rate, and arguments of `gan_learner` and `diffusion_learner`
 defaults = dict(
     GAN=dict(bs=32, lr=1e-3),
-    DDPM=dict(bs=16, lr=2e-3, dim=24, patch=2, normalize=True,
-              optimizer='adamw'),
+    DDPM=dict(bs=32, lr=4e-3, dim=24, patch=1, normalize=True),
 )
 
 class GANStudy:
@@ -69,7 +68,8 @@ def train(self:GANStudy, model, seed):
     dls = self.cells(bs=options.pop('bs'))
     make = gan_learner if model == 'GAN' else diffusion_learner
     learn = make(dls, classes=True, seed=seed, **options)
-    budget = fit_for(learn, self.minutes, self.epochs, lr, progress=self.progress)
+    budget = fit_for(learn, self.minutes, self.epochs, lr, progress=self.progress,
+                     processor=True)
     return learn, budget
 
 @patch
@@ -132,7 +132,7 @@ def measure(self:GANStudy, model, seed):
 # %% ../../nbs/11_gan.ipynb #c087
 def gan_beside_ddpm(
     data='simulated-jurkat', # A source or a folder, as `cell_dls` takes it
-    minutes:float=2.5, # Time to train each network
+    minutes:float=2.5, # Of the processor, to train each network
     epochs:int=None, # Or passes over the training cells
     seeds:int=3, # Networks of each kind
     n_cells:int=None, # Cells to load or to draw; by default all (2,000 if simulated)
