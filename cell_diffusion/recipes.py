@@ -1323,8 +1323,10 @@ def score_rows(score):
     "Generated and real cells, each with class accuracy, distances and variety"
     rows = {}
     for side, part in ('generated', 'generated'), ('real', 'reference'):
-        measured = [(score[part].get(key), form) for key, form in measure_forms.items()]
-        rows[side] = [with_range(*d.values(), form) if d else '–' for d, form in measured]
+        measured = score[part]
+        rows[side] = [with_range(*measured[key].values(), form)
+                      if key in measured else '–'
+                      for key, form in measure_forms.items()]
     if 'class_accuracy' not in score: return {k: ['–', *row] for k, row in rows.items()}
     equal = score_parts(score)[0][1]
     asked = with_range(equal['share'], equal['low'], equal['high'], '.1%')

@@ -1,4 +1,4 @@
-"""What the table of the home page says of each chapter, and which sections are optional.
+"""What the table of the home page says of each chapter, and its optional sections.
 
 `nbs/index.ipynb` is the one source: the README, the landing page, the head of each
 chapter and the cards that a shared link shows are made from it.
@@ -33,7 +33,8 @@ class Chapter:
     alt: str        # What the picture shows
 
 
-def _cells(path):
+def cells(path):
+    "The cells of a notebook"
     return json.loads(path.read_text(encoding='utf-8'))['cells']
 
 
@@ -55,8 +56,8 @@ def read(text):
 
 def chapters(folder=nbs):
     "Every chapter of the table"
-    cells = _cells(folder/'index.ipynb')
-    return read('\n\n'.join(''.join(c['source']) for c in cells))
+    parts = [''.join(c['source']) for c in cells(folder/'index.ipynb')]
+    return read('\n\n'.join(parts))
 
 
 def part(text):

@@ -112,8 +112,8 @@ def shared_cards(pages, found, docs):
     folder.mkdir(exist_ok=True)
     for path, text in pages.items():
         if path.stem != '404':
-            title, words = _title(text), _description(text)
-            card = landscape(title, words, _picture_of(path.stem, found, docs))
+            picture = _picture_of(path.stem, found, docs)
+            card = landscape(_title(text), _description(text), picture)
             card.save(folder/f'{path.stem}.jpg', quality=82, optimize=True)
 
 
@@ -130,7 +130,7 @@ def _report(chapter):
 
 
 def begin(text, name, chapter):
-    "A page of a notebook with its picture, its aim, its time and what one can do with it"
+    "A page of a notebook with picture, aim, time, and what one can do with it"
     file = chapter.file
     path = f'blob/main/nbs/{file}'
     links = [
@@ -197,7 +197,8 @@ def fold_reference(text):
     def fold(m):
         n = m[2].count('class="api-entry"')
         names = 'name' if n == 1 else 'names'
-        summary = f'What this page adds to the module: {n} {names}, each with its source'
+        summary = (f'What this page adds to the module: {n} {names}, each with its '
+                   'source')
         return (f'{m[1]}<details class="api-fold"><summary>{summary}</summary>{m[2]}'
                 '</details></section>')
     return _reference.sub(fold, text)

@@ -229,7 +229,7 @@ def _without_titles(white, x, top, bottom):
 def _strip(im, width):
     "A title or a note that goes over both halves, no wider than one of them"
     ink = np.asarray(im).min(2) < 254
-    if not ink.any():
+    if not ink.size or not ink.any():
         return None
     left, right = np.flatnonzero(ink.any(0))[[0, -1]]
     im = im.crop((max(0, left - 4), 0, right + 5, im.height))
@@ -251,9 +251,9 @@ def stacked(
         return None
     halves = im.crop((0, top, x, bottom)), im.crop((x, top, im.width, bottom))
     width = max(half.width for half in halves)
-    parts = [_strip(im.crop((0, 0, im.width, top)), width) if top else None, *halves,
-             _strip(im.crop((0, bottom, *im.size)), width) if bottom < im.height else None]
-    parts = [p for p in parts if p is not None]
+    title = _strip(im.crop((0, 0, im.width, top)), width)
+    note = _strip(im.crop((0, bottom, *im.size)), width)
+    parts = [p for p in (title, *halves, note) if p is not None]
     out = Image.new('RGB', (width, sum(p.height for p in parts) + 6), 'white')
     y = 0
     for p in parts:
@@ -583,7 +583,7 @@ class Page:
 
 def chapter_list():
     "The chapters as the home page shows them, from `nbs/index.ipynb`"
-    cells = json.loads((chapters.nbs/'index.ipynb').read_text(encoding='utf-8'))['cells']
+    cells = chapters.cells(chapters.nbs/'index.ipynb')
     parts = [chapters.part(text_of(c['source']))[0] for c in cells]
     return ''.join(parts)
 
@@ -595,7 +595,8 @@ def overview(cells):
     for c in cells:
         if c['cell_type'] == 'markdown':
             text = _only_home.sub('', chapters.part(c['source'])[1])
-            c['source'] = text.replace('# cell_diffusion\n', '# Install, use, results\n')
+            title = '# Install, use, results\n'
+            c['source'] = text.replace('# cell_diffusion\n', title)
     return [c for c in cells if c['source'].strip()]
 
 

@@ -231,7 +231,7 @@ scored = [n for n in shipped_names if 'classifier' not in n]
 
 
 def test_the_table_of_results_names_each_generator():
-    "Generated cells in one row, real ones below; no number stands within another's text"
+    "Generated cells in one row, real ones below, without brackets"
     lines = result_lines().splitlines()
     generated, real = lines[2::2], lines[3::2]
     assert [line.split('`')[1] for line in generated] == scored

@@ -1,6 +1,6 @@
 """What the builder of the site adds to pages, without a browser, and the reading times.
 
-The landing page, the head of a chapter, cards of shared links, search, optional sections.
+The landing page, the head of a chapter, cards of shared links, search, folds.
 """
 import json
 import re
@@ -33,8 +33,10 @@ def index():
 def notebook(folder, *sources):
     "A notebook of code cells, and of Markdown cells for sources that begin with `md:`"
     new = nbformat.v4
-    made = [new.new_markdown_cell(s[3:]) if s.startswith('md:') else new.new_code_cell(s)
-            for s in sources]
+    made = []
+    for s in sources:
+        is_words = s.startswith('md:')
+        made.append(new.new_markdown_cell(s[3:]) if is_words else new.new_code_cell(s))
     nbformat.write(new.new_notebook(cells=made), folder/'x.ipynb')
     return folder/'x.ipynb'
 
@@ -55,8 +57,8 @@ def test_minutes_of_a_cell(tmp_path, source, minutes):
 
 def test_the_core_leaves_out_optional_sections_and_what_is_below_them(tmp_path):
     long = 'word '*2000
-    path = notebook(tmp_path, f'md:# A\n{long}', f'md:## B\n{long}', f'md:### C\n{long}',
-                    f'md:### D\n{long}', f'md:## E\n{long}')
+    heads = '# A', '## B', '### C', '### D', '## E'
+    path = notebook(tmp_path, *[f'md:{head}\n{long}' for head in heads])
     for optional, core in [((), 50), (['B'], 20), (['C'], 40), (['E'], 40)]:
         got = reading_time.minutes(path, optional)
         assert got == pytest.approx((50, core), abs=.1), optional
@@ -167,7 +169,8 @@ def test_links_to_the_home_page():
 
 html_page = (
     '<!doctype html><html><head><meta charset="utf-8">'
-    '<meta name="description" content="About noise"><title>Noise – cell_diffusion</title>'
+    '<meta name="description" content="About noise">'
+    '<title>Noise – cell_diffusion</title>'
     '<meta property="og:title" content="old"></head><body><nav>menu</nav>'
     '<main class="content"><header id="title-block-header"><h1>Noise</h1></header>'
     '<p><a href="https://colab.research.google.com/x"><img alt="Open in Colab" src="i">'
@@ -176,7 +179,8 @@ html_page = (
     '<p>A stroll.</p><pre>stroll = 1</pre></section>'
     '<section id="reference" class="level2 api">\n<h2 class="anchored" '
     'data-anchor-id="reference">Reference</h2>\n<p>What is added.</p>'
-    '<div class="api-entry"><h3 id="walk">walk</h3></div></section></main></body></html>')
+    '<div class="api-entry"><h3 id="walk">walk</h3></div></section></main></body>'
+    '</html>')
 
 
 def test_the_head_of_a_shared_link():
@@ -214,7 +218,8 @@ def test_the_first_lines_of_a_chapter():
     for part in ('do this', '100 min to read, core 60 min', 'src="img/cards/a.webp"',
                  'href="notebooks/03_a.ipynb" download="03_a.ipynb"',
                  f'{pages.colab}/blob/main/nbs/03_a.ipynb',
-                 f'{pages.repo}/blob/main/nbs/03_a.ipynb', 'issues/new?template=chapter'):
+                 f'{pages.repo}/blob/main/nbs/03_a.ipynb',
+                 'issues/new?template=chapter'):
         assert part in text, part
 
 
@@ -296,7 +301,8 @@ def test_a_picture_with_twice_the_pixels_has_its_size(tmp_path):
     import io
     out = io.BytesIO()
     tiles().save(out, 'png')
-    made = stage.Pictures(tmp_path/'figures', 'a').add(out.getvalue(), 'Squares', (258, 65))
+    pictures = stage.Pictures(tmp_path/'figures', 'a')
+    made = pictures.add(out.getvalue(), 'Squares', (258, 65))
     assert 'width="258" height="65"' in made
     assert '<source media="(max-width: 575.98px)"' in made
     assert {p.name for p in (tmp_path/'figures').iterdir()} == {

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The pictures of the home page's cards, cut from what the notebooks show.
 
-They go to img/cards/, 800 × 480 pixels for 400 × 240 on the page. Nothing in them is cut
-off: they are whole figures, or some of the columns of one. None of them holds a
+They go to img/cards/, 800 × 480 pixels for 400 × 240 on the page. Nothing in them is
+cut off: they are whole figures, or some of the columns of one. None of them holds a
 photograph of a Jurkat cell. Run it again when a figure has changed much.
 """
 import base64
@@ -20,8 +20,8 @@ whole = 0, 0, 1, 1
 left_half = 0, 0, .5, 1
 
 # Page: the notebook, the label of the figure, the part of it to look at (left, top,
-# right and bottom as shares of its sides), and for pictures in columns how many rows and
-# columns to show, and the first of them
+# right and bottom as shares of its sides), and for pictures in columns how many rows
+# and columns to show, and the first of them
 cuts = {
     'core': ('00_core', 'core-sizes', whole, (1, 2, 1)),
     'simulation': ('01_simulation', 'simulation-classes', whole),
@@ -39,7 +39,8 @@ cuts = {
     'inpainting': ('10_inpainting', 'inpainting-fills', whole, (1, 5, 0)),
     'inpainting_study': ('10b_inpainting_study', 'inpainting-many', whole),
     'gan': ('11_gan', 'gan-dirac', (0, 0, .655, 1)),
-    'augmentation': ('12_augmentation', 'augmentation-phases', (0, .1, 1, 1), (1, 4, 3)),
+    'augmentation': (
+        '12_augmentation', 'augmentation-phases', (0, .1, 1, 1), (1, 4, 3)),
     'augmentation_study': (
         '12b_augmentation_study', 'augmentation-toy-painted', (0, .49, 1, 1)),
     'comparison': ('12c_comparison', 'comparison-price', whole),

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The pictures of the landing page: cells that form out of noise, and those of its game.
+"""The pictures of the landing page: cells that form, and those of its game.
 
     python tools/make_home.py --weights blood64-classes --data PBC_FOLDER
 
 They go to img/home/, with what they show in home.json. Make them again when other
-weights ship. No cell is chosen by hand: generated ones are the first of a seed, and real
-ones the first test cells of each class. A network has seen none of these.
+weights ship. No cell is chosen by hand: generated ones are the first of a seed, and
+real ones the first test cells of each class. A network has seen none of these.
 """
 import argparse
 import json

@@ -106,7 +106,7 @@ def rounded(m):
 
 def in_words(whole, core):
     "As the table says it, such as `105 min, core 60 min`"
-    whole, core = rounded(whole), rounded(core)
+    whole, core = map(rounded, (whole, core))
     return f'{whole} min' if whole == core else f'{whole} min, core {core} min'
 
 

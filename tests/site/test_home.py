@@ -52,8 +52,8 @@ def test_cells_form_when_they_are_seen(new_page, site_url):
     page = new_page(reduced_motion='no-preference')
     visit(page, site_url)
     last = str(len(says['signal']) - 1)
-    stands = 'document.querySelector("[name=frame]").value === '
-    page.wait_for_function(stands + f'"{last}"', timeout=20_000)
+    frame = 'document.querySelector("[name=frame]").value'
+    page.wait_for_function(f'{frame} === "{last}"', timeout=20_000)
     assert page.inner_text('.forming output') == '100% signal'
     assert page.inner_text('[name=play]') == 'Play'
 
@@ -62,7 +62,8 @@ def test_cells_stand_still_for_those_who_asked_for_that(page, site_url):
     visit(page, site_url)
     formed = _shown(page)
     page.wait_for_timeout(600)
-    assert _shown(page) == formed and page.inner_text('.forming output') == '100% signal'
+    assert _shown(page) == formed
+    assert page.inner_text('.forming output') == '100% signal'
 
     # A key goes back into the noise, and the button starts by itself
     page.focus('[name=frame]')
@@ -158,8 +159,8 @@ def test_answers_are_true(page, site_url):
 
 def _near(a, b):
     "Whether two pictures are one, but for how they were decoded"
-    x, y = a.tobytes(), b.tobytes()
-    return sum(abs(i - j) for i, j in zip(x, y))/len(x) < 2
+    pairs = list(zip(a.tobytes(), b.tobytes()))
+    return sum(abs(x - y) for x, y in pairs)/len(pairs) < 2
 
 
 def test_photographs_have_their_credit(page, site_url):
@@ -189,13 +190,14 @@ def test_cards_show_whole_pictures(new_page, site_url, width):
     "Each card has a picture in its own proportions, up to 400 pixels wide"
     page = new_page(width=width)
     visit(page, site_url)
-    page.evaluate('document.querySelectorAll("img").forEach(i => { i.loading = "eager" })')
+    page.eval_on_selector_all('img', 'all => all.forEach(i => { i.loading = "eager" })')
     page.wait_for_load_state('networkidle')
     cards = page.locator('.cards tbody tr')
     pictures = page.locator('.cards tbody tr td:first-child img')
     assert cards.count() == pictures.count() >= 33
-    found = page.eval_on_selector_all('.cards td:first-child img', '''all => all.map((i) => [
-      i.src, i.width/i.height, i.naturalWidth/i.naturalHeight, i.width, i.naturalWidth])''')
+    found = page.eval_on_selector_all('.cards td:first-child img', '''all => all.map(
+      (i) => [i.src, i.width/i.height, i.naturalWidth/i.naturalHeight, i.width,
+              i.naturalWidth])''')
     for src, shown, natural, wide, pixels in found:
         assert abs(shown - natural) < .03, f'{src} is cut off or stretched'
         assert 240 <= wide <= 400 and pixels >= 1.5*wide, (src, wide, pixels)
