@@ -323,3 +323,11 @@ def test_sprites_of_the_landing_page():
     record = root/'cell_diffusion'/'weights'/says['weights']/'record.json'
     now = json.loads(record.read_text(encoding='utf-8'))['weights']
     assert says['sha256'] == now, 'other weights ship: run tools/make_home.py again'
+
+
+def test_the_other_page_has_its_own_title_and_no_hero():
+    raw = dict(cell_type='raw', source='---\ntitle: cell_diffusion\n---')
+    words = dict(cell_type='markdown', source='::: {.hero}\n![x](y)\n\nNone\n:::\n\nStay\n')
+    made = stage.overview([raw, words, dict(cell_type='markdown', source=f'\n{row[:0]}')])
+    assert [c['source'].strip() for c in made] == [
+        '---\ntitle: Install, use, results\n---', 'Stay']

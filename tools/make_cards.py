@@ -42,7 +42,7 @@ cuts = {
     'augmentation': (
         '12_augmentation', 'augmentation-phases', (0, .1, 1, 1), (1, 4, 3)),
     'augmentation_study': (
-        '12b_augmentation_study', 'augmentation-toy-painted', (0, .49, 1, 1)),
+        '12b_augmentation_study', 'augmentation-toy-painted', (0, .5, 1, 1)),
     'comparison': ('12c_comparison', 'comparison-price', whole),
     'flow_matching': ('13_flow_matching', 'flow-lines', (0, 0, .53, 1)),
     'own_cells': ('own_cells', 'own-class', whole, (1, 4, 0)),

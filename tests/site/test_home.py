@@ -105,6 +105,11 @@ def play(page, how='mouse'):
     return sum(real[:4])
 
 
+def percent(share):
+    "Half of a percent goes up, as on the page"
+    return f'{int(100*share + .5)}%'
+
+
 @pytest.mark.parametrize('how', ['mouse', 'keys'])
 def test_the_game(page, site_url, how):
     "Rounds, and the score with Wilson's interval, as the library computes it"
@@ -115,9 +120,9 @@ def test_the_game(page, site_url, how):
         right = play(page, how)
         hits += right
         assert page.inner_text('.game-says').startswith(str(right))
-        low, high = (f'{round(100*x)}%' for x in wilson(hits, 4*n))
+        low, high = map(percent, wilson(hits, 4*n))
         score = page.inner_text('.game-score')
-        assert f'{round(100*hits/(4*n))}% of {4*n}' in score
+        assert f'{percent(hits/(4*n))} of {4*n}' in score
         assert f'{low} to {high}' in score and 'Guessing finds 50%' in score
         before = page.eval_on_selector_all(
             '.game-cells canvas', 'all => all.map((c) => c.toDataURL())')
