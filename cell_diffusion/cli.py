@@ -504,6 +504,39 @@ def inpaint_(
     for path in paths:
         typer.echo(path)
 
+# %% ../nbs/cli.ipynb #k001
+@command('knowledge.explain')
+def explain_(
+    explain, # The function that does the work
+    image:Path, # Picture of a cell: PNG, TIFF, JPEG, …
+    model:str='blood64-classes', # Shipped weights or a folder from `train --classes`
+    out:Path=None, # PNG to write: the cell and its heat map; else NAME_explained.png
+    **options, # More arguments of `explain`
+):
+    "Say what a cell is, how sure that is, and how strange the cell."
+    from cell_diffusion.records import is_same_file
+    out = out or Path(f'{image.stem}_explained.png')
+    check_picture(out, '.png', '.tif', '.tiff')
+    if is_same_file(image, out):
+        raise ValueError(f"--out {out} would replace the picture itself: name another "
+                         "file.")
+    said = explain(image, model, **options)
+    write_pictures([out], [said.picture()])
+    typer.echo(said)
+    typer.echo(f"Heat map: {out}")
+
+@command('knowledge.calibrate', options=['data'],
+         kept='An earlier knowledge.json stays as it is.')
+def calibrate_(
+    calibrate, # The function that does the work
+    model:str, # Folder of a run, or the name of shipped weights
+    channels:str=None, # As in training, unless given
+    **options, # More arguments of `calibrate`
+):
+    "Measure what real cells are like for a network, for `explain`."
+    reference = calibrate(model, channels=channel_list(channels), **options)
+    typer.echo(reference)
+
 # %% ../nbs/cli.ipynb #c015
 goes_on = 'What {out} holds of it is kept; the same command goes on from there.'
 
@@ -584,6 +617,19 @@ def score_(
     typer.echo("\nShare of each class that is recognised, with 95% intervals: of "
                "generated cells, and of real ones")
     typer.echo(class_table(score).round(3).to_string(index=False))
+
+# %% ../nbs/cli.ipynb #ch01
+@command('challenge.enter_challenge', options=['data'], leave_out=['rules'])
+def challenge_(
+    enter_challenge, # The function that does the work
+    out:Path=Path('leaderboard.csv'), # Gets the line; a card lies in cards beside it
+    **options, # More arguments of `enter_challenge`
+):
+    "Score a run of ten minutes by the rules of the challenge."
+    from cell_diffusion.challenge import entry_card
+    line = enter_challenge(out=out, **options)
+    typer.echo(entry_card(line).strip())
+    typer.echo(f"\nThe line is in {out}, and this card in {out.parent/'cards'}.")
 
 # %% ../nbs/cli.ipynb #z000
 @command('recipes.choose_guidance', options=['data'],

@@ -17,7 +17,7 @@ from fastcore.basics import patch, store_attr
 from huggingface_hub import PyTorchModelHubMixin
 from cell_diffusion.process import Schedule, prediction_target, predictions, to_x0
 from cell_diffusion.schedules import get_schedule
-from cell_diffusion.unet import UNet
+from cell_diffusion.transformer import class_for
 from cell_diffusion.core import (
     as_path, check_limits, check_number, check_numbers, fast_bfloat16)
 
@@ -84,7 +84,7 @@ def check_sizes(model):
     "Raise a `ValueError` where the sizes of a denoiser do not fit its U-Net"
     unet = model.unet
     if model.size % unet.factor:
-        raise ValueError(f"This U-Net takes images whose side is a multiple of "
+        raise ValueError(f"This network takes images whose side is a multiple of "
                          f"{unet.factor}, not {model.size}.")
     if len(model.data_mean) not in (1, model.channels):
         raise ValueError(f"data_mean has {len(model.data_mean)} numbers for "
@@ -104,9 +104,10 @@ def check_sizes(model):
         raise ValueError(f"white is a grey level of files of 8 or 16 bits, not "
                          f"{model.white} of {model.bits}.")
     outputs = unet.out[-1].out_channels//unet.patch**2
-    if model.sees_known and unet.channels != 2*outputs + 1:
+    if model.sees_known and unet.channels not in (2*outputs + 1, 3*outputs):
         raise ValueError(f"A network that sees known pixels and mask has "
-                         f"{2*outputs + 1} channels, not {unet.channels}.")
+                         f"{2*outputs + 1} channels, or {3*outputs} for a mask of each "
+                         f"channel, not {unet.channels}.")
     if model.interval is not None: check_interval(model.interval)
 
 # %% ../nbs/06_ddpm.ipynb #n031
@@ -116,7 +117,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
     guide = None # A weaker network that `sample` guides away from, see `set_guidance`
 
     def __init__(self,
-        unet:dict=None, # Arguments of `UNet`
+        unet:dict=None, # Arguments of `UNet`, or of the kind that it names
         schedule:str='linear', # Name of the noise schedule, see `get_schedule`
         T:int=1000, # Number of timesteps
         prediction:str='eps', # What the network predicts: `eps`, `x0`, `v` or `u`
@@ -143,7 +144,7 @@ class Denoiser(Network, tags=['diffusion', 'cells']):
         self.jumps = None if jumps is None else tuple(jumps)
         self.cell_scales = None if cell_scales is None else tuple(cell_scales)
         unet = {**(unet or {}), 'n_classes': len(self.classes)}
-        self.unet = UNet(**unet).to(memory_format=torch.channels_last)
+        self.unet = class_for(unet)(**unet).to(memory_format=torch.channels_last)
         with torch.device('cpu'):
             self.schedule = get_schedule(schedule, T)
         mean = torch.tensor(self.data_mean).view(1, -1, 1, 1)
@@ -331,6 +332,12 @@ def seen_by(self:Condition,
     return dict(known=self.known.masked_fill(self.mask, 0), mask=self.mask.float())
 
 # %% ../nbs/06_ddpm.ipynb #n034
+def mask_channels(model, mask):
+    "Channels that a mask may have: 1, or its own where each channel has its own hole"
+    each = mask.shape[1] == model.channels
+    blind = model.sees_known and model.unet.channels != 3*model.channels
+    return model.channels if each and not blind else 1
+
 @patch
 def check(self:Condition,
     model:Denoiser, # The network that is to generate
@@ -353,7 +360,7 @@ def check(self:Condition,
     self.check_distilled(model)
     if self.mask is None: return
     shape = (n, model.channels, model.size, model.size)
-    mask_shape = (n, 1, model.size, model.size)
+    mask_shape = (n, mask_channels(model, self.mask), model.size, model.size)
     if self.known.shape != shape or self.mask.shape != mask_shape:
         raise ValueError(f"This network fills images {shape} with masks "
                          f"{mask_shape}, got {tuple(self.known.shape)} and "
@@ -406,11 +413,12 @@ def check_types(images, masks):
 
 def check_masks(
     images:torch.Tensor, # Floats `(n, channel, height, width)`
-    masks:torch.Tensor, # `(n or 1, 1, height, width)`, bool or 0 and 1
+    masks:torch.Tensor, # `(n or 1, 1 or channel, height, width)`, bool or 0 and 1
 ):
     "Raise `TypeError` or `ValueError` for images and masks that are something else"
     check_types(images, masks)
-    fit = images.ndim == 4 and masks.shape[1:] == (1, *images.shape[2:])
+    fit = images.ndim == masks.ndim == 4 and masks.shape[1] in (1, images.shape[1])
+    fit = fit and masks.shape[2:] == images.shape[2:]
     if not fit or 1 not in (len(images), len(masks)) and len(images) != len(masks):
         raise ValueError("Images (n, channel, height, width) need masks (n, 1, height, "
                          f"width), or one for all, got {tuple(images.shape)} and "
@@ -530,6 +538,7 @@ def grows(old, new):
     if old is None: return True
     return old.shape[0] == new.shape[0] and old.shape[1] < new.shape[1]
 
+# %% ../nbs/06b_long_runs.ipynb #n026b
 def check_same_task(model, trained):
     "Two networks predict the same for the same kind of cells"
     for name in ('prediction', 'data_std', 'data_mean', 'size'):
@@ -564,7 +573,7 @@ from safetensors.torch import save as tensor_bytes
 from torch.overrides import TorchFunctionMode
 from cell_diffusion.core import as_path, default_device, fast_bfloat16
 from cell_diffusion.records import _read, write_together
-from cell_diffusion.unet import UNet
+from cell_diffusion.transformer import class_for
 
 # %% ../nbs/weights.ipynb #n005
 weights_folder = Path(str(files('cell_diffusion')))/'weights'
@@ -629,7 +638,7 @@ def _check_settings(folder, function, settings, where=''):
             _refuse(folder, f"config.json sets {where}{name} to {value!r:.80}, which "
                             "is not a valid value")
         if name == 'unet' and value is not None:
-            _check_settings(folder, UNet.__init__, value, where='unet.')
+            _check_settings(folder, class_for(value).__init__, value, where='unet.')
     required = [name for name, p in parameters.items() if p.default is p.empty]
     if 'prediction' in parameters: required += always_saved
     if missing := [name for name in required if name not in settings]:

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from scipy import ndimage
 from cell_diffusion.core import (
-    check_limits, check_number, encode, limits, old_keywords)
+    check_limits, check_number, encode, generator, limits, old_keywords)
 from cell_diffusion.denoiser import (
-    Denoiser, check_masks, check_types, class_numbers, load)
+    Denoiser, check_masks, check_types, class_numbers, load, mask_channels)
 from cell_diffusion.imageio import read_image, read_mask
 from cell_diffusion.morphology import find_cells, find_nuclei, optical_density
 from cell_diffusion.sampling import refuse_distilled, sample
@@ -147,14 +147,14 @@ class Inpainter(Denoiser):
     @property
     def channels(self):
         "Channels of the images, without those of known pixels and mask"
-        return (self.unet.channels - 1)//2
+        return self.unet.out[-1].out_channels//self.unet.patch**2
 
     def forward(self,
         xt, # Noisy images `(batch, channel, height, width)`
         t, # Timesteps `(batch,)`
         label=None, # Class numbers `(batch,)`
         known=None, # Images, 0 where something is hidden
-        mask=None, # float `(batch, 1, height, width)`, 1 where something is hidden
+        mask=None, # float `(batch, 1 or channel, height, width)`, 1 where it is hidden
     ):
         "The output of the U-Net; without a mask everything is hidden"
         if (known is None) != (mask is None):
@@ -163,7 +163,8 @@ class Inpainter(Denoiser):
         if mask is None:
             known = torch.zeros_like(xt)
             mask = torch.ones_like(xt[:, :1])
-        mask = mask.to(xt)
+        seen = self.unet.channels - 2*self.channels
+        mask = mask.to(xt).expand(-1, seen, -1, -1)
         known = known - self.mean(xt)*(1 - mask)
         inputs = torch.cat([self.scale_input(xt, t), known, mask], 1)
         return self.call_unet(inputs, t, label)
@@ -192,12 +193,13 @@ def fill_holes(
 def check_holes(
     model:Denoiser, # The network that is to fill them
     images:torch.Tensor, # `(n, channel, size, size)`
-    masks:torch.Tensor, # `(n, 1, size, size)`, or one for all
+    masks:torch.Tensor, # `(n, 1 or channel, size, size)`, or one for all
 ):
     "Raise an error where images, masks and network do not fit"
     check_types(images, masks)
     shape = model.channels, model.size, model.size
-    if images.shape[1:] != shape or masks.shape[1:] != (1, *shape[1:]):
+    right = mask_channels(model, masks) if masks.ndim == 4 else 1
+    if images.shape[1:] != shape or masks.shape[1:] != (right, *shape[1:]):
         raise ValueError(f"This network fills images (n, {', '.join(map(str, shape))}) "
                          "with a mask for each or one for all, got "
                          f"{tuple(images.shape)} and {tuple(masks.shape)}.")
@@ -233,6 +235,22 @@ def seam_energy(
         pairs = pairs + border.sum((1, 2, 3))*x.shape[1]
     return total/pairs.clamp(min=1)
 
+# %% ../nbs/10_inpainting.ipynb #k001
+def hide_channels(
+    masks:torch.Tensor, # bool `(n, 1, size, size)`
+    channels:int, # Of the images
+    seed:int,
+)->torch.Tensor: # bool `(n, channel, size, size)`
+    "Half of the masks stay as they are; the others hide some channels as a whole"
+    rng = generator(seed)
+    n = len(masks)
+    hidden = torch.rand(n, channels, generator=rng) < .5
+    # At least one, which is as likely to be any of them
+    always = torch.randint(channels, (n, 1), generator=rng)
+    hidden = hidden.scatter(1, always, True)
+    stays = torch.rand(n, 1, 1, 1, generator=rng) < .5
+    return torch.where(stays, masks, hidden[..., None, None])
+
 # %% ../nbs/10_inpainting.ipynb #c054
 class InpaintingCallback(NoiseCallback):
     "Adds a fresh mask and the pixels around it to every training pair"
@@ -241,11 +259,13 @@ class InpaintingCallback(NoiseCallback):
     def __init__(self, *args,
         outside:float=.1, # Weight of a known pixel's error; a hidden pixel's is 1
         shares:dict=None, # How often each shape comes, see `random_masks`
+        each_channel:bool=False, # Half of the time hide whole channels instead?
         **kwargs, # As in `NoiseCallback`
     ):
         super().__init__(*args, **kwargs)
         self.outside = outside
         self.shares = shares
+        self.each_channel = each_channel
 
     def before_batch(self):
         x0 = self.learn.xb[0]
@@ -268,6 +288,7 @@ class InpaintingCallback(NoiseCallback):
             # The first cells of a batch are those that are cropped as usual
             whole = masks.flatten(1).all(1)
             masks = masks[whole.sort(descending=True, stable=True).indices]
+        if self.each_channel: masks = hide_channels(masks, x0.shape[1], seed)
         return self.own(masks).to(x0.device).float()
 
 # %% ../nbs/10_inpainting.ipynb #n006
@@ -286,6 +307,7 @@ def inpainting_learner(
     classes:bool=True, # Does the network know the classes?
     outside:float=.1, # Weight of known pixels in the loss, see `InpaintingCallback`
     shares:dict=None, # How often each shape of mask comes
+    each_channel:bool=False, # A mask for each channel, which may hide it as a whole?
     **kwargs, # More arguments of `diffusion_learner`
 ): # A fastai Learner
     "An `Inpainter`, which knows how large the training cells are, and its learner"
@@ -294,8 +316,10 @@ def inpainting_learner(
         dls, config, classes,
         kind=partial(Inpainter, cell_sizes=typical_sizes(dls, classes),
                      cell_scales=range_of_scales(dls)),
-        unet=dict(channels=2*channels + 1, out_channels=channels),
-        noise=partial(InpaintingCallback, outside=outside, shares=shares),
+        unet=dict(channels=3*channels if each_channel else 2*channels + 1,
+                  out_channels=channels),
+        noise=partial(InpaintingCallback, outside=outside, shares=shares,
+                      each_channel=each_channel),
         loss_func=hole_mse, **kwargs)
 
 # %% ../nbs/10_inpainting.ipynb #n015

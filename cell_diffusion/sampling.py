@@ -47,6 +47,18 @@ def log_snr_timesteps(
     wanted = torch.linspace(log_snr[-1], log_snr[0], steps, dtype=torch.float64)
     return _nearest_timesteps(wanted, log_snr)
 
+def early_timesteps(
+    schedule:Schedule, # Gives the log-SNR of each timestep
+    steps:int, # How many, 1..T
+    grey:float=3., # Noise that the last call removes, in grey levels of 255; above 0
+)->torch.Tensor: # Falling from T-1, no two alike; fewer on a coarse schedule
+    "Timesteps even in log-SNR that end before the noise is invisible"
+    check_number('grey', grey, above=0)
+    log_snr = _log_snr(schedule)
+    last = min(2*math.log(127.5/grey), log_snr[0].item())
+    wanted = torch.linspace(log_snr[-1], last, steps, dtype=torch.float64)
+    return _nearest_timesteps(wanted, log_snr)
+
 def _log_snr(schedule):
     "Log-SNR of each timestep, at least -12: at zero terminal SNR it is minus infinity"
     return schedule.log_snr.double().cpu().clamp(min=-12)
@@ -238,7 +250,7 @@ def stored_walk(model, steps=None, sampler=None, spacing=None):
     "Steps, sampler and spacing: what is given, or what the network is made for"
     if model.jumps is None:
         steps = 20 if steps is None else steps
-        return steps, find_sampler(sampler or 'dpm_solver'), spacing or 'log_snr'
+        return steps, find_sampler(sampler or 'dpm_solver'), spacing or 'early'
     calls = len(model.jumps)
     fits = steps in (None, calls) and sampler in (None, 'ddim') and spacing is None
     if not fits:
@@ -277,7 +289,7 @@ def sample(
     known:torch.Tensor=None, # Images in -1..1, one for each or one for all
     mask:torch.Tensor=None, # bool `(n, 1, size, size)` or one: True is to be filled
     show_known:bool=True, # Show the known pixels to a network that can see them?
-    spacing=None, # How timesteps are spaced, by default `log_snr`, see `timesteps`
+    spacing=None, # How timesteps are spaced, by default `early`, see `timesteps`
     bs:int=256, # Images in a network call
     progress:bool=True, # Show a progress bar
     trajectory:bool=False, # Also return what happened on the way
@@ -420,20 +432,7 @@ def karras_timesteps(
     return _nearest_timesteps(-2*rho*roots.log(), log_snr)
 
 spacings = dict(log_snr=log_snr_timesteps, time=even_timesteps,
-                karras=karras_timesteps)
-
-# %% ../nbs/08_samplers.ipynb #gr11
-def early_timesteps(
-    schedule:Schedule, # Gives the log-SNR of each timestep
-    steps:int, # How many, 1..T
-    grey:float=4., # Noise that the last call removes, in grey levels of 255; above 0
-)->torch.Tensor: # Falling from T-1, no two alike; fewer on a coarse schedule
-    "Timesteps even in log-SNR that end before the noise is invisible"
-    check_number('grey', grey, above=0)
-    log_snr = _log_snr(schedule)
-    last = min(2*math.log(127.5/grey), log_snr[0].item())
-    wanted = torch.linspace(log_snr[-1], last, steps, dtype=torch.float64)
-    return _nearest_timesteps(wanted, log_snr)
+                karras=karras_timesteps, early=early_timesteps)
 
 # %% ../nbs/08_samplers.ipynb #c056
 @torch.no_grad()

@@ -347,6 +347,7 @@ def lognormal_timesteps(
 @dataclass(frozen=True)
 class TrainingConfig:
     "What is learned in training: schedule, prediction, and which timesteps count"
+    kind = None # Of the network, see `class_for`; None: a `UNet`
     schedule:str # Name of the noise schedule, see `get_schedule`
     prediction:str # What the network predicts: `eps`, `x0`, `v` or `u`
     data_std:float=1. # Standard deviation of the pixels that the network expects
@@ -407,7 +408,7 @@ def diffusion_learner(
     config:str='edm-mid', # One of `training_configs`
     classes:bool=False, # Does the network know the classes?
     dim:int=32, # Channels of the first level
-    mults:tuple=(1, 2, 3), # Width of each level in units of `dim`
+    mults:tuple=(1, 2, 3), # Width of each level of a U-Net in units of `dim`
     patch:int=None, # Folding of pixels into channels; by default `size//32`
     seed:int=0, # Seed of the first weights and of the noise
     start:Denoiser=None, # A trained network to begin with, see `warm_start`
@@ -425,9 +426,10 @@ def diffusion_learner(
     if normalize: config = normalized(config, dls)
     _, channels, size, _ = dls.one_batch()[0].shape
     patch, = check_limits(patch=max(1, size//32) if patch is None else patch)
-    unet = {**dict(channels=channels, dim=dim, patch=patch,
-                   mults=list(check_numbers('mults', mults))),
-            **(unet or {})}
+    sizes = dict(channels=channels, dim=dim, patch=patch)
+    if config.kind is None: sizes['mults'] = list(check_numbers('mults', mults))
+    if config.kind is not None: sizes['kind'] = config.kind
+    unet = {**sizes, **(unet or {})}
 
     torch.manual_seed(seed)
     model = kind(unet, config.schedule, prediction=config.prediction,
@@ -1210,6 +1212,14 @@ training_configs |= {
     'flow': TrainingConfig('flow', 'u', noise_levels=(0., 1.)),
     'flow-mid': TrainingConfig('flow', 'u', noise_levels=(-.8, 1.)),
 }
+
+# %% ../nbs/13b_few_calls.ipynb #h067
+class TransformerConfig(TrainingConfig):
+    "A training config whose network is a transformer"
+    kind = 'transformer'
+
+training_configs['transformer-mid'] = TransformerConfig(
+    'log_snr', 'v', data_std=.5, noise_levels=(-.8, 1.))
 
 # %% ../nbs/recipes.ipynb #c019
 def loss_by_timestep(

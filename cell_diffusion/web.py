@@ -143,7 +143,7 @@ def walks_of(model, steps):
     if model.jumps:
         jumps = list(model.jumps)
         return {len(jumps): dict(walk(schedule, jumps), ddim=True)}
-    return {k: walk(schedule, timesteps(schedule, k).tolist())
+    return {k: walk(schedule, timesteps(schedule, k, 'early').tolist())
             for k in steps if k <= schedule.T}
 
 def page_facts(model, file, data, about, steps):

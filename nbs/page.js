@@ -79,7 +79,7 @@
     const own = section.startsWith(word) ? 3 : Number(section.includes(word));
     const words = 3*count(e.text.toLowerCase(), word);
     const code = Math.min(1, count((e.code ?? "").toLowerCase(), word));
-    return 40*own*(e.kind === "word" ? 3 : 1) + 20*title + words + .5*code;
+    return 40*own*(e.kind === "word" ? 4 : 1) + 20*title + words + .5*code;
   };
   window.Fuse = class {
     constructor(entries, options) {

@@ -304,6 +304,10 @@ def complete(pages, docs, home, nbs=chapters.nbs):
         pages[path] = head(text, name, home)
     shared_cards(pages, found, docs)
     write_search(pages, docs)
+    sitemap = docs/'sitemap.xml'
+    places = sitemap.read_text(encoding='utf-8')
+    lost = r'\s*<url>\s*<loc>[^<]*/404\.html</loc>.*?</url>'
+    sitemap.write_text(re.sub(lost, '', places, flags=re.S), encoding='utf-8')
     robots = f'User-agent: *\nAllow: /\nSitemap: {home}/sitemap.xml\n'
     (docs/'robots.txt').write_text(robots, encoding='utf-8')
     return problems

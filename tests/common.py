@@ -19,7 +19,7 @@ package = root/'cell_diffusion'
 
 # What is made from the project, and therefore not copied with it
 left_out = shutil.ignore_patterns(
-    '.git', '.venv', 'venv', '*.egg-info', 'course', 'runs', 'build', 'dist',
+    '.git', '.venv', 'venv', '*.egg-info', 'course', 'handout', 'runs', 'build', 'dist',
     '__pycache__', '.pytest_cache', '.ruff_cache', '_proc', '_docs',
     '_docs_screenshots', '.ipynb_checkpoints', 'node_modules', 'katex', 'ort',
 )

@@ -21,8 +21,9 @@ from typer.testing import CliRunner
 
 from cell_diffusion.classifier import CellClassifier
 from cell_diffusion.cli import app, commands
-from cell_diffusion.denoiser import Denoiser, save
+from cell_diffusion.denoiser import Denoiser, load, save
 from cell_diffusion.inpainting import Inpainter
+from cell_diffusion.knowledge import make_reference
 
 classes = 'round', 'oval'
 
@@ -89,8 +90,18 @@ def network(folder, kind=Denoiser, **settings):
     return Path(folder)
 
 
+def known_network():
+    "A network with a reference of real cells"
+    folder = network('known')
+    model = load(folder)
+    x = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    make_reference(model, x, torch.arange(16) % 2, draws=4, seed=0).write(folder)
+    (network('unknown')/'knowledge.json').write_text('{"weights": "others"}')
+
+
 def networks():
     network('net')
+    known_network()
     network('filler', Inpainter)
     save(CellClassifier(classes, dim=8), Path('classifier'))
     cut(network('cut')/'model.safetensors')
@@ -172,6 +183,9 @@ good = dict(
     distill='distill @net --data @cells',
     guidance='guidance @trained --data @cells',
     fid='fid @net --data @cells',
+    challenge='challenge @net --data @cells',
+    explain='explain @cell.png --model @known',
+    calibrate='calibrate @net --data @cells',
 )
 
 no_int = 'x', '1.5', 'nan', 'inf', '""'
@@ -192,12 +206,13 @@ whole = dict(
     distill='--calls --walks --epochs --bs -n --seed --scored',
     guidance='--scored --steps',
     fid='-n --steps --seed --bs',
+    explain='--window', calibrate='-n --draws --seed',
 )
 fractions = dict(
     sample='--guidance-scale', inpaint='--guidance-scale --white',
     train='--minutes --lr --set-aside --early-at', classifier='--lr --set-aside',
     race='--minutes --set-aside', balance='--minutes', distill='--minutes --lr',
-    study='--minutes',
+    study='--minutes', explain='--white', calibrate='--white',
 )
 
 # Zero is fine for these, and these are told otherwise
@@ -300,9 +315,44 @@ def files():
         @cell.png --mask @mask.png --model @classifier | CellClassifier
         @cell.png --mask @mask.png --model @nowhere | nowhere
     """)
+    yield from explanations()
     yield from trainings()
     yield from studies()
     yield from networks_to_show()
+
+
+def explanations():
+    yield from rows('explain', """
+        @nowhere.png --model @known | nowhere.png
+        @folder.png --model @known | folder.png
+        @text.png --model @known | text.png
+        @empty.png --model @known | empty.png
+        @cut.png --model @known | cut.png
+        @cell.png --model @known --out a.jpg | a.jpg
+        @cell.png --model @known --out @folder.png | folder.png is a folder
+        @cell.png --model @known --out @text.txt/a.png | text.txt
+        @cell.png --model @known --out /proc/nowhere/a.png | /proc/nowhere
+        @cell.png --model @known --out @cell.png | replace the picture
+        @mask.png --model @known | is grey
+        @cell.png --model @net | calibrate net
+        @cell.png --model @unknown | of other weights
+        @cell.png --model @filler | knows their classes
+        @cell.png --model @cut | model.safetensors
+        @cell.png --model @classifier | CellClassifier
+        @cell.png --model @nowhere | nowhere
+    """)
+    yield from rows('calibrate', """
+        @nowhere --data @cells | nowhere
+        @filler --data @cells | knows their classes
+        @cut --data @cells | model.safetensors
+        @classifier --data @cells | CellClassifier
+        @net --data @one | round
+        @net --data @cells --crop magic | magic
+        @net --data @cells --channels , | ','
+        @net --data @cells --channels 2 | 2 are expected
+        @net --data @cells --source nope | 'nope'
+    """)
+    yield from rows('calibrate @net', cells)
 
 
 cells = """
@@ -425,7 +475,8 @@ def studies():
 
 
 def networks_to_show():
-    for command in ('score --data @cells', 'export-onnx --out out'):
+    for command in ('score --data @cells', 'export-onnx --out out',
+                    'challenge --data @cells'):
         yield from rows(command, """
             @nowhere | nowhere
             blood31 | blood31
@@ -445,6 +496,22 @@ def networks_to_show():
         --out /proc/nowhere/a.json | /proc/nowhere
     """)
     yield 'score blood32 --data @cells', 'round', 1
+    yield from rows('challenge blood32', cells)
+    yield from rows('challenge', '''
+        blood32 --data @cells | round
+        blood32 --data @cells --source nope | 'nope'
+        blood32 --data @cells --teacher blood64 | was not distilled
+        blood64-classes --data @cells | 64 pixels
+        @net --data @cells | record.json
+        @trained --data @cells | lacks fingerprint
+    ''')
+    yield from rows('challenge @net --data @cells', '''
+        --track magic | 'magic'
+        --name a/b | 'a/b'
+        --out a.txt | a.txt
+        --out @text.txt/a.csv | text.txt
+        --out /proc/nowhere/a.csv | /proc/nowhere
+    ''')
     yield from rows('guidance @trained', cells)
     yield from rows('guidance @trained --data @cells', """
         --guide @nowhere | nowhere
@@ -470,12 +537,14 @@ def empty_strings():
         classifier='--data --out --crop --channels', race='--data --out',
         bench='--out', study='--out --channels --arms --network --keep --plan',
         balance='--out --test --weights', score='--data --judged --crop --out',
-        guidance='--data --guide', fid='--data --out')
+        guidance='--data --guide', fid='--data --out', explain='--model --out',
+        challenge='--data --track --teacher --name --source --out',
+        calibrate='--data --crop --channels --source')
     for command, names in options.items():
         for name in names.split():
             yield f'{good[command]} {name} ""', name, 2
     for words in ('inpaint "" --mask @mask.png', 'inpaint @cell.png --mask ""',
-                  'study ""', 'balance "" --out out', 'download ""'):
+                  'explain ""', 'study ""', 'balance "" --out out', 'download ""'):
         yield words, 'empty', 2
 
 
@@ -484,8 +553,8 @@ def typing_errors():
     yield '--nothing', '--nothing', 2
     for command in commands:
         yield f'{command} --nothing 3', '--nothing', 2
-    for words in ('inpaint', 'inpaint @cell.png', 'study', 'balance', 'download',
-                  'balance @cells'):
+    for words in ('inpaint', 'inpaint @cell.png', 'explain', 'calibrate', 'study',
+                  'balance', 'download', 'balance @cells'):
         yield words, 'Missing', 2
     for words in ('sample a', 'train a', 'download pbc a', 'study @cells a'):
         yield words, 'unexpected', 2

@@ -122,9 +122,9 @@ outputs_of_release = {
     'blood-classifier-32-judge': (CellClassifier, 96.40937), # Since 0.2
     'blood-classifier-64': (CellClassifier, 50.69675),
     'blood-classifier-64-judge': (CellClassifier, 47.75555), # Since 0.2
-    'blood32': (Denoiser, 0.81986), # Since 0.2
+    'blood32': (Denoiser, 0.96983),
     'blood64': (Denoiser, 0.88320),
-    'blood64-classes': (Denoiser, 1.00956), # Since 0.2
+    'blood64-classes': (Denoiser, 0.98724), # Since 0.2
     'blood64-inpaint': (Inpainter, 0.92895),
     'jurkat-classifier-40': (CellClassifier, 27.75951),
     'jurkat-classifier-40-dna': (CellClassifier, 30.94054),

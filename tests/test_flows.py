@@ -8,9 +8,6 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from common import cells as cells_of
-from common import marked, nbs
-from cell_diffusion import flows
 from cell_diffusion.core import generator
 from cell_diffusion.data import cell_dls
 from cell_diffusion.denoiser import Denoiser, save
@@ -383,11 +380,15 @@ def test_all_records_are_made_by_one_call(monkeypatch, tmp_path):
             asked[name] = args
             return pd.DataFrame([dict(name=name)])
         return run
-    for name in ('race', 'bits_study', 'between_study'):
+    others = [f'{name}_study' for name in study.every_study if name != 'race']
+    for name in ('race', *others):
         monkeypatch.setattr(study, name, kept(name))
-    study.make_records('simulated', tmp_path)
+    study.make_records('simulated', tmp_path, students=['a-4'], fillers=['b-4'])
     assert {f.name for f in tmp_path.glob('*.csv')} == {
-        'flow-race.csv', 'flow-bits.csv', 'flow-between.csv'}
+        f'flow-{name}.csv' for name in study.every_study}
+    for name in ('calls', 'lost'):
+        assert asked[f'{name}_study'][2:] == ('blood32', ['a-4'])
+    assert asked['fills_study'][2:] == ('blood64-inpaint', ['b-4'])
     networks = asked['bits_study'][2]
     assert set(networks) == {'blood32', *study.raced}
     assert networks['flow'].endswith('race/flow-muon-None-32-0')
@@ -396,132 +397,3 @@ def test_all_records_are_made_by_one_call(monkeypatch, tmp_path):
 def test_a_table_that_is_not_there_is_empty(capsys):
     assert not len(study.kept_table('no-such-table'))
     assert 'not there yet' in capsys.readouterr().out
-
-
-# The checks of the exercises refuse wrong answers
-
-notebook = nbs/'13_flow_matching.ipynb'
-names = dict(
-    vars(flows), torch=torch, math=math, toy=Toy(), flow=flow_schedule(),
-    training_configs=training_configs, generator=generator)
-names['oracle'] = Oracle(names['toy'], names['flow'])
-
-
-def chapters_functions():
-    "What earlier cells of the chapter define for the checks"
-    wanted = 'def pairs', 'def level_density'
-    found = dict(names)
-    for c in cells_of(notebook, 'code'):
-        for start in wanted:
-            if start in c.source:
-                part = start + c.source.partition(start)[2]
-                exec(part.split('\n\nlog_sigma =')[0].split('\n\nflow =')[0], found)
-    return found
-
-
-wrong_answers = {
-    1: dict(
-        no_share='def score_of(y, u, s): return -(y + (1 - s)*u)',
-        opposite_sign='def score_of(y, u, s): return (y + (1 - s)*u)/s',
-        cell_for_noise='def score_of(y, u, s): return -(y - s*u)/s',
-        velocity_alone='def score_of(y, u, s): return -u/s',
-        variance='def score_of(y, u, s): return -(y + (1 - s)*u)/s**2',
-    ),
-    2: dict(
-        opposite_velocity="""
-def flow_loss(net, x0, rng):
-    s = torch.rand(len(x0), generator=rng)
-    eps = torch.randn(len(x0), generator=rng)
-    return (net((1 - s)*x0 + s*eps, s) - (x0 - eps)).pow(2).mean()""",
-        ends_exchanged="""
-def flow_loss(net, x0, rng):
-    s = torch.rand(len(x0), generator=rng)
-    eps = torch.randn(len(x0), generator=rng)
-    return (net(s*x0 + (1 - s)*eps, s) - (eps - x0)).pow(2).mean()""",
-        one_time_for_all="""
-def flow_loss(net, x0, rng):
-    s = torch.rand(1, generator=rng).expand(len(x0))
-    eps = torch.randn(len(x0), generator=rng)
-    return (net((1 - s)*x0 + s*eps, s) - (eps - x0)).pow(2).mean()""",
-        noise_of_a_new_draw="""
-def flow_loss(net, x0, rng):
-    s = torch.rand(len(x0), generator=rng)
-    eps = torch.randn(len(x0), generator=rng)
-    y = (1 - s)*x0 + s*eps
-    return (net(y, s) - (torch.randn(len(x0), generator=rng) - x0)).pow(2).mean()""",
-        network_alone="""
-def flow_loss(net, x0, rng):
-    s = torch.rand(len(x0), generator=rng)
-    y = (1 - s)*x0 + s*torch.randn(len(x0), generator=rng)
-    return 0*net(y, s).mean()""",
-    ),
-    3: dict(
-        widest_is_flow="noisiest, middle, latest = 'flow', 1., 'flow'",
-        the_logarithm="noisiest, middle, latest = 'flow-uniform', 0., 'flow'",
-        peak_of_the_left_panel="noisiest, middle, latest = "
-                               "'flow-uniform', 1., 'flow-uniform'",
-        the_default="noisiest, middle, latest = 'flow-uniform', 1., 'edm-mid'",
-    ),
-    4: dict(
-        one_probe="""
-def plan(cells_sd, probe_sd, walk, probe, budget):
-    return int(budget/(walk + probe)), 1""",
-        as_many_probes_as_allowed="""
-def plan(cells_sd, probe_sd, walk, probe, budget):
-    return int(budget/(walk + 20*probe)), 20""",
-        probes_without_cost="""
-def plan(cells_sd, probe_sd, walk, probe, budget):
-    return int(budget/walk), 20""",
-        cells_all_alike="""
-def plan(cells_sd, probe_sd, walk, probe, budget):
-    def error(k): return probe_sd**2/k/int(budget/(walk + k*probe))
-    k = min(range(1, 21), key=error)
-    return int(budget/(walk + k*probe)), k""",
-        standard_deviations_added="""
-def plan(cells_sd, probe_sd, walk, probe, budget):
-    def error(k): return (cells_sd + probe_sd/k)/int(budget/(walk + k*probe))
-    k = min(range(1, 21), key=error)
-    return int(budget/(walk + k*probe)), k""",
-    ),
-    5: dict(
-        as_drawn='def uncrossed(x0, eps): return eps',
-        sorted_alone='def uncrossed(x0, eps): return eps.sort().values',
-        order_of_the_cells='def uncrossed(x0, eps): return eps.sort().values'
-                           '[x0.argsort()]',
-        opposite_order='def uncrossed(x0, eps): return eps.sort(descending=True)'
-                       '.values[x0.argsort().argsort()]',
-        cells_themselves='def uncrossed(x0, eps): return x0',
-    ),
-    6: dict(
-        half_the_levels='def bits_of(log_p, d, levels): '
-                        'return -log_p/(d*math.log(2)) + math.log2(levels/2)',
-        always_eight_bits='def bits_of(log_p, d, levels): '
-                          'return bits_per_dim(log_p, d)',
-        whole_image='def bits_of(log_p, d, levels): '
-                    'return -log_p/math.log(2) + math.log2((levels - 1)/2)',
-        nats='def bits_of(log_p, d, levels): '
-             'return -log_p/d + math.log((levels - 1)/2)',
-    ),
-}
-
-
-@pytest.mark.parametrize('k', wrong_answers)
-def test_checks_accept_the_solution_and_refuse_wrong_answers(k):
-    check = marked(notebook, 'check')[k][0][1]
-    solution = marked(notebook, 'solution')[k][0][1]
-    exec(check, exec_in(solution))
-    stub = marked(notebook, 'exercise')[k][0][1]
-    for name, answer in dict(wrong_answers[k], unsolved=stub).items():
-        accepted = True
-        try:
-            exec(check, exec_in(answer))
-        except Exception:
-            accepted = False
-        assert not accepted, f'exercise {k} accepts {name}'
-
-
-def exec_in(answer):
-    "The names that a check meets after an answer"
-    found = chapters_functions()
-    exec(answer, found)
-    return found

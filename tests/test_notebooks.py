@@ -167,7 +167,7 @@ def test_exercises_are_whole(path):
 # Colab
 
 site = 'https://colab.research.google.com/github/cell-diffusion/cell_diffusion'
-badge = '[![Open in Colab](img/colab.svg)](' + site + '/blob/main/nbs/{name}.ipynb)'
+badge = '[![Open in Colab](img/colab.svg)](' + site + '/blob/student/{name}.ipynb)'
 
 
 def installs_in_colab(cell):

@@ -45,6 +45,13 @@ cuts = {
         '12b_augmentation_study', 'augmentation-toy-painted', (0, .5, 1, 1)),
     'comparison': ('12c_comparison', 'comparison-price', whole),
     'flow_matching': ('13_flow_matching', 'flow-lines', (0, 0, .53, 1)),
+    'few_calls': ('13b_few_calls', 'few-map', (0, 0, .515, 1)),
+    # Its own figures once it has been run
+    'knowledge': ('09_conditioning', 'conditioning-density', whole),
+    'challenge': ('challenge', 'challenge-board', whole),
+    'samples_are_noise': (
+        'samples_are_noise', 'noise-prediction', whole, (2, 4, 0)),
+    'knowledge_study': ('07_evaluation', 'evaluation-recognised', whole),
     'own_cells': ('own_cells', 'own-class', whole, (1, 4, 0)),
     'painter': ('painter', 'painter-trace', (.248, 0, .752, 1)),
     'viewer': ('viewer', 'viewer-ripples', (.25, 0, .5, 1)),

@@ -27,8 +27,9 @@ root = Path(__file__).resolve().parent.parent
 nbs = root/'nbs'
 
 # Chapters without a number come at the end, in this order
-last = ['own_cells', 'imageio', 'sources', 'weights', 'records', 'viewer', 'painter',
-        'web', 'distillation', 'flow_study', 'recipes', 'cli', 'moved']
+last = ['challenge', 'own_cells', 'samples_are_noise', 'imageio', 'sources', 'weights',
+        'records', 'viewer', 'painter', 'web', 'distillation', 'flow_study',
+        'knowledge_study', 'recipes', 'cli', 'moved']
 widget_view = 'application/vnd.jupyter.widget-view+json'
 
 

@@ -10,22 +10,32 @@ import numpy as np
 import pandas as pd
 import time
 import torch
+from fastcore.basics import store_attr
 from collections.abc import Iterable
 from cell_diffusion.classifier import features_and_predictions, reference_classifier
-from cell_diffusion.core import as_path, encode, generator
+from cell_diffusion.core import as_path, decode, encode, generator
 from cell_diffusion.data import cell_dls, load_cells
-from cell_diffusion.denoiser import load
+from cell_diffusion.denoiser import (
+    Condition, Denoiser, load, network_settings, weights_hash)
+from cell_diffusion.distillation import walk
 from cell_diffusion.flows import (
     between_learner, bits_per_dim, dequantise, fit_gaussian, likelihood, of_class,
     through_noise, translate,
 )
 from cell_diffusion.morphology import morphology
+from cell_diffusion.inpainting import Inpainter
 from cell_diffusion.records import Records, results_folder
+from cell_diffusion.sampling import _evaluating, invert, sample, stored_guidance
+from cell_diffusion.splits import fingerprint
+from cell_diffusion.studies.inpainting import (
+    NetworkArm, draw_of_each, score_arm, study_holes)
 from cell_diffusion.studies.race import race
+from cell_diffusion.studies.samplers import contestants, quality_against_cost
 from cell_diffusion.training import fit_for
 
 # %% ../../nbs/flow_study.ipynb #g005
-raced = 'edm-mid', 'flow-mid', 'flow', 'flow-uniform'
+every_study = 'race', 'bits', 'between', 'calls', 'fills', 'lost'
+raced = 'edm-mid', 'flow-mid', 'flow', 'flow-uniform', 'transformer-mid'
 
 def flow_race(
     data, # A source or a folder of class folders
@@ -34,7 +44,7 @@ def flow_race(
     seeds:int=2, # Runs of each config
     **kwargs, # More arguments of `race`
 )->pd.DataFrame: # As from `race`
-    "The default config beside flow matching, at equal processor seconds"
+    "The default beside flow matching and a transformer, at equal processor seconds"
     return race(data, out, minutes, seeds=seeds, names=raced, processor=True, **kwargs)
 
 def kept_table(
@@ -188,24 +198,187 @@ def measured_walk(classifier, ends, before, after, again, seconds):
     return compared(before, after, again, class_accuracy=called, round_trip=error,
                     seconds=seconds)
 
+# %% ../../nbs/flow_study.ipynb #g021
+few_calls = 1, 2, 4, 10, 20, 50
+compared_ways = {**contestants,
+                 'dpm_solver, unguided': dict(sampler='dpm_solver', guidance_scale=1.)}
+
+def networks_by_name(folders, kind):
+    "Networks by the names of their folders, which must differ"
+    models = {as_path(folder).name: load(folder, kind=kind) for folder in folders}
+    if len(models) == len(folders): return models
+    raise ValueError(f"{', '.join(map(str, folders))}: give folders of different "
+                     "names, by which the table tells networks apart.")
+
+def calls_study(
+    data, # A source or a folder of class folders
+    out, # Folder of the records; a killed study goes on there
+    teacher='blood32', # Folder or shipped name of a network
+    students:Iterable=(), # Folders or names of networks that were distilled from it
+    calls:tuple=few_calls, # Network calls of the samplers, see `quality_against_cost`
+    n:int=500, # Cells to generate
+    draws:int=20, # Of four fifths of them
+    **kwargs, # More arguments of `cell_dls`, as the networks were trained with
+)->pd.DataFrame: # As from `quality_against_cost`, and `network`
+    "Every sampler of a teacher, and its students, against network calls"
+    out = as_path(out)
+    models = networks_by_name([teacher, *students], Denoiser)
+    dls = cell_dls(data, size=next(iter(models.values())).size, **kwargs)
+    classifier = reference_classifier(dls)
+    images, labels = dls.test.arrays
+    tables = []
+    for name, model in models.items():
+        ways = {name: {}} if model.jumps else compared_ways
+        table = quality_against_cost(
+            model, classifier, encode(images), torch.as_tensor(labels), ways, calls, n,
+            draws, folder=out/name)
+        tables.append(table.assign(network=name))
+    return pd.concat(tables, ignore_index=True)
+
+# %% ../../nbs/flow_study.ipynb #g023
+def fills_study(
+    data, # A source or a folder of class folders
+    out, # Folder of the records; a killed study goes on there
+    teacher='blood64-inpaint', # Folder or shipped name of an `Inpainter`
+    students:Iterable=(), # Folders or names of networks that were distilled from it
+    calls:tuple=few_calls, # Network calls of the teacher
+    n:int=8, # Test cells of each class
+    fills:int=2, # How often each hole is filled
+    seed:int=0, # Of cells, holes and noise
+    **kwargs, # More arguments of `cell_dls`, as the networks were trained with
+)->pd.DataFrame: # As from `score_arm`: a row for each network, calls, hole and cell
+    "Holes of test cells, filled by a teacher in few calls and many, and by students"
+    models = networks_by_name([teacher, *students], Inpainter)
+    dls = cell_dls(data, size=next(iter(models.values())).size, **kwargs)
+    classifier = reference_classifier(dls)
+    images, labels = dls.test.arrays
+    pick = draw_of_each(labels, n, len(dls.vocab), seed)
+    real = encode(images[pick])
+    y = torch.as_tensor(labels[pick])
+    holes = study_holes(real, seed)
+
+    def run(network, weights, sampler, calls, hole):
+        model = models[network]
+        own = (None, None) if model.jumps else (calls, sampler)
+        arm = NetworkArm(model, *own)
+        scores = score_arm(arm, real, y, holes[hole], classifier, fills, seed)
+        return scores.drop(columns='nfe').round(4)
+
+    jobs = []
+    for name, model in models.items():
+        ways = [('ddim', k) for k in calls] + [('dpm_solver', k) for k in calls]
+        if model.jumps: ways = [('student', len(model.jumps))]
+        same = dict(network=name, weights=weights_hash(model))
+        jobs += [dict(same, sampler=sampler, calls=k, hole=hole)
+                 for sampler, k in ways for hole in holes]
+    settings = dict(fingerprint=fingerprint(dls), n=n, fills=fills, seed=seed,
+                    classifier=network_settings(classifier))
+    return Records(out, settings).run(run, jobs)
+
+# %% ../../nbs/flow_study.ipynb #g025
+@torch.no_grad()
+def own_walk(model, z, label):
+    "From noise to cells in the network's own steps, with the guidance stored with it"
+    label = label.to(model.device)
+    given = Condition(label, *stored_guidance(model, label, None, None, None))
+    with _evaluating(model):
+        return walk(model, z.to(model.device), given, ())[:, -1].cpu()
+
+class Lost:
+    "Asks a teacher what its students cannot answer themselves, of some test cells"
+    def __init__(self, teacher, images, y, classifier, steps, seed):
+        store_attr()
+
+    def bits(self, model):
+        "Bits for cells of a network, or with None for the real ones"
+        images = self.images
+        if model is not None:
+            images = decode(sample(model, label=self.y.tolist(), seed=self.seed,
+                                   progress=False))
+        x = dequantise(images, generator(self.seed))
+        log_p = likelihood(self.teacher, x, None, self.steps, seed=self.seed)[0]
+        return pd.DataFrame(dict(value=bits_per_dim(log_p, x[0].numel())))
+
+    def there_and_back(self, steps):
+        "As many steps of DDIM each way, without guidance"
+        x = encode(self.images)
+        return self.compare(x, through_noise(self.teacher, x, self.y, self.y, steps))
+
+    def back(self, model):
+        "From the noise that the teacher finds, by a network's own walk"
+        x = encode(self.images)
+        z = invert(self.teacher, x, self.y, self.steps)
+        return self.compare(x, own_walk(model, z, self.y))
+
+    def compare(self, x, back):
+        "Error a pixel, and whether a cell keeps its class"
+        predicted = features_and_predictions(self.classifier, back)[1]
+        error = (back - x).pow(2).flatten(1).mean(1).sqrt()
+        return pd.DataFrame(dict(value=error, class_kept=predicted == self.y))
+
+# %% ../../nbs/flow_study.ipynb #g027
+def lost_study(
+    data, # A source or a folder of class folders
+    out, # Folder of the records; a killed study goes on there
+    teacher='blood32', # Folder or shipped name of a network that knows classes
+    students:Iterable=(), # Folders or names of networks that were distilled from it
+    n:int=100, # Test cells
+    steps:tuple=(5, 10, 20, 50), # Of walks there and back; the last for all the rest
+    seed:int=0, # Of cells, grey levels, noise and probes
+    **kwargs, # More arguments of `cell_dls`, as the networks were trained with
+)->pd.DataFrame: # `what`, `network`, `steps`, `cell`, `value`, `class_kept`
+    "Likelihood and the way back: what few calls cost besides quality"
+    models = networks_by_name([teacher, *students], Denoiser)
+    names = list(models)
+    dls = cell_dls(data, size=models[names[0]].size, **kwargs)
+    classifier = reference_classifier(dls)
+    images, labels = dls.test.arrays
+    some = torch.randperm(len(images), generator=generator(seed))[:n]
+    lost = Lost(models[names[0]], torch.as_tensor(images)[some],
+                torch.as_tensor(labels)[some], classifier, steps[-1], seed)
+
+    def run(what, network, steps, weights):
+        model = models.get(network)
+        ways = {'bits': lambda: lost.bits(model), 'back': lambda: lost.back(model),
+                'there and back': lambda: lost.there_and_back(steps)}
+        return ways[what]().assign(cell=some.numpy())
+
+    hashes = {name: weights_hash(model) for name, model in models.items()}
+    hashes['real cells'] = 'none'
+    jobs = [('bits', name, 0) for name in ('real cells', *names)]
+    jobs += [('there and back', names[0], k) for k in steps]
+    jobs += [('back', name, 0) for name in names]
+    grid = [dict(what=what, network=name, steps=k, weights=hashes[name])
+            for what, name, k in jobs]
+    settings = dict(
+        fingerprint=fingerprint(dls), teacher=network_settings(lost.teacher),
+        classifier=network_settings(classifier), n=n, steps=steps[-1], seed=seed)
+    return Records(out, settings).run(run, grid)
+
 # %% ../../nbs/flow_study.ipynb #g013
 def make_records(
     data, # A source or a folder of class folders
     out, # Folder; a killed run goes on there
-    studies:Iterable=('race', 'bits', 'between'), # Which ones
+    studies:Iterable=every_study, # Which ones
     minutes:float=10., # Of one processor thread for a run of the race, twice a flow's
-    **kwargs, # More arguments of `cell_dls` for bits and between
+    teacher='blood32', # Folder or shipped name of the network of all but the race
+    students:Iterable=(), # Folders or names of networks that were distilled from it
+    filler='blood64-inpaint', # Folder or shipped name of a network that fills holes
+    fillers:Iterable=(), # Folders or names of networks that were distilled from this
+    **kwargs, # More arguments of `cell_dls`, for all but the race
 ):
-    "The records of the chapter: three tables in `out`, and the runs behind them"
+    "The records of the chapters: tables in `out`, and the runs behind them"
     out = as_path(out)
-    networks = {'blood32': 'blood32'}
+    networks = {as_path(teacher).name: teacher}
     for config in raced:
         networks[config] = str(out/'race'/f'{config}-muon-None-32-0')
-    if 'race' in studies:
-        flow_race(data, out/'race', minutes).to_csv(out/'flow-race.csv', index=False)
-    if 'bits' in studies:
-        table = bits_study(data, out/'bits', networks, **kwargs)
-        table.to_csv(out/'flow-bits.csv', index=False)
-    if 'between' in studies:
-        table = between_study(data, out/'between', minutes/2, **kwargs)
-        table.to_csv(out/'flow-between.csv', index=False)
+    make = dict(
+        race=lambda to: flow_race(data, to, minutes),
+        bits=lambda to: bits_study(data, to, networks, **kwargs),
+        between=lambda to: between_study(
+            data, to, minutes/2, network=teacher, **kwargs),
+        calls=lambda to: calls_study(data, to, teacher, students, **kwargs),
+        fills=lambda to: fills_study(data, to, filler, fillers, **kwargs),
+        lost=lambda to: lost_study(data, to, teacher, students, **kwargs))
+    for name in studies:
+        make[name](out/name).to_csv(out/f'flow-{name}.csv', index=False)

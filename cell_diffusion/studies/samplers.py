@@ -9,10 +9,11 @@ __all__ = ['contestants', 'quality_against_cost']
 import numpy as np
 import pandas as pd
 import torch
+from contextlib import contextmanager
 from fastcore.basics import patch, store_attr
 from cell_diffusion.classifier import CellClassifier, features_and_predictions
 from cell_diffusion.denoiser import Denoiser, weights_hash
-from cell_diffusion.metrics import distance_draws
+from cell_diffusion.metrics import compare_features, distance_draws, diversity
 from cell_diffusion.records import Records
 from cell_diffusion.sampling import (
     nfe, refuse_distilled, sample, steps_for, timesteps)
@@ -43,6 +44,25 @@ class SamplerStudy:
             cells=pixel_hash(self.x.cpu().numpy()), labels=self.y.tolist(),
             n=self.n, draws=self.draws, seed=self.seed)
 
+# %% ../../nbs/08_samplers.ipynb #n010a
+@contextmanager
+def counting(model):
+    "Fills a list with the numbers of pictures that a network and its guide are shown"
+    shown = []
+    def note(unet, given): shown.append(len(given[0]))
+    asked = [network.unet for network in (model, model.guide) if network is not None]
+    hooks = [unet.register_forward_pre_hook(note) for unet in asked]
+    try:
+        yield shown
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+def compare_cells(real, fake, draw):
+    "All comparisons, and how far two cells lie apart; `diversity` of real cells is 1"
+    apart = diversity(fake)/diversity(real)
+    return dict(compare_features(real, fake, seed=draw), diversity=apart)
+
 # %% ../../nbs/08_samplers.ipynb #n010
 @patch
 def generate(self:SamplerStudy, sampler, steps):
@@ -57,29 +77,37 @@ def share_equal(a, b):
 
 @patch
 def measure(self:SamplerStudy, sampler, nfe, steps):
-    "The draws of one job: both distances, and the class accuracy of all its cells"
+    "The draws of one job, and the class accuracy and the cost of all its cells"
+    shown = []
     if sampler == 'real cells':
         features = None
         accuracy = share_equal(self.real_predicted, self.y)
     else:
-        cells = self.generate(sampler, steps)
+        with counting(self.model) as shown:
+            cells = self.generate(sampler, steps)
         features, predicted = features_and_predictions(self.classifier, cells)
         accuracy = np.nan
         if self.model.classes: accuracy = share_equal(predicted, self.requested)
 
-    n = len(self.requested)*4//5
-    draws = distance_draws(self.real, features, n, self.draws, self.seed)
-    return draws.assign(class_accuracy=accuracy)
+    n = len(self.requested)
+    draws = distance_draws(self.real, features, n*4//5, self.draws, self.seed,
+                           compare_cells)
+    return draws.assign(class_accuracy=accuracy, calls=sum(shown)/n)
 
 # %% ../../nbs/08_samplers.ipynb #n011
-def sampler_jobs(schedule, samplers, calls):
+def sampler_jobs(model, samplers, calls):
     "Jobs for the real cells, and for each sampler and each cost that it can have"
+    schedule = model.schedule
     jobs = {('real cells', 0): dict(sampler='real cells', nfe=0, steps=0)}
+    if model.jumps: # Distilled: it makes its own steps
+        steps = len(model.jumps)
+        return list(jobs.values()) + [dict(sampler=name, nfe=steps, steps=steps)
+                                      for name in samplers]
     for name, options in samplers.items():
         for budget in calls:
             steps = steps_for(options['sampler'], budget, schedule.T)
             # A coarse schedule may hold fewer timesteps
-            visited = len(timesteps(schedule, steps, options.get('spacing', 'log_snr')))
+            visited = len(timesteps(schedule, steps, options.get('spacing', 'early')))
             cost = nfe(options['sampler'], visited, schedule.T)
             jobs.setdefault((name, cost), dict(sampler=name, nfe=cost, steps=steps))
     return list(jobs.values())
@@ -96,15 +124,17 @@ def quality_against_cost(
     draws:int=10, # Random draws
     seed:int=0, # Of noise, classes and draws
     folder=None, # Keeps a file for each sampler and cost; a stopped study goes on
-)->pd.DataFrame: # `sampler`, `nfe`, `steps`, `draw`, `n`, `fd`, `kid`, `class_accuracy`
+)->pd.DataFrame: # `sampler`, `nfe`, `steps`, `draw`, `n`, `fd`, `recall` and more
     """Distances against network calls, for every sampler from the same noise.
 
     A row is a draw; real cells against real ones are the sampler `real cells`. In one
-    folder, a name of `samplers` must always have the same arguments. Raises
-    `ValueError` for a folder with results of another network or other settings."""
-    refuse_distilled(model, 'compare samplers')
+    folder, a name of `samplers` must always have the same arguments; a distilled
+    network has one sampler, `dict(student={})`. `calls` in the table counts what
+    guidance asks, too. Raises `ValueError` for a folder with results of another network
+    or other settings."""
+    if any(samplers.values()): refuse_distilled(model, 'compare samplers')
     study = SamplerStudy(model, classifier, x, y, samplers, n, draws, seed)
-    jobs = sampler_jobs(model.schedule, samplers, calls)
+    jobs = sampler_jobs(model, samplers, calls)
     if folder: return Records(folder, study.settings()).run(study.measure, jobs)
     tables = [study.measure(**job).assign(**job) for job in jobs]
     return pd.concat(tables, ignore_index=True)

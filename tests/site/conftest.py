@@ -1,4 +1,4 @@
-"A browser and the built site, served from below a path as on Pages: make site first"
+"Browsers and the built site, served from below a path as on Pages: make site first"
 import functools
 import http.server
 import os
@@ -8,18 +8,25 @@ import threading
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import sync_playwright
 
-root = Path(__file__).resolve().parents[2]
+here = Path(__file__).resolve().parent
+root = here.parents[1]
 docs = root/'_docs'
 shots = root/'_docs_screenshots'
 below = '/some/path/'
 sys.path[:0] = [str(root/'site')]
+import tested  # noqa: E402
 
 no_site = 'There is no site in _docs: make site first'
 no_browser = (
     'There is no Chromium on the PATH: install it (Debian: apt-get install chromium), '
     'or name one in CELL_DIFFUSION_CHROMIUM')
+no_firefox = (
+    'Firefox is not installed, so its tests are skipped: `playwright install firefox` '
+    'fetches one, or name a new Firefox in CELL_DIFFUSION_FIREFOX')
 commands = 'chromium', 'chromium-browser', 'google-chrome'
+browsers = 'chromium', 'firefox'
 
 
 class Served(http.server.SimpleHTTPRequestHandler):
@@ -71,24 +78,38 @@ def site_url():
     server.shutdown()
 
 
-def _chromium():
-    "The Chromium to use, or None"
-    named = os.environ.get('CELL_DIFFUSION_CHROMIUM')
-    found = [shutil.which(c) for c in commands]
-    return named or next(filter(None, found), None)
-
-
-@pytest.fixture(scope='session')
-def browser():
-    from playwright.sync_api import sync_playwright
-    found = _chromium()
+def _chromium(p):
+    "Chromium, or a failure that says what is missing"
+    on_path = filter(None, map(shutil.which, commands))
+    found = os.environ.get('CELL_DIFFUSION_CHROMIUM') or next(on_path, None)
     if not found:
         pytest.fail(no_browser, pytrace=False)
     args = ['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage']
+    return p.chromium.launch(executable_path=found, args=args)
+
+
+def _firefox(p):
+    "Playwright's own Firefox, or the one that is named; skips where there is none"
+    named = os.environ.get('CELL_DIFFUSION_FIREFOX')
+    if not named and not Path(p.firefox.executable_path).exists():
+        pytest.skip(no_firefox)
+    kind = dict(channel='moz-firefox', executable_path=named) if named else {}
+    return p.firefox.launch(firefox_user_prefs={'ui.prefersReducedMotion': 1}, **kind)
+
+
+@pytest.fixture(scope='session')
+def playwright():
     with sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=found, args=args)
-        yield chromium
-        chromium.close()
+        yield p
+
+
+@pytest.fixture(scope='session', params=browsers)
+def browser(request, playwright):
+    "Every test that opens a page runs in each of the browsers"
+    launch = dict(chromium=_chromium, firefox=_firefox)[request.param]
+    started = launch(playwright)
+    yield started
+    started.close()
 
 
 @pytest.fixture
@@ -109,3 +130,36 @@ def new_page(browser):
 @pytest.fixture
 def page(new_page):
     return new_page()
+
+
+# What is deployed is what was tested
+
+begun = pytest.StashKey()
+
+
+def _is_whole(config):
+    "Whether all tests of the site run, and not some that were chosen"
+    options = 'keyword', 'markexpr', 'lf', 'deselect'
+    chosen = any(getattr(config.option, name, None) for name in options)
+    return not chosen and [Path(a).resolve() for a in config.args] == [here]
+
+
+def pytest_sessionstart(session):
+    "Forget what an earlier run has found, and remember what the site is now"
+    tested.stamp.unlink(missing_ok=True)
+    session.config.stash[begun] = tested.digest(docs)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    "Leave a stamp of the site, if all tests passed on it as it is"
+    same = session.config.stash[begun] == tested.digest(docs)
+    if exitstatus == 0 and same and _is_whole(session.config):
+        tested.stamp.write_text(tested.digest(docs) + '\n')
+
+
+def pytest_terminal_summary(terminalreporter):
+    "Say in a line of its own why a browser was left out"
+    skipped = terminalreporter.stats.get('skipped', [])
+    reasons = [r.longrepr[2] for r in skipped if isinstance(r.longrepr, tuple)]
+    for reason in sorted({r for r in reasons if no_firefox in r}):
+        terminalreporter.write_line(f'{reasons.count(reason)} tests: {reason}')

@@ -19,7 +19,8 @@ says = json.loads((root/'img'/'home'/'home.json').read_text(encoding='utf-8'))
 
 
 def visit(page, site_url, name='index'):
-    page.goto(f'{site_url}{name}.html', wait_until='networkidle')
+    page.goto(f'{site_url}{name}.html', wait_until='load')
+    page.wait_for_load_state('networkidle')
 
 
 def at(page, element):
