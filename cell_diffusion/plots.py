@@ -205,6 +205,7 @@ teal = '#00838f'
 brown = '#765341'
 grey = '#6b6b6b'
 navy = '#27335e'
+olive = '#6f7d1c'
 
 # What is compared in figures: measured cells, generators, training configs, samplers,
 # arms of studies, and classes
@@ -212,9 +213,9 @@ name_colours = {
     'real': grey, 'real cells': grey, 'generated': blue,
     'ddpm': blue, 'gan': rust, 'flow': teal, 'flow-mid': rust, 'flow-uniform': grey,
     'cosine': violet, 'v': gold, 'min-snr': brown, 'edm': pink, 'edm-mid': green,
-    'eps-mid': navy, 'adamw': blue, 'muon': rust,
+    'eps-mid': navy, 'transformer-mid': olive, 'adamw': blue, 'muon': rust,
     'dpm_solver': green, 'ddim': blue, 'euler': gold, 'heun': violet,
-    'ancestral': rust, 'repaint': teal,
+    'ancestral': rust, 'repaint': teal, 'distilled': pink,
     'nothing': grey, 'copies': gold, 'adjusted': green, 'last-layer': teal,
     'remix': violet, 'plain': grey, 'balanced': gold,
     'clamp': rust, 'trained': blue,
@@ -241,7 +242,7 @@ def colours_of(
     "One colour for each name, the same in every figure"
     names = list(dict.fromkeys(names))
     known = {name: colour_of(name) for name in names}
-    every = blue, rust, green, violet, gold, pink, teal, brown, grey, navy
+    every = blue, rust, green, violet, gold, pink, teal, brown, grey, navy, olive
     free = [c for c in every if c not in known.values()] or every
     unknown = [name for name in names if known[name] is None]
     return known | {name: free[i % len(free)] for i, name in enumerate(unknown)}
