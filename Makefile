@@ -25,7 +25,7 @@ pytest := OMP_NUM_THREADS=1 "$(bin)/python" -m pytest tests --ignore tests/site 
 cover  := --cov=cell_diffusion --cov-report=term
 
 .PHONY: help course test test-fast lint lab site test-site outputs export student
-.PHONY: clean-notebooks readme cards dist clean constraints
+.PHONY: clean-notebooks readme cards home minutes dist clean constraints
 help:
 	@echo "make course                run every chapter; notebooks, pages, pictures in course/"
 	@echo "make course SCALE=gpu      the same for a GPU;  DATA=folder  on real cells"
@@ -40,6 +40,8 @@ help:
 	@echo "make export | readme       the package from the notebooks | README.md from index.ipynb"
 	@echo "make outputs DATA=folder   run the notebooks in place, to commit what they show"
 	@echo "make cards                 the pictures on the home page, cut from the notebooks"
+	@echo "make home DATA=folder      cells that form, and those of its game, from shipped weights"
+	@echo "make minutes               how long each chapter takes to read, in its table"
 	@echo "make constraints           constraints.txt from this environment, after make test"
 	@echo "make dist | clean          sdist and wheel in dist/ | remove what was made"
 	@echo "PYTHON=python3.12 chooses the Python, VENV=folder the environment"
@@ -111,6 +113,13 @@ readme: $(ready)
 
 cards: $(ready)
 	"$(bin)/python" tools/make_cards.py
+
+home: $(ready)
+	"$(bin)/python" tools/make_home.py $(data)
+
+minutes: $(ready)
+	"$(bin)/python" tools/reading_time.py
+	"$(bin)/python" tools/make_readme.py
 
 outputs: $(ready)
 	@$(run) --scale $(SCALE) $(data) --inplace

@@ -191,6 +191,62 @@ def draw_unet(
     fig.suptitle(title, y=1 - .08/height, fontsize=11, va='top')
     return fig
 
+# %% ../nbs/06_ddpm.ipynb #co02
+import matplotlib.colors as mcolors
+
+# Each stands out from white at 3:1 or more
+blue = '#3b6fb6'
+rust = '#c0492b'
+green = '#2e8050'
+violet = '#7b4fc4'
+gold = '#a97900'
+pink = '#cc3d78'
+teal = '#00838f'
+brown = '#765341'
+grey = '#6b6b6b'
+navy = '#27335e'
+olive = '#6f7d1c'
+
+# What is compared in figures: measured cells, generators, training configs, samplers,
+# arms of studies, and classes
+name_colours = {
+    'real': grey, 'real cells': grey, 'generated': blue,
+    'ddpm': blue, 'gan': rust, 'flow': teal, 'flow-mid': rust, 'flow-uniform': grey,
+    'cosine': violet, 'v': gold, 'min-snr': brown, 'edm': pink, 'edm-mid': green,
+    'eps-mid': navy, 'transformer-mid': olive, 'adamw': blue, 'muon': rust,
+    'dpm_solver': green, 'ddim': blue, 'euler': gold, 'heun': violet,
+    'ancestral': rust, 'repaint': teal, 'distilled': pink,
+    'nothing': grey, 'copies': gold, 'adjusted': green, 'last-layer': teal,
+    'remix': violet, 'plain': grey, 'balanced': gold,
+    'clamp': rust, 'trained': blue,
+    'basophil': navy, 'eosinophil': rust, 'erythroblast': pink, 'ig': gold,
+    'lymphocyte': blue, 'monocyte': teal, 'neutrophil': violet, 'platelet': green,
+    'G1': blue, 'S': gold, 'G2': green, 'Prophase': violet, 'Metaphase': rust,
+    'Anaphase': pink, 'Telophase': navy,
+}
+
+
+# %% ../nbs/06_ddpm.ipynb #co03
+def colour_of(name):
+    "The colour of a name in every figure, or None where the table has none"
+    if name in name_colours: return name_colours[name]
+    first, *more = str(name).lower().split('+')
+    if first not in name_colours: return None
+    variants = len([part for part in more if part != 'turns'])
+    rgb = mcolors.to_rgb(name_colours[first])
+    return mcolors.to_hex([part*.65**variants for part in rgb])
+
+def colours_of(
+    names, # Of a figure, in any order and any number of times
+)->dict: # For `palette=` of seaborn
+    "One colour for each name, the same in every figure"
+    names = list(dict.fromkeys(names))
+    known = {name: colour_of(name) for name in names}
+    every = blue, rust, green, violet, gold, pink, teal, brown, grey, navy, olive
+    free = [c for c in every if c not in known.values()] or every
+    unknown = [name for name in names if known[name] is None]
+    return known | {name: free[i % len(free)] for i, name in enumerate(unknown)}
+
 # %% ../nbs/07_evaluation.ipynb #n016
 import matplotlib.pyplot as plt
 import numpy as np
@@ -315,6 +371,7 @@ def _report_panels(table):
 def _draw_report_panel(ax, table, title, models):
     "A row for each measure, in it a dot for each model over its reference"
     names = list(dict.fromkeys(table.measure))
+    colours = colours_of(models)
     for i, model in enumerate(models):
         d = table[table.model == model]
         if not len(d): continue
@@ -325,7 +382,8 @@ def _draw_report_panel(ax, table, title, models):
         ax.plot(d.reference, y, '|', color='k', ms=9, mew=2,
                 label='real against real' if i == 0 else None)
         ax.errorbar(d.value, y, xerr=_error_bars(d.value, d.low, d.high),
-                    fmt='o', ms=4, capsize=2, color=f'C{i}', label=as_text(model))
+                    fmt='o', ms=4, capsize=2, color=colours[model],
+                    label=as_text(model))
     labels = [as_text(name, 60) for name in names] if len(names) > 1 else ['']
     ax.set(yticks=range(len(names)), yticklabels=labels, ylim=(len(names) - .5, -.5))
     ax.set_title(title, fontsize=9)
@@ -351,7 +409,8 @@ def plot_cost(
     most = runs.nfe.max()
 
     sns.lineplot(runs, x='nfe', y=key, hue='sampler', style='sampler', markers=True,
-                 errorbar=('pi', 95), err_style='bars', ax=ax)
+                 palette=colours_of(runs.sampler), errorbar=('pi', 95),
+                 err_style='bars', ax=ax)
     ax.axhline(reference, color='grey', ls=':')
     ax.text(most, reference, 'real cells', ha='right', va='bottom', color='grey',
             fontsize=8)
@@ -427,12 +486,13 @@ def error_bars(
 def scores_panel(ax, scores, measure, classes):
     "One measure: a row for each class, a dot and a bar for each arm"
     names = list(dict.fromkeys(scores.arm))
+    colours = colours_of(names)
     for i, arm in enumerate(names):
         of_arm = scores[(scores.arm == arm) & (scores.measure == measure)]
         rows = of_arm.set_index('cls').loc[classes]
         y = np.arange(len(classes)) + .8*((i + .5)/len(names) - .5)
         ax.errorbar(rows.value, y, xerr=error_bars(rows), fmt='o', ms=3, lw=1,
-                    color=f'C{i}', label=as_text(arm))
+                    color=colours[arm], label=as_text(arm))
     ax.set(xlabel=measure, yticks=range(len(classes)),
            yticklabels=map(as_text, classes))
     ax.grid(axis='x', alpha=.4)

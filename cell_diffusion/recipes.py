@@ -1284,21 +1284,26 @@ def licence_of(record):
 
 # %% ../nbs/recipes.ipynb #c032
 def result_lines()->str: # Markdown
-    "A table of the scores of the shipped models, beside those of real cells"
-    lines = ['| weights | trained for | cells seen | class accuracy, each class '
-             'equally often | compared with | Fréchet distance; real against real '
-             '| KID; real against real | precision, recall |',
-             '|---|---|---|---|---|---|---|---|']
+    "The scores of the shipped generators, each in a row above that of real cells"
+    lines = ['| network | cells | class accuracy | Fréchet distance | KID '
+             '| precision | recall |', f"|{'---|'*7}"]
     for name, record in scored_records(weights_folder).items():
         size = record['size']
-        score = record['score']
-        cells = [f"`{name}`: {size} × {size}", training_time(record),
-                 f"{record['cells_seen']:,}", accuracy_beside_real(score),
-                 mixture_of(score), beside_reference(score, 'fd', '.2f'),
-                 beside_reference(score, 'kid', '.3f'), precision_and_recall(score)]
-        lines.append(f"| {' | '.join(cells)} |")
+        for side, cells in score_rows(record['score']).items():
+            network = f"`{name}`, {size} × {size}" if side == 'generated' else ''
+            lines.append(f"| {' | '.join([network, side, *cells])} |")
     return '\n'.join(lines)
 
+def training_lines()->str: # Markdown
+    "How the shipped generators were trained, and the class that each obeys least"
+    lines = ['| network | trained for | cells seen | class that is recognised least '
+             '| compared with |', f"|{'---|'*5}"]
+    for name, record in scored_records(weights_folder).items():
+        score = record['score']
+        cells = [f'`{name}`', training_time(record), f"{record['cells_seen']:,}",
+                 lowest_class(score), mixture_of(score)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return '\n'.join(lines)
 
 # %% ../nbs/recipes.ipynb #z009
 def training_time(record):
@@ -1308,29 +1313,33 @@ def training_time(record):
     minutes = f"{record['seconds']/60:.0f} minutes{after}"
     return f"{minutes}, {m['device']}, {threads_of(m)}"
 
-def beside_reference(score, key, form):
-    "A distance, and the same between two sets of real cells"
-    generated = span(score['generated'][key], form)
-    return f"{generated}; real {span(score['reference'][key], form)}"
+def with_range(mean, low, high, form):
+    "A number above its interval"
+    return f"{mean:{form}}<br><sub>{low:{form}} to {high:{form}}</sub>"
 
-def accuracy_beside_real(score):
-    "Class accuracy, that of real cells, and the worst class"
+measure_forms = dict(fd='.2f', kid='.3f', precision='.2f', recall='.2f')
+
+def score_rows(score):
+    "Generated and real cells, each with class accuracy, distances and variety"
+    rows = {}
+    for side, part in ('generated', 'generated'), ('real', 'reference'):
+        measured = score[part]
+        rows[side] = [with_range(*measured[key].values(), form)
+                      if key in measured else '–'
+                      for key, form in measure_forms.items()]
+    if 'class_accuracy' not in score: return {k: ['–', *row] for k, row in rows.items()}
+    equal = score_parts(score)[0][1]
+    asked = with_range(equal['share'], equal['low'], equal['high'], '.1%')
+    return dict(generated=[asked, *rows['generated']],
+                real=[f"{equal['real']:.1%}", *rows['real']])
+
+def lowest_class(score):
+    "The class that the reference classifier recognises least"
     if 'class_accuracy' not in score: return 'trained without classes'
     worst = min(score['class_accuracy'][:-1], key=lambda row: row['share'])
-    (_, equal, _), (_, in_data, _) = score_parts(score)
-    return (f"{share(equal, '')}; real cells {equal['real']:.1%}. "
-            f"Lowest: {worst['class']}, {worst['share']:.0%} of {worst['n']}. "
-            f"In the proportions of the data {in_data['share']:.1%}")
+    return f"{worst['class']}, {worst['share']:.0%} of {worst['n']}"
 
 def mixture_of(score):
     "With which mixture of real cells a score compares"
     if score.get('labels') == 'equal': return 'classes equally often'
     return 'classes as in the data'
-
-def precision_and_recall(score):
-    "Both beside those of real cells; scores of earlier versions have none"
-    if 'recall' not in score['generated']: return '–'
-    generated, real = (', '.join(f"{score[side][key]['mean']:.2f}"
-                                 for key in ('precision', 'recall'))
-                       for side in ('generated', 'reference'))
-    return f'{generated}; real {real}'

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import pages as whole
 from assets import here
 
 
@@ -253,11 +254,13 @@ def unlink_helpers(pages):
             return m[0] if m[2] in ids.get(m[1] or here, ()) else m[3]
         pages[path] = _linked_name.sub(plain, text)
 
-def finish(docs):
+
+def finish(docs, home):
     "Make the rendered site complete; gives what is wrong"
     pages = {p: p.read_text(encoding='utf-8') for p in sorted(docs.glob('*.html'))}
     problems = set_formulas(pages)
     unlink_helpers(pages)
+    problems += whole.complete(pages, docs, home)
     for path, text in pages.items():
         path.write_text(mend(text), encoding='utf-8')
     cut_styles(docs)

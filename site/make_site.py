@@ -48,7 +48,7 @@ def main():
     step('nbdev', stage.process, root/'nbs', proc)
     problems = step('pages', stage.stage, proc, home)
     step('smalldocs', finish.render, proc, docs)
-    problems += step('formulas, styles, links', finish.finish, docs)
+    problems += step('formulas, styles, links', finish.finish, docs, home)
 
     if problems:
         sys.exit('\n  '.join(['The site is built, but:', *problems]))

@@ -13,9 +13,11 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import yaml
 from PIL import Image
 
+import chapters
 from refs import Labels, labels_in, outside_code
 
 image_types = 'image/png', 'image/jpeg'
@@ -127,7 +129,18 @@ def process(
 def page_names(proc):
     "The page that each source becomes: `{'03_process.ipynb': 'process'}`"
     sources = sorted([*proc.glob('*.ipynb'), *proc.glob('*.qmd')])
-    return {p.name: re.sub(r'^\d+[a-zA-Z]?_', '', p.stem) for p in sources}
+    names = {p.name: re.sub(r'^\d+[a-zA-Z]?_', '', p.stem) for p in sources}
+    own = {'home.qmd': 'index', 'index.ipynb': 'overview'}
+    return names | {name: page for name, page in own.items() if 'home.qmd' in names}
+
+
+def target(
+    file,  # A source, such as `03_process.ipynb`
+    names,  # As `page_names` gives them
+)->str:  # The file that smalldocs renders
+    "A source by the name of its page"
+    stem, ending = file.rsplit('.', 1)
+    return f'{names.get(file, stem)}.{ending}'
 
 
 def mend_links(
@@ -136,10 +149,15 @@ def mend_links(
     home,  # The address under which the site is published
 ):
     "Links to notebooks by the names of their pages, and absolute links made relative"
+    # Back to the start leads to the landing page, to a section to the other one
+    home_page = 'index.qmd' if 'home.qmd' in names else 'index.ipynb'
+
     def page(m):
         before, file = m.groups()
-        stem, ending = file.rsplit('.', 1)
-        return f'{before}{names.get(file, stem)}.{ending}'
+        to_section = text[m.end():m.end() + 1] == '#'
+        if file == 'index.ipynb' and not to_section:
+            return before + home_page
+        return before + target(file, names)
     link = r'(\]\(|href=")(?:\./)?([\w-]+\.(?:ipynb|qmd))(?=[)#"? ])'
     text = re.sub(link, page, text)
 
@@ -169,6 +187,82 @@ def to_webp(
     return exact if len(exact) < 1.25*len(lossy) else lossy
 
 
+def _runs(flags):
+    "Where flags are true, as pairs `(first, last + 1)`"
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags, [0]])))
+    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+
+
+def _gap(white):
+    "A white gap near the middle of a picture: its column, its first row and the next"
+    h, w = white.shape
+    wide = max(3, w//300)
+    shifted = [np.roll(white, i - wide//2, 1) for i in range(wide)]
+    white = np.logical_and.reduce(shifted)
+    best = 0, 0, 0, 0
+    for x in range(round(.42*w), round(.58*w)):
+        for top, bottom in _runs(white[:, x]):
+            best = max(best, (bottom - top, -abs(x - w/2), x, top))
+    rows, _, x, top = best
+    return x, top, top + rows
+
+
+def _without_titles(white, x, top, bottom):
+    "The rows of a gap without those where a title or a note goes over it between words"
+    ink = ~white
+    w = white.shape[1]
+    reach = max(9, w//90)
+    near = ink[:, x - reach:x].any(1) & ink[:, x:x + reach].any(1)
+    runs = _runs(near[top:bottom])
+    tall = [(a, b) for a, b in runs if b - a >= w//35]
+    if not tall:
+        return top, bottom
+    above = [b for a, b in runs if b < tall[0][0]]
+    below = [a for a, b in runs if a > tall[-1][1]]
+    # Titles of single pictures begin at the left, one of all is in the middle
+    last = top + below[0] - 1 if below else bottom
+    if above and not ink[top:top + above[-1], :w//7].any():
+        return top + above[-1] + 1, last
+    return top, last
+
+
+def _strip(im, width):
+    "A title or a note that goes over both halves, no wider than one of them"
+    ink = np.asarray(im).min(2) < 254
+    if not ink.size or not ink.any():
+        return None
+    left, right = np.flatnonzero(ink.any(0))[[0, -1]]
+    im = im.crop((max(0, left - 4), 0, right + 5, im.height))
+    scale = min(1, width/im.width)
+    return im.resize((round(scale*im.width), round(scale*im.height)), Image.LANCZOS)
+
+
+def stacked(
+    im,  # RGB
+    wide=1.9,  # Pictures that are narrower, as a multiple of their height, stay
+):
+    "The halves of a wide picture below each other for a phone, or None without a gap"
+    if im.width < wide*im.height or im.width < 480:
+        return None
+    white = np.asarray(im).min(2) > 253
+    x, *rows = _gap(white)
+    top, bottom = _without_titles(white, x, *rows)
+    if bottom - top < .7*im.height:
+        return None
+    halves = im.crop((0, top, x, bottom)), im.crop((x, top, im.width, bottom))
+    width = max(half.width for half in halves)
+    title = _strip(im.crop((0, 0, im.width, top)), width)
+    note = _strip(im.crop((0, bottom, *im.size)), width)
+    parts = [p for p in (title, *halves, note) if p is not None]
+    out = Image.new('RGB', (width, sum(p.height for p in parts) + 6), 'white')
+    y = 0
+    for p in parts:
+        middle = 0 if p in halves else (width - p.width)//2
+        out.paste(p, (middle, y))
+        y += p.height + (6 if p is halves[0] else 0)
+    return out
+
+
 class Pictures:
     "The pictures of one page as files"
     def __init__(self,
@@ -183,6 +277,7 @@ class Pictures:
     def add(self,
         data,  # A picture's bytes
         alt,  # What one sees, or None where nobody has written that yet
+        size=None,  # Width and height on the page, by default its pixels
     ):
         "Store a picture and give its `<img>`, which loads when it comes into view"
         self.n += 1
@@ -192,11 +287,26 @@ class Pictures:
         if alt is None:
             self.bare.append(path.name)
 
-        w, h = Image.open(path).size
+        picture = Image.open(path)
+        w, h = size or picture.size
         words = '' if alt is None else f' alt="{html.escape(str(alt))}"'
         size = f'width="{w}" height="{h}"'
         how = 'loading="lazy" decoding="async" class="img-fluid figure-img"'
-        return f'<img src="figures/{path.name}"{words} {size} {how}>'
+        img = f'<img src="figures/{path.name}"{words} {size} {how}>'
+        return self.for_phones(picture.convert('RGB'), path, img)
+
+    def for_phones(self, picture, path, img):
+        "An `<img>` that shows the halves of a wide picture below each other on a phone"
+        narrow = stacked(picture)
+        if narrow is None:
+            return img
+        out = io.BytesIO()
+        narrow.save(out, 'png')
+        phone = path.with_name(f'{path.stem}-phone.webp')
+        phone.write_bytes(to_webp(out.getvalue()))
+        size = f'width="{narrow.width}" height="{narrow.height}"'
+        source = f'<source media="(max-width: 575.98px)" {size}'
+        return f'<picture>{source} srcset="figures/{phone.name}">{img}</picture>'
 
 
 def smaller_pictures(text, proc):
@@ -273,6 +383,28 @@ def only_imports(code):
     return bool(leaves) and all(map(is_import, leaves))
 
 
+def _statements(code):
+    "The imports of a cell, each once, as they are written"
+    lines = code.split('\n')
+    found = [n for n in ast.parse(code).body]
+    return ['\n'.join(lines[n.lineno - 1:n.end_lineno]) for n in found]
+
+
+def gather_imports(cells):
+    "All cells that only import become one folded cell, where the first of them stood"
+    def imports(c):
+        is_code = c['cell_type'] == 'code' and not c['outputs'] and not _is_entry(c)
+        return is_code and only_imports(options(c['source'])[1])
+    mine = [c for c in cells if imports(c)]
+    if not mine:
+        return cells
+    codes = [_statements(options(c['source'])[1]) for c in mine]
+    unique = dict.fromkeys(statement for code in codes for statement in code)
+    head = '#| code-fold: true\n#| code-summary: "What this page imports"\n'
+    mine[0]['source'] = head + '\n'.join(unique)
+    return [c for c in cells if c is mine[0] or not any(c is m for m in mine)]
+
+
 def _several(value, n):
     "An option for `n` pictures: a list, or one text for all"
     return value if isinstance(value, list) and len(value) == n else [value]*n
@@ -346,9 +478,15 @@ class Page:
 
     def images(self, outs, alts):
         "The `<img>` of each picture"
-        data = [next(o['data'][k] for k in image_types if k in o['data']) for o in outs]
-        raw = [base64.b64decode(text_of(d)) for d in data]
-        return [self.pictures.add(png, alt) for png, alt in zip(raw, alts)]
+        imgs = []
+        for o, alt in zip(outs, alts):
+            kind = next(k for k in image_types if k in o['data'])
+            raw = base64.b64decode(text_of(o['data'][kind]))
+            # Jupyter notes how large a picture with twice the pixels is to be shown
+            shown = o.get('metadata', {}).get(kind, {})
+            size = (shown['width'], shown['height']) if 'width' in shown else None
+            imgs.append(self.pictures.add(raw, alt, size))
+        return imgs
 
     def outputs(self, outs, opts):
         "What a cell shows: no widget views, pictures as files, figures with captions"
@@ -403,8 +541,6 @@ class Page:
             c['source'] = self.words(c['source'])
         elif c['cell_type'] == 'code':
             opts, code = options(c['source'])
-            if only_imports(code) and not c['outputs']:
-                code = f'#| code-fold: true\n#| code-summary: "Imports"\n{code}'
             c['source'] = code
             c['outputs'] = self.outputs(c['outputs'], opts)
 
@@ -415,6 +551,8 @@ class Page:
             c['source'] = text_of(c['source'])
         cells = [c for c in nb['cells'] if c['source'].strip()]
         cells = [c for c in cells if 'AUTOGENERATED' not in c['source']]
+        is_overview = self.name == 'overview'
+        cells = overview(cells) if is_overview else gather_imports(cells)
         self.number(cells)
         entries = [c for c in cells if _is_entry(c)]
         for c in cells:
@@ -434,9 +572,32 @@ class Page:
             return (self.path.parent/m[1]).read_text(encoding='utf-8')
         text = self.path.read_text(encoding='utf-8')
         text = re.sub(r'\{\{<\s*include\s+(\S+)\s*>\}\}', include, text)
+        text = re.sub(r'\{\{<\s*chapters\s*>\}\}', lambda m: chapter_list(), text)
         for label, title in labels_in(text):
             self.labels.add(label, title)
-        self.path.write_text(self.words(text), encoding='utf-8')
+        self.path.unlink()
+        self.path.with_name(f'{self.name}.qmd').write_text(
+            self.words(text), encoding='utf-8')
+
+
+def chapter_list():
+    "The chapters as the home page shows them, from `nbs/index.ipynb`"
+    cells = chapters.cells(chapters.nbs/'index.ipynb')
+    parts = [chapters.part(text_of(c['source']))[0] for c in cells]
+    return ''.join(parts)
+
+
+_only_home = re.compile(r'^::: \{\.(hero|start)\}\n.*?^:::\n', re.M | re.S)
+
+def overview(cells):
+    "The notebook of the README without what stands on the landing page"
+    for c in cells:
+        if c['cell_type'] == 'markdown':
+            c['source'] = _only_home.sub('', chapters.part(c['source'])[1])
+        elif c['cell_type'] == 'raw':
+            title = 'title: Install, use, results'
+            c['source'] = re.sub(r'(?m)^title: .*$', title, c['source'])
+    return [c for c in cells if c['source'].strip()]
 
 
 def _inline_markdown():
@@ -494,11 +655,11 @@ def reference(entries):
 def _config(proc, names):
     "The site's configuration with the names of pages"
     def page(m):
-        return names.get(m[0], m[0].removesuffix('.ipynb')) + '.ipynb'
+        return target(m[0], names)
     path = proc/'_quarto.yml'
     text = path.read_text(encoding='utf-8')
     path.unlink()  # It may be a link to the one of the project
-    path.write_text(re.sub(r'[\w-]+\.ipynb', page, text), encoding='utf-8')
+    path.write_text(re.sub(r'[\w-]+\.(ipynb|qmd)', page, text), encoding='utf-8')
 
 
 def stage(

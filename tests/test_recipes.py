@@ -24,8 +24,8 @@ from cell_diffusion.imageio import save_pixels
 from cell_diffusion.metrics import class_accuracy
 from cell_diffusion.recipes import (
     best_guidance, choose_guidance, classifier_card, held_out, model_card, read_record,
-    result_lines,
-    train_and_save_classifier, train_model, train_reference_classifier, usual_share,
+    result_lines, train_and_save_classifier, train_model, train_reference_classifier,
+    training_lines, usual_share,
 )
 from cell_diffusion.records import Records, locked, write_json
 from cell_diffusion.simulation import jurkat_phases, simulate_blood
@@ -227,11 +227,24 @@ def test_a_record_of_0_1_has_the_names_of_today(tmp_path):
                                 class_accuracy=[dict(share=.5)])
 
 
+scored = [n for n in shipped_names if 'classifier' not in n]
+
+
 def test_the_table_of_results_names_each_generator():
+    "Generated cells in one row, real ones below, without brackets"
     lines = result_lines().splitlines()
-    scored = [n for n in shipped_names if 'classifier' not in n]
+    generated, real = lines[2::2], lines[3::2]
+    assert [line.split('`')[1] for line in generated] == scored
+    assert all('| generated |' in line for line in generated)
+    assert all(line.startswith('|  | real |') for line in real)
+    assert {line.count('|') for line in lines} == {8}
+    assert not any(sign in line for line in lines for sign in '();')
+
+
+def test_the_table_of_trainings_names_each_generator():
+    lines = training_lines().splitlines()
     assert [line.split('`')[1] for line in lines[2:]] == scored
-    assert {line.count('|') for line in lines} == {9}
+    assert {line.count('|') for line in lines} == {6}
 
 
 # Reference classifiers

@@ -31,6 +31,8 @@ def links(text):
     text = re.sub(r'^:::.*\n?', '', text, flags=re.M)
     text = re.sub(r'(\]\()(\w+)\.qmd', rf'\1{site}/\2.html', text)
 
+    # GitHub's tables are narrow
+    text = text.replace('width="400" height="240"', 'width="200" height="120"')
     text = text.replace(f'{repo}/blob/main/', '')
     text = re.sub(r'(\]\(|href="|src=")\.\./', r'\1', text)
     return re.sub(r'(\]\(|href=")(\w+\.ipynb)', r'\1nbs/\2', text)

@@ -186,6 +186,10 @@ def environment(scale=None, data=None, testing=False, package=None, jobs=1):
     return env
 
 
+# Figures have twice the pixels, for screens that have them and for a closer look
+twice = "figure_formats={'retina'}"
+
+
 def _client(nb, folder):
     "A client for a fresh kernel that starts in `folder`"
     return NotebookClient(
@@ -195,7 +199,7 @@ def _client(nb, folder):
         kernel_name='python3',
         store_widget_state=True,
         coalesce_streams=True,
-        extra_arguments=['--log-level=CRITICAL'],
+        extra_arguments=['--log-level=CRITICAL', f'--InlineBackend.{twice}'],
         resources=dict(metadata=dict(path=str(folder))),
     )
 

@@ -23,6 +23,7 @@ from scipy.stats import t as student
 from tqdm.auto import tqdm
 from cell_diffusion.core import as_text, check_number
 from cell_diffusion.metrics import wilson
+from cell_diffusion.plots import colours_of
 from cell_diffusion.records import read_json, write_json
 
 # %% ../../nbs/12c_comparison.ipynb #n030
@@ -779,11 +780,10 @@ def plot_price(
     found = [_arm_interval(draws, real[n]) for n in numbers]
     ax.plot(numbers, [value for value, _, _ in found], color='k', lw=1)
     _interval_dots(ax, found, numbers, 'real cells added', 'k')
-    # C0 is the arm with real cells alone, as in `plot_precision`
-    for i, arm in enumerate(generated, 1):
+    for arm, colour in colours_of(generated).items():
         value, low, high = _arm_interval(draws, arm)
-        ax.axhline(value, color=f'C{i}', lw=1.2, label=as_text(arm))
-        ax.axhspan(low, high, color=f'C{i}', alpha=.15, lw=0)
+        ax.axhline(value, color=colour, lw=1.2, label=as_text(arm))
+        ax.axhspan(low, high, color=colour, alpha=.15, lw=0)
     ax.set(xlabel='real cells added', ylabel=draws.endpoint.kind)
     ax.legend(frameon=False, fontsize=8)
     return fig
@@ -801,6 +801,7 @@ def plot_precision(
     if shares is not None: panels['other shares'] = shares
     fig, axs = plt.subplots(1, len(panels), figsize=(4*len(panels), 2.8), sharey=True,
                             layout='constrained', squeeze=False)
+    colours = colours_of(arms.values())
     for ax, (title, at) in zip(axs[0], panels.items()):
         drawn = [bootstrap(scores, Endpoint('precision at recall', (k,), recall),
                            shares=at, arms=arms.values(), **bootstrap_options)
@@ -808,7 +809,7 @@ def plot_precision(
         for i, (label, arm) in enumerate(arms.items()):
             x = np.arange(len(recalls)) + .6*((i + .5)/len(arms) - .5)
             found = [_arm_interval(d, arm) for d in drawn]
-            _interval_dots(ax, found, x, label, f'C{i}')
+            _interval_dots(ax, found, x, label, colours[arm])
         ticks = [f'{scores.names[k]}\nrecall {r:g}' for k, r in recalls.items()]
         ax.set_xticks(range(len(recalls)), map(as_text, ticks), fontsize=8)
         ax.set(title=title, ylim=(0, 1.02), xlim=(-.5, len(recalls) - .5))
