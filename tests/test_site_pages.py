@@ -327,7 +327,9 @@ def test_sprites_of_the_landing_page():
 
 def test_the_other_page_has_its_own_title_and_no_hero():
     raw = dict(cell_type='raw', source='---\ntitle: cell_diffusion\n---')
-    words = dict(cell_type='markdown', source='::: {.hero}\n![x](y)\n\nNone\n:::\n\nStay\n')
-    made = stage.overview([raw, words, dict(cell_type='markdown', source=f'\n{row[:0]}')])
+    hero = '::: {.hero}\n![x](y)\n\nNone\n:::\n\nStay\n'
+    words = dict(cell_type='markdown', source=hero)
+    empty = dict(cell_type='markdown', source=f'\n{row[:0]}')
+    made = stage.overview([raw, words, empty])
     assert [c['source'].strip() for c in made] == [
         '---\ntitle: Install, use, results\n---', 'Stay']
