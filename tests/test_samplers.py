@@ -27,6 +27,7 @@ from cell_diffusion.schedules import (
 from cell_diffusion.studies import samplers as study
 from cell_diffusion.studies.samplers import contestants, quality_against_cost
 from cell_diffusion.toys import Oracle, Toy
+from common import root
 
 short = dict(euler=euler, ddim=ddim, heun=heun, dpm_solver=dpm_solver)
 each_short = pytest.mark.parametrize('name', short)
@@ -448,6 +449,9 @@ def test_results_of_other_settings_are_refused(tiny):
 
 
 def test_the_shipped_table_is_of_the_shipped_network():
+    "Or the chapter says of which it is"
     settings = json.loads((results_folder/'samplers.json').read_text())
     model = load('blood32', 'cpu', precision='float32')
-    assert weights_hash(model) == settings['weights']
+    chapter = (root/'nbs'/'08_samplers.ipynb').read_text(encoding='utf-8')
+    older = 'still that of the `blood32` of version 0.1' in chapter
+    assert (weights_hash(model) != settings['weights']) == older
