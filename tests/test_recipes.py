@@ -193,8 +193,13 @@ shipped_names = sorted(f.parent.name for f in files)
 def test_weights_of_blood_are_shipped():
     needed = {'blood32', 'blood64', 'blood-classifier-32', 'blood-classifier-64'}
     assert needed <= set(shipped_names)
-    of_32 = [read_record(shipped(n)) for n in ('blood32', 'blood-classifier-32')]
-    assert of_32[0]['fingerprint'] == of_32[1]['fingerprint']
+    for name, judge in (('blood32', 'blood-classifier-32-judge'),
+                        ('blood64-classes', 'blood-classifier-64-judge')):
+        trained = read_record(shipped(name))
+        judged_by = read_record(shipped(judge))
+        assert trained['cells']['judge'] == judged_by['cells']['train']
+        assert trained['set_aside'] == judged_by['set_aside']
+        assert trained['fingerprint'] != judged_by['fingerprint']
 
 
 @pytest.mark.parametrize('name', shipped_names)

@@ -293,7 +293,7 @@ def test_score_does_not_go_beside_other_weights(out):
 
 def test_shipped_weights_are_only_read(tmp_path):
     before = (shipped('blood32')/'record.json').read_bytes()
-    words = ['score', 'blood32', '--data', 'simulated', '--n', 160, '--scored', 8,
+    words = ['score', 'blood32', '--data', 'simulated', '--n', 400, '--scored', 8,
              '--steps', 1, '--out', tmp_path/'s.json']
     result = CliRunner().invoke(app, [str(w) for w in words])
     assert result.exit_code == 0, result.output
