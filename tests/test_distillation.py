@@ -267,7 +267,8 @@ own_networks = {
     'c2st', 'classifier_accuracy_score', 'train_model', 'gan_beside_ddpm', 'draw_ddpm',
     'likelihood', 'bits_study', 'translate', 'through_noise', 'longtail_study',
     'choose_guidance', 'generate_arms', 'write_studies', 'invert', 'orthogonalize',
-    'AugmentationStudy', 'export_onnx', 'sampler'}
+    'AugmentationStudy', 'export_onnx', 'sampler', 'as_class', 'change_study',
+    'channel_study', 'lost_study', 'trained_pair'}
 
 def with_steps(node):
     "Does a function or a dataclass have a number of steps by default?"
