@@ -39,7 +39,7 @@
     large.alt = img.alt;
     const wide = Math.min(innerWidth - 64, 2*img.width);
     large.style.width = `${Math.max(wide, img.naturalWidth)}px`;
-    box.innerHTML = '<form method="dialog"><button>Close</button></form>';
+    box.innerHTML = "<form method='dialog'><button>Close</button></form>";
     box.append(large);
     large.onclick = () => box.close();
     box.onclick = (e) => { if (e.target === box) box.close(); };

@@ -89,11 +89,12 @@ def judge(path):
     chapter = Chapter(path, codes)
     for k, answers in wrong_answers(path).items():
         names = chapter.before(k)
+        # The stub first: a solution may leave something behind, such as a command
+        if not refused(checks[k], first['exercise'][k], names):
+            yield f'exercise {k} accepts its stub'
         said = refused(checks[k], solutions[k], names)
         if said:
             yield f'exercise {k} refuses its solution: {said}'
-        if not refused(checks[k], first['exercise'][k], names):
-            yield f'exercise {k} accepts its stub'
         if len(answers) < fewest:
             yield f'exercise {k} has {len(answers)} wrong answers, {fewest} are needed'
         for name, answer in answers.items():
