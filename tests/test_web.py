@@ -98,8 +98,8 @@ def test_a_whole_run_with_the_json_file_alone(tmp_path):
 
     x = browser_noise(3, (1, 3, 16, 16))
     label = torch.tensor([1])
-    assert about['walks']['6']['t'] == timesteps(model.schedule, 6).tolist()
-    ts = timesteps(model.schedule, 6)
+    assert about['walks']['6']['t'] == timesteps(model.schedule, 6, 'early').tolist()
+    ts = timesteps(model.schedule, 6, 'early')
     exported = dpm_solver(estimate, x, model.schedule, ts)
     guided = batched_denoise(model, Condition(label, guidance_scale=2))
     library = dpm_solver(guided, x, model.schedule, ts)
