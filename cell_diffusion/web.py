@@ -22,7 +22,7 @@ from .simulation import simulate_blood
 from .denoiser import Denoiser, folder_of, load, shipped
 from .records import (
     check_out, json_text, locked, read_json, remove_parts, write_json, write_together)
-from .sampling import sample, timesteps
+from .sampling import sample, stored_walk, timesteps
 from .inpainting import stained_masks
 
 # %% ../nbs/web.ipynb #c014
@@ -143,7 +143,8 @@ def walks_of(model, steps):
     if model.jumps:
         jumps = list(model.jumps)
         return {len(jumps): dict(walk(schedule, jumps), ddim=True)}
-    return {k: walk(schedule, timesteps(schedule, k, 'early').tolist())
+    *_, spacing = stored_walk(model)
+    return {k: walk(schedule, timesteps(schedule, k, spacing).tolist())
             for k in steps if k <= schedule.T}
 
 def page_facts(model, file, data, about, steps):

@@ -272,6 +272,18 @@ def test_an_early_end_leaves_grey_levels_to_the_last_call(schedule, steps):
     assert torch.isfinite(end).all()
 
 
+def test_sample_ends_its_walk_early(network):
+    "Where three grey levels of noise are left, unless it is told otherwise"
+    def visited(**options):
+        _, path = sample(network, 1, steps=8, trajectory=True, progress=False, **options)
+        return [t for t, *_ in path]
+
+    schedule = network.schedule
+    assert visited() == timesteps(schedule, 8, 'early').tolist()
+    assert visited(spacing='log_snr') == timesteps(schedule, 8).tolist()
+    assert visited()[-1] > visited(spacing='log_snr')[-1] == 0
+
+
 def test_a_wrong_spacing_is_refused():
     schedule = log_snr_schedule()
     with pytest.raises(ValueError, match="'simga'.*log_snr, time, karras, early"):

@@ -16,7 +16,7 @@ from cell_diffusion.denoiser import Denoiser, weights_hash
 from cell_diffusion.metrics import compare_features, distance_draws, diversity
 from cell_diffusion.records import Records
 from cell_diffusion.sampling import (
-    nfe, refuse_distilled, sample, steps_for, timesteps)
+    nfe, refuse_distilled, sample, steps_for, stored_walk, timesteps)
 from cell_diffusion.splits import pixel_hash
 
 # %% ../../nbs/08_samplers.ipynb #c053
@@ -107,7 +107,8 @@ def sampler_jobs(model, samplers, calls):
         for budget in calls:
             steps = steps_for(options['sampler'], budget, schedule.T)
             # A coarse schedule may hold fewer timesteps
-            visited = len(timesteps(schedule, steps, options.get('spacing', 'early')))
+            *_, spacing = stored_walk(model, steps, spacing=options.get('spacing'))
+            visited = len(timesteps(schedule, steps, spacing))
             cost = nfe(options['sampler'], visited, schedule.T)
             jobs.setdefault((name, cost), dict(sampler=name, nfe=cost, steps=steps))
     return list(jobs.values())
