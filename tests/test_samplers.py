@@ -275,7 +275,8 @@ def test_an_early_end_leaves_grey_levels_to_the_last_call(schedule, steps):
 def test_sample_ends_its_walk_early(network):
     "Where three grey levels of noise are left, unless it is told otherwise"
     def visited(**options):
-        _, path = sample(network, 1, steps=8, trajectory=True, progress=False, **options)
+        _, path = sample(network, 1, steps=8, trajectory=True, progress=False,
+                         **options)
         return [t for t, *_ in path]
 
     schedule = network.schedule
