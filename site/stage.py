@@ -264,9 +264,9 @@ def stacked(
 
 
 def shown_size(data):
-    "Width and height of a picture on the page: half its pixels where it has twice as many"
+    "Width and height of a picture on the page"
     picture = Image.open(io.BytesIO(data))
-    # Figures have 72 or 100 pixels an inch, and from `tools/run_notebooks.py` twice that
+    # Of 72 or 100 pixels an inch, or twice that: `twice` in tools/run_notebooks.py
     twice = picture.info.get('dpi', (100, 100))[0] > 140
     return tuple(side//2 for side in picture.size) if twice else picture.size
 

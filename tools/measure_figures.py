@@ -1,6 +1,6 @@
 """How large the letters of figures are where the site shows them.
 
-`watch(file)` notes each figure that a kernel draws in a file, with its smallest letters.
+`watch(file)` notes in a file the smallest letters of each figure that is drawn.
 """
 import json
 from pathlib import Path
