@@ -391,6 +391,7 @@ curve:pd.DataFrame, # From `bias_curve`
     left.plot(real.index, real.iloc[-1]*real.index[-1]/real.index, 'k--', lw=.8)
     left.set_yscale('log')
     left.yaxis.set_major_formatter('{x:g}')
+    left.yaxis.set_minor_formatter('')
 
     # At the smallest n the scatter would hide all else
     shown = kid[kid.n >= kid.n.quantile(.3)].value
@@ -407,6 +408,7 @@ def _draw_curve(ax, table, title, colours):
                  errorbar=('pi', 100), legend=False, ax=ax)
     ax.set(title=title, xscale='log', xlabel='cells on each side', ylabel='')
     ax.xaxis.set_major_formatter('{x:g}')
+    ax.xaxis.set_minor_formatter('')
 
 # %% ../nbs/07_evaluation.ipynb #c055
 def show_nearest(
@@ -421,9 +423,9 @@ def show_nearest(
     gaps, idx = found
     titles = [name]*len(x) if isinstance(name, str) else list(name)
     for gap, i in zip(gaps.T.flatten().tolist(), idx.T.flatten().tolist()):
-        titles.append(f'{gap:.2f}' if kinds is None else f'{kinds[i]} {gap:.2f}')
+        titles.append(f'{gap:.2f}' if kinds is None else f'{kinds[i]}\n{gap:.2f}')
     cells = torch.cat([x, *[pool[i] for i in idx.T]])
-    return show_cells(cells, titles, ncols=len(x), **{'zoom': 1, **kwargs})
+    return show_cells(cells, titles, ncols=len(x), **{'zoom': min(1, 8/len(x)), **kwargs})
 
 # %% ../nbs/07_evaluation.ipynb #c074
 def plot_report(
