@@ -251,6 +251,7 @@ def colours_of(
 
 
 # %% ../nbs/06_ddpm.ipynb #fi02
+import math
 import re
 import pandas as pd
 import seaborn as sns
@@ -304,14 +305,19 @@ def colour_words(
     colours, # From a name to its colour
     **style, # Of `legend`, such as `loc`
 ):
-    "The names of a figure's colours in these colours, in one row above"
+    "The names of a figure's colours in these colours, above it in as few rows as fit"
     handles = [plt.Rectangle((0, 0), 1, 1, fc=c, ec='none') for c in colours.values()]
+    names = [as_text(name) for name in colours]
     if not isinstance(where, plt.Figure):
         style = dict(loc='lower center', bbox_to_anchor=(.5, 1)) | style
-    style = dict(loc='outside upper center', ncols=len(colours), frameon=False,
-                 fontsize=9, handlelength=.7, handleheight=.7, columnspacing=1.5,
-                 labelcolor=[*colours.values()]) | style
-    return where.legend(handles, map(as_text, colours), **style)
+
+    # A letter is about 5 points wide, a mark with its gaps 4 letters
+    letters = sum(len(name) + 4 for name in names)
+    rows = math.ceil(5*letters/72/where.figure.get_figwidth())
+    style = dict(loc='outside upper center', ncols=math.ceil(len(names)/max(1, rows)),
+                 frameon=False, fontsize=9, handlelength=.7, handleheight=.7,
+                 columnspacing=1.5, labelcolor=[*colours.values()]) | style
+    return where.legend(handles, names, **style)
 
 def short_number(value):
     "A number in at most four signs, such as .97, 4.3, 130 or 4e7"
@@ -384,6 +390,8 @@ curve:pd.DataFrame, # From `bias_curve`
     real = fd[fd.against == 'real against real'].groupby('n').value.mean()
     left.plot(real.index, real.iloc[-1]*real.index[-1]/real.index, 'k--', lw=.8)
     left.set_yscale('log')
+    left.yaxis.set_major_formatter('{x:g}')
+    left.yaxis.set_minor_formatter('')
 
     # At the smallest n the scatter would hide all else
     shown = kid[kid.n >= kid.n.quantile(.3)].value
@@ -399,6 +407,8 @@ def _draw_curve(ax, table, title, colours):
     sns.lineplot(table, x='n', y='value', hue='against', palette=colours, marker='o',
                  errorbar=('pi', 100), legend=False, ax=ax)
     ax.set(title=title, xscale='log', xlabel='cells on each side', ylabel='')
+    ax.xaxis.set_major_formatter('{x:g}')
+    ax.xaxis.set_minor_formatter('')
 
 # %% ../nbs/07_evaluation.ipynb #c055
 def show_nearest(
@@ -413,9 +423,9 @@ def show_nearest(
     gaps, idx = found
     titles = [name]*len(x) if isinstance(name, str) else list(name)
     for gap, i in zip(gaps.T.flatten().tolist(), idx.T.flatten().tolist()):
-        titles.append(f'{gap:.2f}' if kinds is None else f'{kinds[i]} {gap:.2f}')
+        titles.append(f'{gap:.2f}' if kinds is None else f'{kinds[i]}\n{gap:.2f}')
     cells = torch.cat([x, *[pool[i] for i in idx.T]])
-    return show_cells(cells, titles, ncols=len(x), **{'zoom': 1, **kwargs})
+    return show_cells(cells, titles, ncols=len(x), **{'zoom': min(1, 8/len(x)), **kwargs})
 
 # %% ../nbs/07_evaluation.ipynb #c074
 def plot_report(
@@ -471,8 +481,10 @@ def _draw_report_panel(ax, table, title, models):
         ax.plot(d.reference, y, '|', color='k', ms=9, mew=2)
         ax.errorbar(d.value, y, xerr=error_bars(d.value, d.low, d.high),
                     fmt='o', ms=4, capsize=2, color=colours[model])
-    labels = [in_words(name, 60) for name in names] if len(names) > 1 else ['']
-    ax.set(yticks=range(len(names)), yticklabels=labels, ylim=(len(names) - .5, -.5))
+    ax.set(yticks=range(len(names)), ylim=(len(names) - .5, -.5),
+           yticklabels=[in_words(name, 60) for name in names])
+    # One row is what the title says
+    if len(names) == 1: ax.set_yticks([])
     ax.tick_params(labelsize=8.5)
     ax.set_title(title, fontsize=9.5, loc='left')
 
@@ -576,10 +588,10 @@ def scores_panel(ax, scores, measure, classes):
         rows = of_arm.set_index('cls').loc[classes]
         y = np.arange(len(classes)) + .8*((i + .5)/len(names) - .5)
         ax.errorbar(rows.value, y, xerr=error_bars(rows.value, rows.low, rows.high),
-                    fmt='o', ms=3, lw=1,
-                    color=colours[arm], label=as_text(arm))
-    ax.set(xlabel=measure, yticks=range(len(classes)),
+                    fmt='o', ms=3.5, lw=1, color=colours[arm])
+    ax.set(xlabel=in_words(measure), yticks=range(len(classes)),
            yticklabels=map(as_text, classes))
+    ax.tick_params(labelsize=8.5)
     ax.grid(axis='x', alpha=.4)
     if scores.low.min() < 0: ax.axvline(0, color='k', lw=.8)
     for y in range(1, len(classes)):
@@ -593,15 +605,15 @@ def plot_scores(
 )->plt.Figure: # The figure
     "Scores of every class with their intervals, the arms side by side"
     classes = list(classes or scores.cls[scores.measure == measures[0]].unique())
-    height = .5 + .13*len(classes)*(scores.arm.nunique() + 1)
-    fig, axs = plt.subplots(1, len(measures), figsize=(3.4*len(measures), height),
+    arms = colours_of(scores.arm)
+    height = .8 + .13*len(classes)*(len(arms) + 1)
+    width = min(8, 1 + 3*len(measures))
+    fig, axs = plt.subplots(1, len(measures), figsize=(width, height),
                             sharey=True, layout='constrained', squeeze=False)
     for ax, measure in zip(axs[0], measures):
         scores_panel(ax, scores, measure, classes)
     axs[0, 0].invert_yaxis()
-    handles = axs[0, 0].get_legend_handles_labels()
-    fig.legend(*handles, loc='outside upper center', ncols=4, fontsize=8,
-               frameon=False)
+    colour_words(fig, arms)
     return fig
 
 # %% ../nbs/12b_augmentation_study.ipynb #c091
@@ -613,18 +625,23 @@ def plot_confusion(
     names = list(names or results.predicted)
     truth = results.truth[results.tested]
     classes = [as_text(name) for name in results.classes]
-    style = dict(vmin=0, vmax=1, cmap='Blues', annot=True, fmt='.2f', cbar=False,
-                 annot_kws=dict(size=7), square=True,
-                 xticklabels=classes, yticklabels=classes)
-    fig, axs = plt.subplots(1, len(names), figsize=(.6 + 2.3*len(names), 2.9),
-                            sharey=True, layout='constrained', squeeze=False)
-    for ax, arm in zip(axs[0], names):
+    # A cell of a matrix holds a number of four signs
+    side = 1 + .33*len(classes)
+    ncols = max(1, min(len(names), int(8/side)))
+    nrows = -(-len(names)//ncols)
+    fig, axs = plt.subplots(nrows, ncols, figsize=(ncols*side, .4 + nrows*side),
+                            layout='constrained', squeeze=False)
+    for ax in axs.flat[len(names):]:
+        ax.axis('off')
+    for ax, arm in zip(axs.flat, names):
         predicted = results.predicted[arm][:, results.tested]
         shares = confusion_matrix(
             np.tile(truth, len(predicted)), predicted.ravel(),
             labels=range(len(results.classes)), normalize='true')
-        sns.heatmap(shares, ax=ax, **style)
+        heat_map(ax, pd.DataFrame(shares, classes, classes), vmin=0, vmax=1,
+                 cmap='Blues', square=True)
         ax.set_title(as_text(arm), fontsize=9)
-    axs[0, 0].set_ylabel('true class')
+        ax.tick_params(labelsize=8)
+    fig.supylabel('true class', fontsize=9)
     fig.supxlabel('predicted class', fontsize=9)
     return fig
