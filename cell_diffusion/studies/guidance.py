@@ -142,16 +142,8 @@ def guidance_study(
 def shipped_guidance(
 )->tuple: # The table of `guidance_study`, and the settings as a dict
     "The study of `blood32` that comes with the package"
-    measures = dict(recognised='class accuracy', kd='kid', spread='diversity')
-    study = pd.read_csv(results_folder/'guidance.csv')
-    study = study.rename(columns=dict(w='guidance_scale'))
-    study['measure'] = study.measure.replace(measures)
-
-    settings = json.loads((results_folder/'guidance.json').read_text(encoding='utf-8'))
-    settings['classifier'] = settings.pop('judge')
-    settings['generated_per_class'] = settings.pop('painted_per_class')
-    settings['precision'] = 'bfloat16' if settings.pop('bfloat16') else 'float32'
-    return study, settings
+    settings = (results_folder/'guidance.json').read_text(encoding='utf-8')
+    return pd.read_csv(results_folder/'guidance.csv'), json.loads(settings)
 
 # %% ../../nbs/09_conditioning.ipynb #c082
 def write_studies(
