@@ -163,6 +163,7 @@ def write_studies(
     steps:int=12, # Steps of the sampler
     seed:int=0, # Of the noise
     measured:int=44, # Cells of each class in an arm whose morphology is measured
+    set_aside:float=.25, # Share of the training cells that only the judge learns from
     progress:bool=True, # Show progress bars
 )->tuple: # The tables of `guidance_study` and `morphology_study`
     """Generate with every guidance scale, and score and measure beside held-out cells
@@ -171,7 +172,7 @@ def write_studies(
     other settings."""
     model = load(name)
     refuse_distilled(model, 'compare guidance scales')
-    dls = cell_dls(data, size=model.size, device='cpu')
+    dls = cell_dls(data, size=model.size, set_aside=set_aside, device='cpu')
     cells = encode(dls.test.arrays[0]), torch.as_tensor(dls.test.arrays[1])
     run = ArmCells(model, arms, n, steps, seed, progress)
     classifier = reference_classifier(dls)
