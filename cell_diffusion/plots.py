@@ -319,6 +319,7 @@ def colour_words(
                  columnspacing=1.5, labelcolor=[*colours.values()]) | style
     return where.legend(handles, names, **style)
 
+# %% ../nbs/06_ddpm.ipynb #fi05
 def short_number(value):
     "A number in at most four signs, such as .97, 4.3, 130 or 4e7"
     if pd.isna(value): return ''
@@ -425,7 +426,8 @@ def show_nearest(
     for gap, i in zip(gaps.T.flatten().tolist(), idx.T.flatten().tolist()):
         titles.append(f'{gap:.2f}' if kinds is None else f'{kinds[i]}\n{gap:.2f}')
     cells = torch.cat([x, *[pool[i] for i in idx.T]])
-    return show_cells(cells, titles, ncols=len(x), **{'zoom': min(1, 8/len(x)), **kwargs})
+    kwargs = dict(zoom=min(1, 8/len(x))) | kwargs
+    return show_cells(cells, titles, ncols=len(x), **kwargs)
 
 # %% ../nbs/07_evaluation.ipynb #c074
 def plot_report(
