@@ -556,8 +556,9 @@ def live_guidance(model):
         walk=walks_of(model, [6])[6],
         interval=model.interval,
     )
+    stops = ', '.join(map(str, guidance_stops))
     words = (f"Generated cells of the classes {', '.join(names)}, a row each, with "
-             f"guidance scales {', '.join(map(str, guidance_stops))} from left to right")
+             f"guidance scales {stops} from left to right")
     return columns, facts, words
 
 # %% ../nbs/web.ipynb #v008
@@ -592,7 +593,7 @@ def live_samplers(model):
     return [*columns, end.repeat(2, 1, 1, 1)], facts, words
 
 # %% ../nbs/web.ipynb #v010
-noise_stops = 0, 350, 450, 550, 650, 750
+noise_stops = 0, .35, .45, .55, .65, .75 # Of the schedule
 
 def live_estimate(model):
     "Three cells, noised to some steps, and the network's estimates"
@@ -601,20 +602,21 @@ def live_estimate(model):
     cells = walk_network(model, live_noise(model, 12), labels, 20)
     eps = live_noise(model)
     none = [len(model.classes)]*len(labels)
+    ts = [round(share*model.schedule.T) for share in noise_stops]
     columns = []
-    for t in noise_stops:
+    for t in ts:
         xt = q_sample(cells, t, model.schedule, eps.expand_as(cells)) if t else cells
         x0 = ask_network(model, xt, t, none) if t else cells
         columns.append(torch.stack([xt, x0], 1).flatten(0, 1))
     facts = dict(
         names=names,
-        ts=noise_stops,
-        t=noise_stops[3],
+        ts=ts,
+        t=ts[3],
         log_snr=[round(v, 3) for v in model.schedule.log_snr.tolist()],
     )
     words = (f"Generated cells ({', '.join(names)}), each noised to steps "
-             f"{', '.join(map(str, noise_stops))} from left to right, and below each row "
-             "what the network takes them for")
+             f"{', '.join(map(str, ts))} from left to right, and below each "
+             "row what the network takes them for")
     return columns, facts, words
 
 # %% ../nbs/web.ipynb #v012
@@ -673,7 +675,7 @@ def answer_question(figure, widget, message, buffers):
     x = torch.frombuffer(bytearray(buffers[0]), dtype=torch.float32).reshape(shape)
     try:
         x0 = ask_network(model, x, message['t'], message['label'])
-    except RuntimeError as e:
+    except (RuntimeError, ValueError) as e:
         widget.send(dict(id=message['id'], error=str(e)), [b''])
         return
     widget.send(dict(id=message['id']), [x0.float().contiguous().numpy().tobytes()])

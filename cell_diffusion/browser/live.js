@@ -11,12 +11,14 @@ const make = (tag, props = {}, ...children) => {
 
 const draw = (tag, attributes = {}, ...children) => {
   const element = document.createElementNS('http://www.w3.org/2000/svg', tag);
-  Object.entries(attributes).forEach(([name, value]) => element.setAttribute(name, value));
+  const set = ([name, value]) => element.setAttribute(name, value);
+  Object.entries(attributes).forEach(set);
   element.append(...children);
   return element;
 };
 
-const write = (words, x, y, anchor) => draw('text', { x, y, 'text-anchor': anchor }, words);
+const write = (words, x, y, anchor) =>
+  draw('text', { x, y, 'text-anchor': anchor }, words);
 
 const points = (list) => list.map((p) => p.map((v) => v.toFixed(1)).join()).join(' ');
 
@@ -365,7 +367,8 @@ class Samplers extends Figure {
 
   words() {
     const gap = this.far[this.kind].get(this.facts.calls[this.at]);
-    return `Noise ${this.seed}. Distance from the cell of many calls: ${gap.toFixed(2)}.`;
+    const far = gap.toFixed(2);
+    return `Noise ${this.seed}. Distance from the cell of many calls: ${far}.`;
   }
 
   tell(how) {
@@ -543,7 +546,8 @@ class ToyWalk extends Figure {
     });
     const viewBox = '0 0 640 300';
     this.plane = draw('svg', { viewBox, class: 'live-plane', role: 'img' });
-    const bars = make('div', { className: 'live-bar' }, this.bar.label, this.count.label);
+    const { label } = this.count;
+    const bars = make('div', { className: 'live-bar' }, this.bar.label, label);
     this.box.append(this.plane, bars, this.status);
     this.drag(most);
     this.move(this.y);
@@ -587,8 +591,9 @@ class ToyWalk extends Figure {
     const steps = `${this.steps} step${this.steps > 1 ? 's' : ''}`;
     this.bar.tell(this.y.toFixed(2));
     this.count.tell(String(this.steps));
-    this.plane.setAttribute('aria-label', 'Paths of the flow from noise on the left to cells ' +
-      `on the right. From ${this.y.toFixed(2)}, ${steps} of Euler end at ${end.toFixed(2)}`);
+    this.plane.setAttribute('aria-label',
+      'Paths of the flow from noise on the left to cells on the right. ' +
+      `From ${this.y.toFixed(2)}, ${steps} of Euler end at ${end.toFixed(2)}`);
     this.plane.replaceChildren(
       draw('path', { class: 'live-axis', d: 'M40 10V270H540V10' }),
       write('noise, s = 1', 40, 290, 'start'), write('cell, s = 0', 540, 290, 'end'),
