@@ -31,10 +31,10 @@ most_bytes = 1_200_000
 class Figure:
     "A live figure of a page"
     def __init__(self, page):
+        page.locator('figure.live').scroll_into_view_if_needed()
         page.wait_for_selector('.live-on')
         self.page = page
         self.box = page.locator('.live-on')
-        self.box.scroll_into_view_if_needed()
         self.bar = self.box.locator('input[type=range]').first
         self.status = self.box.locator('.live-says')
 
