@@ -90,9 +90,11 @@ class Work {
     this.wish += 1;
     const mine = this.wish;
     const check = () => { if (mine !== this.wish) throw old; };
+    // What still arrives after a failure is not news
+    let isOver = false;
     const loading = ({ share }) => {
       const percent = Math.round(100*share);
-      if (mine === this.wish) this.say(`Loading the network: ${percent}%`);
+      if (mine === this.wish && !isOver) this.say(`Loading the network: ${percent}%`);
     };
     const ask = (x, t, label) => {
       const answer = this.queue.then(() => {
@@ -114,6 +116,7 @@ class Work {
       check();
       this.say(words);
     } catch (error) {
+      isOver = true;
       if (error !== old) this.say(error.message, true);
     }
   }
