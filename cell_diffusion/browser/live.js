@@ -430,10 +430,11 @@ class Samplers extends Figure {
     const marks = [0, .2, .4].map((gap) => write(gap, 28, place(1, gap)[1] + 4, 'end'));
     const axes = draw('path', { class: 'live-axis', d: 'M34 8V104H248' });
     const below = write('network calls', 141, 136, 'middle');
+    const beside = write('distance', 40, 18, 'start');
     this.chart.replaceChildren(draw('svg', {
       viewBox: '0 0 256 140', role: 'img',
       'aria-label': 'Distance from the cell of many calls, over the number of calls',
-    }, axes, ...ticks, ...marks, below, ...lines));
+    }, axes, ...ticks, ...marks, below, beside, ...lines));
   }
 }
 
@@ -604,7 +605,8 @@ class ToyWalk extends Figure {
       ...this.others.map((path) => line(path, 'live-other')),
       draw('polyline', { class: 'live-bump', points: points(bump) }),
       line(exact, 'live-exact'), line(mine, 'live-mine'), ...dots);
-    this.status.textContent = `${steps} end at ${end.toFixed(2)}, the flow itself at ` +
+    const ends = this.steps > 1 ? 'end' : 'ends';
+    this.status.textContent = `${steps} ${ends} at ${end.toFixed(2)}, the flow itself at ` +
       `${goal.toFixed(2)}.`;
   }
 }

@@ -4,7 +4,6 @@ What they compute is compared with the library.
 """
 import base64
 
-import numpy as np
 import pytest
 import torch
 
@@ -40,7 +39,8 @@ class Figure:
 
     def canvas(self, n):
         "The pixels of one of its pictures"
-        return pixels(self.page, f'.live-cells figure:nth-child({n + 1}) canvas')[..., :3]
+        canvas = f'.live-cells figure:nth-child({n + 1}) canvas'
+        return pixels(self.page, canvas)[..., :3]
 
     def wait(self, words, seconds=120):
         "Until the figure says something, and no error"
@@ -183,12 +183,12 @@ def test_the_toy(new_page, site_url):
     page.mouse.move(*at(.6))
     page.mouse.up()
     low, words = toy_says(figure)
-    assert low < 0 and words.startswith('1 step end at -0.43'), words
+    assert low < 0 and words.startswith('1 step ends at -0.43'), words
     page.mouse.move(*at(.2))
     assert toy_says(figure)[0] == low, 'nothing moves without a button'
     page.touchscreen.tap(*at(.25))
     high, words = toy_says(figure)
-    assert high > .5 and words.startswith('1 step end at -0.43'), words
+    assert high > .5 and words.startswith('1 step ends at -0.43'), words
     figure.bar.focus()
     page.keyboard.press('ArrowLeft')
     assert toy_says(figure)[0] == pytest.approx(high - .01, abs=1e-6)
@@ -254,8 +254,8 @@ notebook = '''async ({ script, html }) => {
     get: () => html,
     on: (event, f) => { heard = f; },
     send: async (message, _, [buffer]) => {
-      const text = [...new Uint8Array(buffer)].map((b) => String.fromCharCode(b)).join("");
-      const [answer, x0] = await window.python(message, btoa(text));
+      const letters = [...new Uint8Array(buffer)].map((b) => String.fromCharCode(b));
+      const [answer, x0] = await window.python(message, btoa(letters.join("")));
       heard(answer, [new DataView(bytes(x0).buffer)]);
     },
   };
