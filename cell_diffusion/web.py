@@ -690,10 +690,11 @@ class LiveFigure:
         if name not in live_figures:
             raise ValueError(f"Unknown figure {name!r}: use one of "
                              f"{', '.join(live_figures)}.")
-        if name == 'toy': model = None
-        elif not isinstance(model, nn.Module): model = load(model, 'cpu', 'float32')
         self.name = name
-        self.model = model and single_precision(model)
+        self.model = None
+        if name == 'toy': return
+        if not isinstance(model, nn.Module): model = load(model, 'cpu', 'float32')
+        self.model = single_precision(model)
 
     @cached_property
     def html(self):
@@ -710,7 +711,9 @@ class LiveFigure:
 
 # %% ../nbs/web.ipynb #v018
 @patch
-def _repr_html_(self:LiveFigure): return self.html
+def _repr_html_(self:LiveFigure):
+    "The figure as a page shows it"
+    return self.html
 
 @patch
 def __repr__(self:LiveFigure): return f'LiveFigure({self.name!r})'
