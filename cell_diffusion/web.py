@@ -8,21 +8,29 @@ Docs: https://cell-diffusion.github.io/cell_diffusion/web.html.md"""
 __all__ = ['export_onnx', 'verify_onnx', 'write_browser_files', 'export_page']
 
 # %% ../nbs/web.ipynb #c006
-import gzip, hashlib, html, importlib, io, math, shutil, warnings
+import gzip, hashlib, html, importlib, io, json, math, re, shutil, warnings
 from contextlib import contextmanager
+from functools import cached_property, partial
 from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from tempfile import TemporaryDirectory
-import numpy as np, torch, torch.nn as nn
+import matplotlib.pyplot as plt, numpy as np, torch, torch.nn as nn
 from PIL import Image
+from fastcore.basics import patch
 from .core import as_path, decode, generator
 from .simulation import simulate_blood
-from .denoiser import Denoiser, folder_of, load, shipped
+from .process import q_sample
+from .schedules import flow_schedule
+from .toys import Oracle, Toy
+from .flows import velocity
+from .denoiser import Condition, Denoiser, folder_of, load, shipped
 from .records import (
     check_out, json_text, locked, read_json, remove_parts, write_json, write_together)
-from .sampling import sample, stored_walk, timesteps
+from .sampling import (
+    batched_denoise, ddim, dpm_solver, sample, stored_walk, timesteps)
+from .viewer import as_image, grid_frame, inline, webp_bytes
 from .inpainting import stained_masks
 
 # %% ../nbs/web.ipynb #c014
@@ -484,3 +492,243 @@ def write_pages(model, out, **texts)->bool:
         text = page_of(script, ' '.join(links), megabytes=round(size/1e6), **texts)
         (out/f'{page_texts[script][0]}.html').write_text(text, encoding='utf-8')
     return paints
+
+# %% ../nbs/web.ipynb #v002
+def ask_network(model, x, t, labels):
+    "Estimates of the clean pictures at timestep `t`, as a page asks for them"
+    n = len(x)
+    inputs = dict(x=x, t=torch.full((n,), t, dtype=torch.int32))
+    step = DenoiserStep(model)
+    if model.classes: inputs['label'] = torch.tensor(labels, dtype=torch.int32)
+    if step.masked:
+        inputs['known'] = torch.zeros_like(x)
+        inputs['mask'] = torch.ones_like(x[:, :1])
+    with torch.no_grad():
+        return step(**inputs)
+
+@torch.no_grad()
+def walk_network(model, z, labels, calls, guidance_scale=1., sampler=dpm_solver):
+    "Cells of some classes, a number for each, that a walk makes of one noise `z`"
+    condition = Condition(torch.tensor(labels), guidance_scale, model.interval)
+    ts = timesteps(model.schedule, calls, 'early')
+    begin = model.noisiest(z).repeat(len(labels), 1, 1, 1)
+    return sampler(batched_denoise(model, condition), begin, model.schedule, ts)
+
+# %% ../nbs/web.ipynb #v004
+live_seed = 7
+
+def live_noise(model, seed=live_seed):
+    "The noise that the script draws from a seed"
+    return browser_noise(seed, (1, model.channels, model.size, model.size))
+
+def live_facts(model):
+    "What each live figure must know about its network"
+    return dict(
+        seed=live_seed,
+        size=model.size,
+        channels=model.channels,
+        mean=model.data_mean,
+        none=len(model.classes),
+    )
+
+def first_classes(model, *names):
+    "Numbers of these classes, or of the first ones where a network has others"
+    if not model.classes:
+        raise ValueError("Live figures show classes, and this network has none.")
+    known = [model.classes.index(name) for name in names if name in model.classes]
+    every = range(len(model.classes))
+    return known if len(known) == len(names) else list(every)[:len(names)]
+
+# %% ../nbs/web.ipynb #v006
+guidance_stops = 0, .5, 1, 1.5, 2, 3, 5, 8
+
+def live_guidance(model):
+    "Four classes from one noise under more and more guidance"
+    labels = first_classes(model, 'monocyte', 'neutrophil', 'eosinophil', 'lymphocyte')
+    names = [model.classes[k] for k in labels]
+    columns = [walk_network(model, live_noise(model), labels, 6, w)
+               for w in guidance_stops]
+    facts = dict(
+        names=names,
+        labels=labels,
+        scales=guidance_stops,
+        scale=1,
+        walk=walks_of(model, [6])[6],
+        interval=model.interval,
+    )
+    stops = ', '.join(map(str, guidance_stops))
+    words = (f"Generated cells of the classes {', '.join(names)}, a row each, with "
+             f"guidance scales {stops} from left to right")
+    return columns, facts, words
+
+# %% ../nbs/web.ipynb #v008
+call_stops = 1, 2, 3, 4, 5, 6, 8, 12, 20
+many_calls = 40
+
+def rms(a, b):
+    "The root of the mean squared difference"
+    return round((a - b).pow(2).mean().sqrt().item(), 4)
+
+def live_samplers(model):
+    "One cell by two samplers with more and more calls"
+    label, = first_classes(model, 'monocyte')
+    z = live_noise(model)
+    end = walk_network(model, z, [label], many_calls)
+    kinds = dict(ddim=ddim, dpm_solver=dpm_solver)
+    made = {kind: [walk_network(model, z, [label], k, sampler=f) for k in call_stops]
+            for kind, f in kinds.items()}
+    columns = [torch.cat(pair) for pair in zip(*made.values())]
+    facts = dict(
+        names=model.classes,
+        label=label,
+        calls=call_stops,
+        call=3,
+        most=many_calls,
+        walks=walks_of(model, [*call_stops, many_calls]),
+        errors={kind: [rms(x, end) for x in xs] for kind, xs in made.items()},
+    )
+    words = (f"A generated {model.classes[label]}, above by DDIM, below by "
+             f"DPM-Solver++, with {', '.join(map(str, call_stops))} network calls from "
+             f"left to right, and at the end with {many_calls}")
+    return [*columns, end.repeat(2, 1, 1, 1)], facts, words
+
+# %% ../nbs/web.ipynb #v010
+noise_stops = 0, .35, .45, .55, .65, .75 # Of the schedule
+
+def live_estimate(model):
+    "Three cells, noised to some steps, and the network's estimates"
+    labels = first_classes(model, 'neutrophil', 'lymphocyte', 'platelet')
+    names = [model.classes[k] for k in labels]
+    cells = walk_network(model, live_noise(model, 12), labels, 20)
+    eps = live_noise(model)
+    none = [len(model.classes)]*len(labels)
+    ts = [round(share*model.schedule.T) for share in noise_stops]
+    columns = []
+    for t in ts:
+        xt = q_sample(cells, t, model.schedule, eps.expand_as(cells)) if t else cells
+        x0 = ask_network(model, xt, t, none) if t else cells
+        columns.append(torch.stack([xt, x0], 1).flatten(0, 1))
+    facts = dict(
+        names=names,
+        ts=ts,
+        t=ts[3],
+        log_snr=[round(v, 3) for v in model.schedule.log_snr.tolist()],
+    )
+    words = (f"Generated cells ({', '.join(names)}), each noised to steps "
+             f"{', '.join(map(str, ts))} from left to right, and below each "
+             "row what the network takes them for")
+    return columns, facts, words
+
+# %% ../nbs/web.ipynb #v012
+def toy_paths(steps=200):
+    "Places of 25 points that follow the mean velocity of the toy, from noise to cells"
+    toy = Toy()
+    schedule = flow_schedule(steps)
+    y = torch.linspace(-2.4, 2.4, 25)
+    paths = [y]
+    for t in range(steps - 1, -1, -1):
+        y = y - velocity(Oracle(toy, schedule), y, t, schedule)/steps
+        paths.append(y)
+    return torch.stack(paths)
+
+def live_toy(model=None):
+    "Paths of the toy's flow"
+    paths = toy_paths()
+    fig, ax = plt.subplots(figsize=(7, 3), layout='constrained')
+    ax.plot(torch.linspace(1, 0, len(paths)), paths, color='grey', lw=.8)
+    ax.set(xlabel='share of noise s', ylabel='y', xlim=(1, 0))
+    words = ("Paths of 25 points from noise on the left to cells on the right. They "
+             "bend midway and gather in three bundles, at -0.8, 0.2 and 0.9")
+    return as_image(fig), {}, words
+
+# %% ../nbs/web.ipynb #v014
+live_figures = dict(
+    guidance=live_guidance,
+    samplers=live_samplers,
+    estimate=live_estimate,
+    toy=live_toy,
+)
+
+live_page = Template('''
+<figure class="live" data-figure="$name" data-facts="$facts"
+ style="max-width:44rem;margin:1.4em 0">
+<img src="$picture" width="$width" height="$height" alt="$words"
+ style="max-width:100%;height:auto">
+<figcaption class="live-still" style="font-size:.85em">$words.</figcaption></figure>
+'''.strip())
+
+def live_sheet(columns, size):
+    "Columns of pictures as one picture, a tile for each"
+    return grid_frame(torch.stack(columns, 1).flatten(0, 1), len(columns), 1, 0)
+
+def live_script():
+    "The script of live figures as one module, without its imports"
+    texts = [(assets/f'{name}.js').read_text(encoding='utf-8')
+             for name in ('diffusion', 'picture', 'live')]
+    return re.sub(r"(?m)^import .*\n", '', '\n'.join(texts))
+
+# %% ../nbs/web.ipynb #v016
+def answer_question(figure, widget, message, buffers):
+    "Answer what a live figure in a notebook asks"
+    model = figure.model
+    shape = -1, model.channels, model.size, model.size
+    x = torch.frombuffer(bytearray(buffers[0]), dtype=torch.float32).reshape(shape)
+    try:
+        x0 = ask_network(model, x, message['t'], message['label'])
+    except (RuntimeError, ValueError) as e:
+        widget.send(dict(id=message['id'], error=str(e)), [b''])
+        return
+    widget.send(dict(id=message['id']), [x0.float().contiguous().numpy().tobytes()])
+
+class LiveFigure:
+    "A figure that computes while it is touched, on the site; `.widget` in a notebook"
+    def __init__(self,
+        name:str, # One of `live_figures`
+        model='blood64-inpaint', # Shipped weights, a folder, or a network
+    ):
+        "Raises `ValueError` for an unknown name and for a network without classes."
+        if name not in live_figures:
+            raise ValueError(f"Unknown figure {name!r}: use one of "
+                             f"{', '.join(live_figures)}.")
+        self.name = name
+        self.model = None
+        if name == 'toy': return
+        if not isinstance(model, nn.Module): model = load(model, 'cpu', 'float32')
+        self.model = single_precision(model)
+
+    @cached_property
+    def html(self):
+        "The figure as HTML; without scripts it is a picture"
+        picture, facts, words = live_figures[self.name](self.model)
+        if self.model:
+            picture = live_sheet(picture, self.model.size)
+            facts |= live_facts(self.model)
+        width, height = picture.size
+        texts = dict(name=self.name, facts=json.dumps(facts), words=words)
+        texts = {key: html.escape(text) for key, text in texts.items()}
+        return live_page.substitute(texts, picture=inline(webp_bytes(picture, 75)),
+                                    width=width, height=height)
+
+# %% ../nbs/web.ipynb #v018
+@patch
+def _repr_html_(self:LiveFigure):
+    "The figure as a page shows it"
+    return self.html
+
+@patch
+def __repr__(self:LiveFigure): return f'LiveFigure({self.name!r})'
+
+@patch(as_prop=True)
+def widget(self:LiveFigure):
+    "A live figure for a notebook, whose questions Python answers"
+    import anywidget
+    from traitlets import Unicode
+
+    class Live(anywidget.AnyWidget):
+        _esm = live_script()
+        _css = (assets/'live.css').read_text(encoding='utf-8')
+        html = Unicode().tag(sync=True)
+
+    shown = Live(html=self.html)
+    shown.on_msg(partial(answer_question, self))
+    return shown

@@ -17,7 +17,14 @@
     figures();
     reach();
     unfold();
+    live();
     addEventListener("resize", reach);
+  };
+  // Figures that compute while they are touched
+  const live = async () => {
+    if (!document.querySelector("figure.live")) return;
+    const { mountAll } = await import("./browser/live.js");
+    mountAll();
   };
   // A link into what is folded opens it
   const unfold = () => {

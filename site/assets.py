@@ -15,6 +15,8 @@ scripts = 'ort.wasm.bundle.min.mjs', 'ort-wasm-simd-threaded.mjs'
 wasm = 'ort-wasm-simd-threaded.wasm'
 # The two browser pages run the first of these that the package ships
 networks = 'blood64-inpaint-4', 'blood64-inpaint'
+# The live figures of the chapters ask at any noise level, and a distilled one cannot
+any_level = 'blood64-inpaint'
 
 no_npm = (
     'The site needs Node.js with npm (version 20 or later) for KaTeX and '
@@ -70,9 +72,8 @@ def network():
     return next(n for n in networks if (package/'weights'/n/'config.json').is_file())
 
 
-def export(model):
-    "The network of the two browser pages as ONNX, if its code or weights have changed"
-    name = network()
+def export(model, name, call):
+    "A network as ONNX by a call of `web`, if its code or weights have changed"
     weights = package/'weights'/name
     sources = [*sorted(package.rglob('*.py')), *sorted(weights.rglob('*'))]
     now = _sha256(b''.join(s.read_bytes() for s in sources if s.is_file()))
@@ -80,14 +81,26 @@ def export(model):
     if _says(stamp, now) and any(model.glob('*.onnx')):
         return
     shutil.rmtree(model, ignore_errors=True)
-    code = (
-        'from cell_diffusion.web import write_browser_files\n'
-        f'write_browser_files({str(model)!r}, {name!r})')
+    model.mkdir(parents=True)
+    imports = 'from cell_diffusion.web import export_onnx, load, write_browser_files'
+    code = f'{imports}; folder = {str(model)!r}; {call}'
     command = [sys.executable, '-c', code]
     done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f'{no_export}:\n{done.stderr[-2000:]}')
     stamp.write_text(now)
+
+
+def networks_of_pages(browser):
+    "The network of the two pages, and that of the live figures where it is another"
+    name = network()
+    export(browser/'model', name, f'write_browser_files(folder, {name!r})')
+    if name == any_level:
+        shutil.rmtree(browser/'live', ignore_errors=True)
+    else:
+        call = (f"model = load({any_level!r}, 'cpu', 'float32'); "
+                "export_onnx(model, folder + '/network.onnx')")
+        export(browser/'live', any_level, call)
 
 
 def _folder_of(package):
@@ -129,5 +142,5 @@ def make(nbs):
     fonts = sorted((katex/'fonts').glob('*.woff2'))
     for file in [katex/'katex.min.css', katex/'katex.min.js', *fonts]:
         copy(file, nbs/'katex'/file.relative_to(katex))
-    export(nbs/'browser'/'model')
+    networks_of_pages(nbs/'browser')
     licences(nbs/'licences')

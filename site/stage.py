@@ -4,6 +4,7 @@ Reads `nbs/` and writes `_proc/`, whose files smalldocs renders.
 """
 import ast
 import base64
+import hashlib
 import html
 import importlib
 import inspect
@@ -317,6 +318,27 @@ class Pictures:
         return f'<picture>{source} srcset="figures/{phone.name}">{img}</picture>'
 
 
+_inline = re.compile(r'data:image/webp;base64,([A-Za-z0-9+/=]+)')
+_all_at_once = (
+    'const kept = frames.map(s => Object.assign(new Image(), {src: s}));')
+_when_touched = (
+    'let kept = null; const keep = () => { '
+    'kept ??= frames.map(s => Object.assign(new Image(), {src: s})); }; '
+    '["pointerenter", "focusin"].forEach(e => f.addEventListener(e, keep));')
+
+def pictures_beside(text, folder):
+    "HTML whose inline pictures lie in files, and are fetched when they are wanted"
+    def beside(m):
+        data = base64.b64decode(m[1])
+        name = f'frame-{hashlib.sha1(data).hexdigest()[:12]}.webp'
+        folder.mkdir(exist_ok=True)
+        (folder/name).write_bytes(data)
+        return f'figures/{name}'
+    text = _inline.sub(beside, text)
+    text = text.replace('<img src="figures/', '<img loading="lazy" src="figures/')
+    return text.replace(_all_at_once, _when_touched)
+
+
 def smaller_pictures(text, proc):
     "Large PNG pictures that Markdown names, as WebP beside them"
     def change(m):
@@ -521,6 +543,7 @@ class Page:
         data = o.get('data', {})
         if 'text/html' in data:
             text = self.links(text_of(data['text/html']))
+            text = pictures_beside(text, self.path.parent/'figures')
             return output({'text/html': plain_table(text)})
         if 'text/markdown' in data:
             text = self.words(text_of(data['text/markdown']))

@@ -7,10 +7,12 @@ import re
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
+from cell_diffusion.viewer import FrameSlider
 from common import cells, chapters, nbs, root, without_magics
 
 sys.path.insert(0, str(root/'site'))
@@ -398,3 +400,29 @@ def test_the_pages_take_the_first_network_that_is_shipped(tmp_path, monkeypatch)
         folder.mkdir(parents=True)
         (folder/'config.json').write_text('{}')
         assert assets.network() == name
+
+
+def test_live_figures_have_a_network_for_any_noise_level(tmp_path, monkeypatch):
+    "The one of the pages, or a second one beside a distilled one"
+    made = []
+    monkeypatch.setattr(assets, 'export', lambda folder, name, call: made.append(
+        (folder.name, name)))
+    monkeypatch.setattr(assets, 'network', lambda: 'blood64-inpaint')
+    assets.networks_of_pages(tmp_path)
+    assert made == [('model', 'blood64-inpaint')]
+    monkeypatch.setattr(assets, 'network', lambda: 'blood64-inpaint-4')
+    assets.networks_of_pages(tmp_path)
+    assert made[1:] == [('model', 'blood64-inpaint-4'), ('live', 'blood64-inpaint')]
+
+
+def test_frames_of_a_slider_lie_beside_the_page(tmp_path):
+    frames = [np.full((8, 8, 3), grey, np.uint8) for grey in (0, 100, 200)]
+    slider = FrameSlider(frames, 'abc', alt='Squares')._repr_html_()
+    page = stage.pictures_beside(slider, tmp_path/'figures')
+    assert 'base64' not in page and '<img loading="lazy" src="figures/frame-' in page
+    files = set(re.findall(r'figures/(frame-\w+\.webp)', page))
+    assert files == {f.name for f in (tmp_path/'figures').iterdir()} and len(files) == 3
+
+    # The others come when the slider is touched
+    assert 'const kept' not in page and 'f.addEventListener(e, keep)' in page
+    assert stage.pictures_beside(page, tmp_path/'figures') == page

@@ -40,13 +40,20 @@ async function load({ about, total }) {
   tell('ready', { threads: ort.env.wasm.numThreads });
 }
 
-// One job: noise `x` (n, channels, size, size), `labels` (n numbers, or null), `w`, `steps`; `known` and `mask` of one picture, for all n
-async function run({ x, labels = null, w = 1, steps, known, mask }) {
-  const { channels, size, null_class, inputs } = info, n = x.length/(channels*size*size);
+// Asks the network about `n` pictures: `ask(x, t, labels)`. `known` and `mask` are those of one picture, for all; without them all is hidden.
+function asker(n, { channels, size, inputs } = info, known = new Float32Array(channels*size*size), mask = new Float32Array(size*size).fill(1)) {
   const floats = (data, c) => new ort.Tensor('float32', data, [n, c, size, size]), ints = data => new ort.Tensor('int32', Int32Array.from(data), [n]);
   const repeat = part => { const all = new Float32Array(n*part.length); for (let i = 0; i < n; i++) all.set(part, i*part.length); return all; };
   const told = inputs.includes('mask') ? { known: floats(repeat(known), channels), mask: floats(repeat(mask), 1) } : {};
-  const ask = async (x, t, label) => (await session.run({ x: floats(x, channels), t: ints(new Array(n).fill(t)), ...(inputs.includes('label') && { label: ints(label) }), ...told })).x0.data;
+  return async (x, t, label) => (await session.run({ x: floats(x, channels), t: ints(new Array(n).fill(t)), ...(inputs.includes('label') && { label: ints(label) }), ...told })).x0.data;
+}
+
+// One question: the estimates at timestep `t`, as the network gives them
+const answer = async ({ x, t, label }) => tell('done', { x0: await asker(label.length)(x, t, label) });
+
+// One job: noise `x` (n, channels, size, size), `labels` (n numbers, or null), `w`, `steps`; `known` and `mask` of one picture, for all n
+async function run({ x, labels = null, w = 1, steps, known, mask }) {
+  const { channels, size, null_class } = info, n = x.length/(channels*size*size), ask = asker(n, info, known, mask);
   const started = performance.now();
   const walk = info.walks[steps], scale = scaleIn(info.interval, walk, w);
   const begin = noisiest(x, info.data_mean ?? [0], walk.signal[0], size*size);
@@ -68,6 +75,6 @@ function explain(error) {
 self.onmessage = async ({ data: { type, ...job } }) => {
   if (type === 'cancel') { cancelled = true; return; }
   cancelled = false;
-  try { await (type === 'load' ? load(job) : run(job)); }
+  try { await ({ load, run, ask: answer })[type](job); }
   catch (error) { tell('error', { name: error?.name ?? 'Error', message: globalThis.WebAssembly ? explain(error) : error.message }); }
 };
