@@ -15,6 +15,7 @@ scripts = 'ort.wasm.bundle.min.mjs', 'ort-wasm-simd-threaded.mjs'
 wasm = 'ort-wasm-simd-threaded.wasm'
 # The two browser pages run the first of these that the package ships
 networks = 'blood64-inpaint-4', 'blood64-inpaint'
+photographs = here.parent/'img'/'photographs.png'
 
 no_npm = (
     'The site needs Node.js with npm (version 20 or later) for KaTeX and '
@@ -74,7 +75,7 @@ def export(model):
     "The network of the two browser pages as ONNX, if its code or weights have changed"
     name = network()
     weights = package/'weights'/name
-    sources = [*sorted(package.rglob('*.py')), *sorted(weights.rglob('*'))]
+    sources = [*sorted(package.rglob('*.py')), *sorted(weights.rglob('*')), photographs]
     now = _sha256(b''.join(s.read_bytes() for s in sources if s.is_file()))
     stamp = model/'.sources-sha256'
     if _says(stamp, now) and any(model.glob('*.onnx')):
@@ -82,7 +83,7 @@ def export(model):
     shutil.rmtree(model, ignore_errors=True)
     code = (
         'from cell_diffusion.web import write_browser_files\n'
-        f'write_browser_files({str(model)!r}, {name!r})')
+        f'write_browser_files({str(model)!r}, {name!r}, {str(photographs)!r})')
     command = [sys.executable, '-c', code]
     done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True)
     if done.returncode:
