@@ -30,8 +30,8 @@ const page = `
   <section aria-labelledby="cd-3"><h2 id="cd-3"><b>3</b> Fill it</h2>
     ${settings('Fill', 'Fill as the brush is lifted', '<label>How often <select name="fills" class="form-select"><option value="1">once</option><option value="2">twice</option><option value="3">three times</option><option value="4" selected>four times</option></select></label>')}
     <div class="cd-empty">Your fills will form here, out of noise.</div>
-    <div class="cd-result" hidden><div class="cd-stage"><canvas class="cd-shown" role="img"></canvas></div>
-      <fieldset class="cd-choose"><legend class="visually-hidden">Choose a fill, or what was there</legend></fieldset>
+    <div class="cd-result" hidden><fieldset class="cd-choose"><legend class="visually-hidden">Choose a fill, or what was there</legend></fieldset>
+      <div class="cd-stage"><canvas class="cd-shown" role="img"></canvas></div>
       ${stepSlider}
       <div class="cd-row"><a class="cd-button" name="download" hidden>Download this fill (PNG)</a><a class="cd-button" name="whole" hidden>Download it in my picture (PNG)</a></div></div></section>`;
 
@@ -53,7 +53,7 @@ async function begin() {
   fillIn(root, about, [...(four > 1 ? [['side', `${['two', 'three', 'four'][four - 2]}, side by side`, true]] : []), ['any', 'any']], four > 1 ? 'side' : 'any');
   const engine = new Engine(about), canvas = new HoleCanvas($('.cd-easel'), () => named('brush').valueAsNumber/100, tellBrush);
   const hindrance = () => canvas.down ? 'The brush is down: lift it first.' : canvas.painted ? '' : 'Nothing is hidden yet: paint on the cell first, or take one of the ready-made holes.';
-  const more = () => ({ cell: chosen && nameOf(chosen), hole });
+  const more = () => chosen ? { cell: nameOf(chosen), hole } : {};
   const { say, fail, changed, keep, end } = wire(root, engine, fill, { hindrance, more });
   const frame = new Frame(root, about, cutAgain), thumbnails = URL.createObjectURL(picture);
   let masks = {}, result = null, chosen = null, hole = null;                      // hole: the name of a ready-made one
@@ -133,34 +133,36 @@ async function begin() {
 
   async function fill({ label, steps, seed, w }, tell, say) {
     const { pixels, hole } = canvas, look = seen(pixels, hole, channels), wanted = wishes(label, seed), n = wanted.length;
-    const mine = { pixels, hole, fills: [], truth: truths[chosen?.kind] ?? 'the original', place: chosen ? null : { window: frame.window, pixels: frame.pixels } };
-    if (!about.few) stage(mine);
+    const mine = { pixels, hole, truth: truths[chosen?.kind] ?? 'the original', place: chosen ? null : { window: frame.window, pixels: frame.pixels } };
+    if (!about.few) stage(mine, wanted);
     let seconds = 0;
     for (const [k, wish] of wanted.entries()) {
       say(n > 1 ? `Filling: fill ${k + 1} of ${n}.` : 'Filling.');
       const frames = [], number = classNumber(about, wish.label);
       const { x0, seconds: s } = await engine.run({ x: noise(wish.seed, channels*size*size), labels: number === null ? null : [number], w, steps, ...look }, ({ step, steps, xt }) => {
         frames.push(xt);
-        if (result === mine && !about.few) inHole(xt);
+        if (result === mine && !about.few) { inHole(xt); mine.tiles[k].draw($('.cd-shown')); }
         tell((k + (step + 1)/steps)/n, `step ${step + 1} of ${steps}`);
       });
-      if (about.few && !k) stage(mine);                                          // until now the last fill stayed
+      if (about.few && !k) stage(mine, wanted);                                          // until now the last fill stayed
       if (result !== mine) throw Object.assign(Error(), { name: 'AbortError' });     // another cell was chosen meanwhile
       seconds += s;
       add({ ...wish, frames, steps, w, x0, filled: putBack(pixels, hole, { top: 0, left: 0, side: size }, x0, size, channels) }, k);
     }
-    addTile('truth', canvasOf(pixels), mine.truth, truth);
+    mine.tiles[n].ready(canvasOf(pixels), truth);
     return `Done: ${n} fill${n > 1 ? 's' : ''} of ${hole.reduce((n, v) => n + v, 0).toLocaleString('en')} pixels in ${seconds.toFixed(1)} seconds.`;
   }
 
-  function stage(next) {                                                         // an empty list of fills
-    const tiles = $('.cd-choose');
+  function stage(next, wanted) {                                                 // a tile for each fill that will come, and one for what was there
+    const tiles = $('.cd-choose'), names = [...wanted.map(w => w.name), next.truth];
     result = Object.assign(next, { focus: tiles.contains(document.activeElement) });
     $('.cd-empty').hidden = true; $('.cd-result').hidden = false; tiles.querySelectorAll('label').forEach(l => l.remove());
+    result.tiles = names.map((name, k) => tile(name, k === wanted.length ? 'truth' : k));
+    tiles.append(...result.tiles.map(t => t.label));
     named('step').disabled = true; hideDownloads();
     const shown = $('.cd-shown');
     Object.assign(shown, { width: size, height: size });
-    shown.parentElement.style.cssText = $('.cd-easel').style.cssText;
+    shown.parentElement.style.width = $('.cd-easel').style.width;
     draw(canvasOf(result.pixels), 'The picture before it is filled');
   }
 
@@ -174,20 +176,20 @@ async function begin() {
 
   function inHole(x) { draw(canvasOf(putBack(result.pixels, result.hole, { top: 0, left: 0, side: size }, x, size, channels)), 'A fill that forms out of noise'); }
 
-  function addTile(value, source, name, show) {                                  // a small picture to choose
-    const label = document.createElement('label'), small = canvasOf(new ImageData(size, size)), text = Object.assign(document.createElement('span'), { textContent: name, dir: 'auto' });
-    small.getContext('2d').drawImage(source, 0, 0);
-    label.append(Object.assign(document.createElement('input'), { type: 'radio', name: 'fill', value, ariaLabel: name, onchange: show }), small, text);
-    $('.cd-choose').append(label);
-    return label.firstChild;
+  function tile(name, value) {                                                   // a small picture, to be chosen once it is ready
+    const label = document.createElement('label'), input = Object.assign(document.createElement('input'), { type: 'radio', name: 'fill', value, ariaLabel: name, disabled: true });
+    const small = Object.assign(document.createElement('canvas'), { width: size, height: size }), text = Object.assign(document.createElement('span'), { textContent: name, dir: 'auto' });
+    label.append(input, small, text);
+    const draw = source => small.getContext('2d').drawImage(source, 0, 0);
+    return { label, input, draw, ready(source, show) { draw(source); Object.assign(input, { disabled: false, onchange: show }); } };
   }
 
   function add(one, k) {
-    result.fills.push(one);
-    const tile = addTile(k, canvasOf(one.filled), one.name, () => pick(one));
+    const { input, ready } = result.tiles[k];
+    ready(canvasOf(one.filled), () => pick(one));
     if (about.few && k) return;                                                  // the first one stays in view
-    tile.checked = true;
-    if (result.focus) tile.focus();                                              // it was on a fill that is gone
+    input.checked = true;
+    if (result.focus) input.focus();                                             // it was on a fill that is gone
     pick(one);
   }
 
