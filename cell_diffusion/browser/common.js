@@ -99,7 +99,8 @@ export function fillIn(root, about, words, chosen) {
   const all = [...words.filter(([, , first]) => first), ...about.classes.map((name, i) => [i, name]), ...words.filter(([, , first]) => !first)];
   const asked = shared.get('class'), number = about.classes.indexOf(asked), begin = number >= 0 ? number : words.some(([value]) => value === asked) ? asked : chosen;
   named('label').append(...all.map(([value, text]) => option(text, value, String(value) === String(begin))));
-  named('steps').append(...Object.keys(about.walks).map(k => option(k, k, k === (about.walks[shared.get('steps')] ? shared.get('steps') : '20'))));
+  const walks = Object.keys(about.walks), steps = walks.includes(shared.get('steps')) ? shared.get('steps') : '20';
+  named('steps').append(...walks.map(k => option(k, k, k === steps)));
   const hide = (n, on) => { named(n).closest('label').hidden = on; }, calls = Object.keys(about.walks)[0], classes = about.classes.length;
   const stored = about.guidance_scale ?? 1;                                      // what the library's `sample` uses
   Object.assign(named('w'), { max: Math.max(4, stored), step: stored % .5 ? 'any' : .5 });

@@ -5,8 +5,7 @@ import { stainedMasks } from './stain.js';
 const clip = (v, low, high) => Math.min(Math.max(v, low), high);
 const median = values => [...values].sort((a, b) => a - b)[Math.floor(values.length/2)];
 
-// How wide cells are as shares of the square: the narrowest and the widest class, and the one between them
-export const shares = ({ cell_sizes: sizes }) => sizes?.length ? { least: Math.min(...sizes), usual: median(sizes), most: Math.max(...sizes) } : { least: 0, usual: .65, most: 1 };
+const usual = ({ cell_sizes: sizes }) => sizes?.length ? median(sizes) : .65;    // how wide cells are, as a share of the square
 
 const square = (cx, cy, side) => ({ cx, cy, side });
 export const windowOf = ({ cx, cy, side }) => ({ left: Math.round(cx - side/2), top: Math.round(cy - side/2), side: Math.round(side) });
@@ -20,16 +19,16 @@ function measured(pixels, frame, size) {
   return { cx: window.left + x/n*window.side/size, cy: window.top + y/n*window.side/size, wide: share*window.side, share };
 }
 
-// The frame to begin with: the middle of the field, as training crops it, unless the cell found there has another size; then what fits that
+// The frame to begin with: the middle of the field, as training crops it, unless the cell found there is as wide as those of no class; then what fits it
 export function firstFrame(pixels, size, about) {
-  const { width: w, height: h } = pixels, field = Math.min(w, h), whole = square(w/2, h/2, field), { least, usual, most } = shares(about);
+  const { width: w, height: h } = pixels, field = Math.min(w, h), whole = square(w/2, h/2, field), sizes = about.cell_sizes;
   const middle = square(w/2, h/2, field >= 350 && field <= 380 ? 200 : Math.round(field*200/360));
-  if (about.channels !== 3 || !about.cell_sizes) return whole;                   // nothing is known of how large such cells are
+  if (about.channels !== 3 || !sizes) return whole;                   // nothing is known of how large such cells are
   for (const frame of [middle, whole]) {
     const found = measured(pixels, frame, size);
     if (!found) continue;
-    if (.75*least <= found.share && found.share <= most/.75) return frame;
-    return square(found.cx, found.cy, found.wide/usual);
+    if (sizes.some(s => Math.abs(Math.log(found.share/s)) < .12)) return frame;
+    return square(found.cx, found.cy, found.wide/usual(about));
   }
   return middle;
 }
@@ -39,7 +38,7 @@ export class Frame {
   constructor(root, about, changed) {
     [this.canvas, this.stage, this.box, this.ring] = ['.cd-whole canvas', '.cd-whole', '.cd-square', '.cd-square i'].map(s => root.querySelector(s));
     [this.slider, this.output] = ['[name=width]', '[name=wide]'].map(s => root.querySelector(s));
-    Object.assign(this, { size: about.size, about, changed, share: shares(about).usual });
+    Object.assign(this, { size: about.size, about, changed, share: usual(about) });
     this.ring.style.inset = `${50*(1 - this.share)}%`;
     this.slider.oninput = () => { this.frame.side = this.slider.valueAsNumber/this.share; this.draw(); };
     this.slider.onchange = () => this.changed();

@@ -4,7 +4,7 @@ import { shared } from './address.js';
 import { HoleCanvas } from './canvas.js';
 import { noise } from './diffusion.js';
 import { Frame } from './frame.js';
-import { seen, putBack, enlarge, toPixels } from './picture.js';
+import { seen, putBack, enlarge, softenSeam } from './picture.js';
 import { stainedMasks } from './stain.js';
 
 const root = document.getElementById('paint-a-cell'), $ = s => root.querySelector(s), megapixels = 12;
@@ -48,7 +48,7 @@ async function begin() {
   const about = await describe(root), { size, channels, classes } = about, beside = about.place.model.slice(0, about.place.model.lastIndexOf('/') + 1);
   const [cells, picture] = await Promise.all([fetchFrom(`${beside}cells.json`, 'The list of cells').then(r => r.json()),
     fetchFrom(`${beside}cells.png`, 'The picture of the cells').then(r => r.blob())]);
-  const strip = await createImageBitmap(picture), four = Math.min(4, classes.length);
+  const whole = { top: 0, left: 0, side: size }, strip = await createImageBitmap(picture), four = Math.min(4, classes.length);
   root.innerHTML = page;
   fillIn(root, about, [...(four > 1 ? [['side', `${['two', 'three', 'four'][four - 2]}, side by side`, true]] : []), ['any', 'any']], four > 1 ? 'side' : 'any');
   const engine = new Engine(about), canvas = new HoleCanvas($('.cd-easel'), () => named('brush').valueAsNumber/100, tellBrush);
@@ -147,7 +147,7 @@ async function begin() {
       if (about.few && !k) stage(mine, wanted);                                          // until now the last fill stayed
       if (result !== mine) throw Object.assign(Error(), { name: 'AbortError' });     // another cell was chosen meanwhile
       seconds += s;
-      add({ ...wish, frames, steps, w, x0, filled: putBack(pixels, hole, { top: 0, left: 0, side: size }, x0, size, channels) }, k);
+      add({ ...wish, frames, steps, w, filled: softenSeam(putBack(pixels, hole, whole, x0, size, channels), hole) }, k);
     }
     mine.tiles[n].ready(canvasOf(pixels), truth);
     return `Done: ${n} fill${n > 1 ? 's' : ''} of ${hole.reduce((n, v) => n + v, 0).toLocaleString('en')} pixels in ${seconds.toFixed(1)} seconds.`;
@@ -174,7 +174,7 @@ async function begin() {
     shown.setAttribute('aria-label', text);
   }
 
-  function inHole(x) { draw(canvasOf(putBack(result.pixels, result.hole, { top: 0, left: 0, side: size }, x, size, channels)), 'A fill that forms out of noise'); }
+  function inHole(x) { draw(canvasOf(putBack(result.pixels, result.hole, whole, x, size, channels)), 'A fill that forms out of noise'); }
 
   function tile(name, value) {                                                   // a small picture, to be chosen once it is ready
     const label = document.createElement('label'), input = Object.assign(document.createElement('input'), { type: 'radio', name: 'fill', value, ariaLabel: name, disabled: true });
@@ -198,16 +198,16 @@ async function begin() {
     named('step').disabled = true; hideDownloads();
   }
 
-  function pick({ filled, frames, label, seed, steps, w, name, x0 }) {
+  function pick({ filled, frames, label, seed, steps, w, name }) {
     const finished = canvasOf(filled), asked = labelName(about, label), what = label === 'any' ? 'no class asked for' : `asked for: ${asked}`, { place } = result;
     trajectory(root, frames.length, step => step === frames.length ? draw(finished, `${name}, ${what}`) : inHole(frames[step]));
     const notes = { label: asked, seed, steps, ...(!about.few && { guidance: w }) }, file = `synthetic-${fileName(asked)}-${seed}.png`;
     offer(named('download'), finished, file, notes);
-    if (place) offer(named('whole'), canvasOf(inPlace(place, x0)), file.replace('.png', '-whole.png'), notes);
+    if (place) offer(named('whole'), canvasOf(inPlace(place, filled)), file.replace('.png', '-whole.png'), notes);
   }
 
-  function inPlace({ window, pixels }, x0) {                                     // a fill in the picture from which its square was cut
-    return putBack(pixels, enlarge(result.hole, size, window, pixels.width, pixels.height), window, x0, size, channels);
+  function inPlace({ window, pixels }, filled) {                                     // a fill in the picture from which its square was cut
+    return putBack(pixels, enlarge(result.hole, size, window, pixels.width, pixels.height), window, seen(filled, result.hole, channels).known, size, channels);
   }
 
   const shapes = { middle: (x, y) => Math.abs(x - .5) < .2 && Math.abs(y - .5) < .2, half: x => x < .5, all: () => true };
@@ -232,7 +232,7 @@ async function begin() {
   const wish = named('label').value;
   choose(first);
   if (shared.get('class')) named('label').value = wish;
-  hole = [shared.get('hole'), 'body', 'middle'].find(name => holes[name] && !named(name).disabled);
+  hole = [shared.get('hole'), 'body', 'middle'].find(name => Object.hasOwn(holes, name) && !named(name).disabled);
   canvas.set(holes[hole]());
   canvas.edited = () => { hole = null; keep(); changed(); };                           // from now on: nothing is loaded before a hand has moved
 }

@@ -72,3 +72,32 @@ export function toPixels(x, size, n = 0, channels = 3) {
   for (let i = 0; i < area; i++) { for (let c = 0; c < 3; c++) out.data[4*i + c] = (x[(channels*n + (channels === 3 ? c : 0))*area + i] + 1)*127.5; out.data[4*i + 3] = 255; }
   return out;
 }
+
+const beside = (i, w, n) => [i%w ? i - 1 : -1, (i + 1)%w ? i + 1 : -1, i - w, i + w].filter(j => j >= 0 && j < n);
+
+// How much neighbours usually differ where everything is known, with some room
+function usualStep({ data, width: w }, hole) {
+  const steps = [];
+  hole.forEach((h, i) => { if (!h && (i + 1)%w && !hole[i + 1]) for (let c = 0; c < 3; c++) steps.push(Math.abs(data[4*i + c] - data[4*i + 4 + c])); });
+  return 1.5*(steps.sort((a, b) => a - b)[Math.floor(steps.length/2)] ?? 0);
+}
+
+// A filled picture without a seam: the pixels along the edge of the hole come as close to the known ones beside them as neighbours usually are, and within `reach` pixels this fades.
+export function softenSeam(filled, hole, reach = 2.5) {
+  const { data, width, height } = filled, n = hole.length, out = new ImageData(new Uint8ClampedArray(data), width, height), room = usualStep(filled, hole);
+  const inside = [], shift = new Float32Array(3*n), fixed = new Uint8Array(n);
+  hole.forEach((h, i) => {
+    if (!h) return;
+    const near = beside(i, width, n), known = near.filter(j => !hole[j]);
+    inside.push([i, near.filter(j => hole[j])]);
+    if (!known.length) return;
+    const step = [0, 1, 2].map(c => known.reduce((sum, j) => sum + data[4*j + c], 0)/known.length - data[4*i + c]);
+    const size = Math.hypot(...step)/Math.sqrt(3), share = size > room ? 1 - room/size : 0;
+    fixed[i] = 1;
+    step.forEach((v, c) => { shift[3*i + c] = share*v; });
+  });
+  for (let k = 0; k < 40; k++) for (const [i, near] of inside) if (!fixed[i]) for (let c = 0; c < 3; c++)
+    shift[3*i + c] = near.reduce((sum, j) => sum + shift[3*j + c], 0)/(near.length + 1/reach**2);
+  for (const [i] of inside) for (let c = 0; c < 3; c++) out.data[4*i + c] = Math.round(data[4*i + c] + shift[3*i + c]);
+  return out;
+}
