@@ -225,16 +225,21 @@ def pixel_batch(
     return (x if x.dtype == torch.uint8 else decode(x)).cpu()
 
 # %% ../nbs/00_core.ipynb #c037b
-def title_space(titles):
+def title_size(ncols, zoom):
+    "Size of titles in points: pages make what is wider than 8 inches smaller"
+    return max(8, ncols*zoom)
+
+def title_space(titles, points):
     "Inches that the titles of a row need above its images"
     lines = [title.count('\n') + 1 for title in titles if title]
-    return .05 + .14*max(lines, default=0)
+    return .05 + .0175*points*max(lines, default=0)
 
 def image_grid(titles, ncols, zoom, head):
     "A figure with a place for each title, `zoom` inches wide, below `head` inches"
     nrows = -(-len(titles)//ncols)
-    top = head + title_space(titles[:ncols])
-    above = title_space(titles[ncols:])
+    points = title_size(ncols, zoom)
+    top = head + title_space(titles[:ncols], points)
+    above = title_space(titles[ncols:], points)
 
     width = ncols*zoom
     height = top + nrows*zoom + (nrows - 1)*above
@@ -283,7 +288,7 @@ def show_cells(
     fig, axes = image_grid(titles, ncols, zoom, head=.3 if title else 0)
     for ax, image, text in zip(axes.flat, images, titles):
         ax.imshow(image, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
-        ax.set_title(text, fontsize=8, pad=2)
+        ax.set_title(text, fontsize=title_size(ncols, zoom), pad=2)
     if title: fig.suptitle(as_text(title, 200), fontsize=11, y=1, va='top')
     return fig
 

@@ -76,12 +76,12 @@ def place_rows(boxes):
 def place_boxes(boxes, rows):
     "Put the boxes side by side, each in its row; returns where they end"
     widest = max(b.channels for b in boxes)
-    x = .85                                     # the names of the rows lie to the left
+    x = .7                                      # the names of the rows lie to the left
     for b in boxes:
         b.x = x
         b.y, b.h = rows[b.size]
-        b.w = .2 + .24*(b.channels/widest)**.5
-        x += b.w + .15
+        b.w = .16 + .1*(b.channels/widest)**.5
+        x += b.w + .1
     return x
 
 # %% ../nbs/05_unet.ipynb #c055c
@@ -122,7 +122,7 @@ box_looks = {
     'Sequential': ('#c3ccd8', 'convolution'),
 }
 
-def draw_box(ax, box):
+def draw_box(ax, box, larger):
     "A feature map, with a dot where the layer receives the embedding"
     colour, _ = box_looks[box.kind]
     ax.add_patch(plt.Rectangle(
@@ -130,7 +130,7 @@ def draw_box(ax, box):
     x = box.x + box.w/2
     text = f'{box.channels} × {box.size} × {box.size}'
     ax.text(x, box.middle + .04, text, rotation=90, ha='center', va='center',
-            fontsize=7.5, zorder=3)
+            fontsize=7.5*larger, zorder=3)
     if box.kind == 'ResBlock':
         ax.plot(x, box.y + .06, 'o', color='#4b2e83', ms=3, zorder=3)
 
@@ -147,7 +147,7 @@ def draw_row(ax, boxes, size, bottom, height, width):
     for lane, b in enumerate(readers, 1):
         draw_skip(ax, b.skip, b, lane)
 
-def draw_legend(fig, boxes, with_classes):
+def draw_legend(fig, boxes, with_classes, larger):
     "What the colours and marks mean"
     handles = {}
     for colour, name in (box_looks[b.kind] for b in boxes):
@@ -157,7 +157,7 @@ def draw_legend(fig, boxes, with_classes):
     handles[f'receives the {inputs}'] = plt.Line2D(
         [], [], color='#4b2e83', marker='o', ms=3, ls='')
     fig.legend(handles.values(), handles.keys(), loc='lower center',
-               ncols=(len(handles) + 1)//2, fontsize=8, frameon=False)
+               ncols=(len(handles) + 1)//2, fontsize=8*larger, frameon=False)
 
 # %% ../nbs/05_unet.ipynb #c056
 def draw_unet(
@@ -173,6 +173,8 @@ def draw_unet(
     rows, top = place_rows(boxes)
     width = place_boxes(boxes, rows)
     height = top + .3
+    # A page shows 8 inches in full and makes wider drawings smaller
+    larger = max(1, width/7.8)
 
     fig = plt.figure(figsize=(width, height))
     ax = fig.add_axes((0, 0, 1, 1))
@@ -183,9 +185,9 @@ def draw_unet(
     for a, b in zip(boxes, boxes[1:]):
         draw_step(ax, a, b)
     for box in boxes:
-        draw_box(ax, box)
+        draw_box(ax, box, larger)
 
-    draw_legend(fig, boxes, with_classes=model.n_classes > 0)
+    draw_legend(fig, boxes, model.n_classes > 0, larger)
     title = f'U-Net for {model.channels} × {size} × {size}: '
     title += f'{n_params(model):,} parameters'
     fig.suptitle(title, y=1 - .08/height, fontsize=11, va='top')
@@ -210,7 +212,8 @@ olive = '#6f7d1c'
 # What is compared in figures: measured cells, generators, training configs, samplers,
 # arms of studies, and classes
 name_colours = {
-    'real': grey, 'real cells': grey, 'generated': blue,
+    'real': grey, 'real cells': grey, 'generated': blue, 'held-out real': grey,
+    'real against real': grey, 'generated against real': blue,
     'ddpm': blue, 'gan': rust, 'flow': teal, 'flow-mid': rust, 'flow-uniform': grey,
     'cosine': violet, 'v': gold, 'min-snr': brown, 'edm': pink, 'edm-mid': green,
     'eps-mid': navy, 'transformer-mid': olive, 'adamw': blue, 'muon': rust,
@@ -218,13 +221,12 @@ name_colours = {
     'ancestral': rust, 'repaint': teal, 'distilled': pink,
     'nothing': grey, 'copies': gold, 'adjusted': green, 'last-layer': teal,
     'remix': violet, 'plain': grey, 'balanced': gold,
-    'clamp': rust, 'trained': blue,
+    'clamp': rust, 'trained': blue, 'everywhere': blue, 'in the interval': rust,
     'basophil': navy, 'eosinophil': rust, 'erythroblast': pink, 'ig': gold,
     'lymphocyte': blue, 'monocyte': teal, 'neutrophil': violet, 'platelet': green,
     'G1': blue, 'S': gold, 'G2': green, 'Prophase': violet, 'Metaphase': rust,
     'Anaphase': pink, 'Telophase': navy,
 }
-
 
 # %% ../nbs/06_ddpm.ipynb #co03
 def colour_of(name):
@@ -247,6 +249,102 @@ def colours_of(
     unknown = [name for name in names if known[name] is None]
     return known | {name: free[i % len(free)] for i, name in enumerate(unknown)}
 
+
+# %% ../nbs/06_ddpm.ipynb #fi02
+import math
+import re
+import pandas as pd
+import seaborn as sns
+from cell_diffusion.core import as_text
+
+words = {
+    'fd': 'Fréchet distance', 'kid': 'kernel distance', 'nfe': 'network calls',
+    'f1': 'F1', 'ig': 'immature granulocyte', 'nucleus_area': 'area of the nucleus',
+    'cell_area': 'area of the cell', 'ratio': 'nucleus / cell',
+}
+
+def in_words(name, longest=30):
+    "A name as one would say it, in place of an identifier"
+    spoken = words.get(name, str(name).replace('_', ' '))
+    return as_text(re.sub(r' (\d+)$', r', channel \1', spoken), longest)
+
+def error_bars(value, low, high):
+    "Lengths of error bars to both sides, as matplotlib asks for them"
+    return [(value - low).clip(lower=0), (high - value).clip(lower=0)]
+
+# %% ../nbs/06_ddpm.ipynb #fi03
+def spread_apart(heights, gap):
+    "The same heights, moved up where one is less than `gap` above the one below it"
+    moved = list(heights)
+    in_order = sorted(range(len(moved)), key=moved.__getitem__)
+    for below, above in zip(in_order, in_order[1:]):
+        moved[above] = max(moved[above], moved[below] + gap)
+    return moved
+
+def label_lines(
+    ax,        # Axes whose lines, or error bars, have labels
+    size=8.5,  # Of the letters, in points
+):
+    "Name each line at its right end, in its colour, in place of a legend"
+    handles, names = ax.get_legend_handles_labels()
+    lines = [h[0] if isinstance(h, tuple) else h for h in handles]
+    if ax.get_legend(): ax.get_legend().remove()
+    ax.figure.draw_without_rendering()
+    ends = [(line.get_xdata()[-1], line.get_ydata()[-1]) for line in lines]
+    points = 72/ax.figure.dpi
+    heights = [points*ax.transData.transform(end)[1] for end in ends]
+    places = spread_apart(heights, 1.15*size)
+    for line, name, end, y, place in zip(lines, names, ends, heights, places):
+        ax.annotate(name, end, (6, place - y), textcoords='offset points',
+                    va='center', fontsize=size, color=line.get_color())
+
+
+# %% ../nbs/06_ddpm.ipynb #fi04
+def colour_words(
+    where,   # Axes or a figure
+    colours, # From a name to its colour
+    **style, # Of `legend`, such as `loc`
+):
+    "The names of a figure's colours in these colours, above it in as few rows as fit"
+    handles = [plt.Rectangle((0, 0), 1, 1, fc=c, ec='none') for c in colours.values()]
+    names = [as_text(name) for name in colours]
+    if not isinstance(where, plt.Figure):
+        style = dict(loc='lower center', bbox_to_anchor=(.5, 1)) | style
+
+    # A letter is about 5 points wide, a mark with its gaps 4 letters
+    letters = sum(len(name) + 4 for name in names)
+    rows = math.ceil(5*letters/72/where.figure.get_figwidth())
+    style = dict(loc='outside upper center', ncols=math.ceil(len(names)/max(1, rows)),
+                 frameon=False, fontsize=9, handlelength=.7, handleheight=.7,
+                 columnspacing=1.5, labelcolor=[*colours.values()]) | style
+    return where.legend(handles, names, **style)
+
+# %% ../nbs/06_ddpm.ipynb #fi05
+def short_number(value):
+    "A number in at most four signs, such as .97, 4.3, 130 or 4e7"
+    if pd.isna(value): return ''
+    size = abs(value)
+    if size >= 1e4: return f'{value:.0e}'.replace('e+0', 'e').replace('e+', 'e')
+    if size >= 9.95: return f'{value:.0f}'
+    if size >= .995: return f'{value:.1f}'
+    if size < .005: return '0'
+    return f'{value:.2f}'.replace('0.', '.')
+
+def heat_map(
+    ax,
+    table,       # Data frame, whose values become colours
+    values=None, # Numbers to write into the cells, by default those of the table
+    size=7.5,    # Of these numbers, in points
+    **style,     # Of `seaborn.heatmap`
+):
+    "A table as colours, with its numbers in them and no bar of colours beside"
+    numbers = (table if values is None else values).map(short_number)
+    sns.heatmap(table, annot=numbers, fmt='', annot_kws=dict(size=size), cbar=False,
+                ax=ax, **style)
+    ax.set(xlabel='', ylabel='')
+    ax.tick_params(length=0)
+    return ax
+
 # %% ../nbs/07_evaluation.ipynb #n016
 import matplotlib.pyplot as plt
 import numpy as np
@@ -263,56 +361,55 @@ def plot_class_accuracy(
     "Class accuracy with its intervals: a row a class, the tables side by side"
     if ax is None: ax = plt.subplots(figsize=(6, 3), layout='constrained')[1]
     classes = list(dict.fromkeys(c for t in tables.values() for c in t['class']))
+    colours = colours_of(tables)
     for i, (name, t) in enumerate(tables.items()):
         offset = .28*(i - (len(tables) - 1)/2)
         y = [classes.index(c) + offset for c in t['class']]
-        ax.errorbar(t.share, y, xerr=_error_bars(t.share, t.low, t.high),
-                    fmt='o', ms=4, capsize=2, label=as_text(name))
+        ax.errorbar(t.share, y, xerr=error_bars(t.share, t.low, t.high),
+                    fmt='o', ms=4, capsize=2, color=colours[name])
     lowest = min(t.low.min() for t in tables.values())
     ax.set(yticks=range(len(classes)), yticklabels=map(as_text, classes),
            xlabel='class accuracy, with 95% interval',
            xlim=(max(0, lowest - .03), 1.01))
     ax.invert_yaxis()
     ax.grid(axis='x', alpha=.4)
-    ax.legend(fontsize=8, loc='lower right', bbox_to_anchor=(1, 1),
-              ncols=len(tables), frameon=False)
+    colour_words(ax, colours)
     return ax
-
-def _error_bars(value, low, high):
-    "Lengths of error bars to both sides, as matplotlib asks for them"
-    return [(value - low).clip(lower=0), (high - value).clip(lower=0)]
 
 # %% ../nbs/07_evaluation.ipynb #n021
 def plot_bias(
-    curve:pd.DataFrame, # From `bias_curve`
+curve:pd.DataFrame, # From `bias_curve`
 )->plt.Figure: # The figure
     "Both distances against n; the dashed line falls like 1/n"
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), layout='constrained')
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.9), layout='constrained')
     fd = curve[curve.measure == 'fd']
     kid = curve[curve.measure == 'kid']
-    _draw_curve(left, fd, 'Fréchet distance')
-    _draw_curve(right, kid, 'kernel distance')
+    colours = colours_of(curve.against)
+    _draw_curve(left, fd, in_words('fd'), colours)
+    _draw_curve(right, kid, in_words('kid'), colours)
 
     real = fd[fd.against == 'real against real'].groupby('n').value.mean()
     left.plot(real.index, real.iloc[-1]*real.index[-1]/real.index, 'k--', lw=.8)
     left.set_yscale('log')
-    left.legend(fontsize=8)
+    left.yaxis.set_major_formatter('{x:g}')
+    left.yaxis.set_minor_formatter('')
 
     # At the smallest n the scatter would hide all else
     shown = kid[kid.n >= kid.n.quantile(.3)].value
     margin = .1*np.ptp(shown)
     right.set_ylim(shown.min() - margin, shown.max() + margin)
-    right.axhline(0, color='grey', ls=':')
-    right.legend().remove()
+    right.axhline(0, color=grey, ls=':')
+    colour_words(fig, colours)
     sns.despine(fig)
     return fig
 
-def _draw_curve(ax, table, title):
+def _draw_curve(ax, table, title, colours):
     "The mean at each n, and a band that holds all draws"
-    table = table.assign(against=table.against.map(as_text))
-    sns.lineplot(table, x='n', y='value', hue='against', marker='o',
-                 errorbar=('pi', 100), ax=ax)
+    sns.lineplot(table, x='n', y='value', hue='against', palette=colours, marker='o',
+                 errorbar=('pi', 100), legend=False, ax=ax)
     ax.set(title=title, xscale='log', xlabel='cells on each side', ylabel='')
+    ax.xaxis.set_major_formatter('{x:g}')
+    ax.xaxis.set_minor_formatter('')
 
 # %% ../nbs/07_evaluation.ipynb #c055
 def show_nearest(
@@ -327,9 +424,10 @@ def show_nearest(
     gaps, idx = found
     titles = [name]*len(x) if isinstance(name, str) else list(name)
     for gap, i in zip(gaps.T.flatten().tolist(), idx.T.flatten().tolist()):
-        titles.append(f'{gap:.2f}' if kinds is None else f'{kinds[i]} {gap:.2f}')
+        titles.append(f'{gap:.2f}' if kinds is None else f'{kinds[i]}\n{gap:.2f}')
     cells = torch.cat([x, *[pool[i] for i in idx.T]])
-    return show_cells(cells, titles, ncols=len(x), **{'zoom': 1, **kwargs})
+    kwargs = dict(zoom=min(1, 8/len(x))) | kwargs
+    return show_cells(cells, titles, ncols=len(x), **kwargs)
 
 # %% ../nbs/07_evaluation.ipynb #c074
 def plot_report(
@@ -337,19 +435,22 @@ def plot_report(
 )->plt.Figure: # The figure
     "All measures with intervals; black bars are real against real, grey its interval"
     panels = _report_panels(table)
-    right = [key for key in ('shares', 'numbers') if key in panels]
-    left = [key for key in panels if key not in right]
     models = list(dict.fromkeys(table.model))
-    rows = max(t.measure.nunique() for t, _ in panels.values())
-    height = max(3.4, 1 + rows*(.16 + .09*len(models)))
-    fig, axes = plt.subplot_mosaic([[key, *right] for key in left],
-                                   figsize=(3.6*(1 + len(right)), height),
-                                   layout='constrained')
-    for key, (t, title) in panels.items():
-        _draw_report_panel(axes[key], t, title, models)
-    handles = axes['fd'].get_legend_handles_labels()
-    fig.legend(*handles, loc='outside upper center', ncols=len(models) + 1,
-               frameon=False, fontsize=8)
+    columns = [['fd', 'kid', 'shares'], ['numbers', 'copies']]
+    columns = [[key for key in column if key in panels] for column in columns]
+    columns = [column for column in columns if column]
+
+    # A panel is as high as its rows, with room for its title and axis
+    rows = {key: 2 + t.measure.nunique() for key, (t, _) in panels.items()}
+    most = max(sum(rows[key] for key in column) for column in columns)
+    height = .6 + most*(.16 + .09*len(models))
+    fig = plt.figure(figsize=(4*len(columns), height), layout='constrained')
+    for part, keys in zip(fig.subfigures(1, len(columns), squeeze=False)[0], columns):
+        axes = part.subplots(len(keys), height_ratios=[rows[key] for key in keys],
+                             squeeze=False)
+        for ax, key in zip(axes[:, 0], keys):
+            _draw_report_panel(ax, *panels[key], models)
+    colour_words(fig, {'real against real (bars)': 'k'} | colours_of(models))
     sns.despine(fig)
     return fig
 
@@ -379,14 +480,15 @@ def _draw_report_panel(ax, table, title, models):
         y = np.array([names.index(name) for name in d.measure]) + offset
         ax.barh(y, d.reference_high - d.reference_low, .6/len(models),
                 d.reference_low, color='.85')
-        ax.plot(d.reference, y, '|', color='k', ms=9, mew=2,
-                label='real against real' if i == 0 else None)
-        ax.errorbar(d.value, y, xerr=_error_bars(d.value, d.low, d.high),
-                    fmt='o', ms=4, capsize=2, color=colours[model],
-                    label=as_text(model))
-    labels = [as_text(name, 60) for name in names] if len(names) > 1 else ['']
-    ax.set(yticks=range(len(names)), yticklabels=labels, ylim=(len(names) - .5, -.5))
-    ax.set_title(title, fontsize=9)
+        ax.plot(d.reference, y, '|', color='k', ms=9, mew=2)
+        ax.errorbar(d.value, y, xerr=error_bars(d.value, d.low, d.high),
+                    fmt='o', ms=4, capsize=2, color=colours[model])
+    ax.set(yticks=range(len(names)), ylim=(len(names) - .5, -.5),
+           yticklabels=[in_words(name, 60) for name in names])
+    # One row is what the title says
+    if len(names) == 1: ax.set_yticks([])
+    ax.tick_params(labelsize=8.5)
+    ax.set_title(title, fontsize=9.5, loc='left')
 
 # %% ../nbs/08_samplers.ipynb #n000
 import matplotlib.pyplot as plt
@@ -437,15 +539,13 @@ def plot_measure(ax, table):
     "One measure against the guidance scale, with intervals"
     for where, d in table.groupby('where'):
         if where == 'real':
-            ax.axhline(d.value.item(), color='k', ls=':', label='real against real')
-            ax.axhspan(d.low.item(), d.high.item(), color='k', alpha=.08)
+            ax.axhline(d.value.item(), color=grey, ls=':')
+            ax.axhspan(d.low.item(), d.high.item(), color=grey, alpha=.15, lw=0)
             continue
-        below = (d.value - d.low).clip(lower=0)
-        above = (d.high - d.value).clip(lower=0)
-        in_interval = where == 'interval'
-        ax.errorbar(d.guidance_scale, d.value, yerr=[below, above], ms=4, capsize=2,
-                    fmt='o' if in_interval else 'o-',
-                    label='in the interval' if in_interval else where)
+        name = 'in the interval' if where == 'interval' else where
+        ax.errorbar(d.guidance_scale, d.value, yerr=error_bars(d.value, d.low, d.high),
+                    ms=4, capsize=2, fmt='-o' if where == 'everywhere' else 'D',
+                    color=colour_of(name))
 
 # %% ../nbs/09_conditioning.ipynb #n037
 def plot_guidance(
@@ -454,16 +554,22 @@ def plot_guidance(
 )->plt.Figure: # The figure
     "Measures against the guidance scale, with real cells against real as a dotted line"
     table = study[study['class'] == name]
-    fig, axes = plt.subplots(2, 3, figsize=(9, 4.4), layout='constrained', sharex=True)
+    fig, axes = plt.subplots(2, 3, figsize=(8, 4.6), layout='constrained', sharex=True)
     for ax, (measure, title) in zip(axes.flat, guidance_panels.items()):
         plot_measure(ax, table[table.measure == measure])
         ax.set(title=title)
     for ax in axes[1]:
-        ax.set(xlabel='w')
-    axes[0, 1].set_yscale('symlog', linthresh=1)
-    axes[0, 2].set_yscale('symlog', linthresh=.1)
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside upper center',
-               ncols=3, frameon=False)
+        ax.set(xlabel='guidance scale')
+        ax.xaxis.set_major_locator(plt.MultipleLocator(1))
+    for ax, linear in zip(axes[0, 1:], (1, .1)):
+        # From just below the smallest value on: a logarithmic axis that knows 0
+        bottom = ax.dataLim.y0
+        ax.set_yscale('symlog', linthresh=linear)
+        ax.set_ylim(bottom=bottom - .3*linear)
+        ax.yaxis.set_major_formatter('{x:g}')
+    shown = ['everywhere', 'in the interval'] if 'interval' in set(table['where']) \
+        else ['everywhere']
+    colour_words(fig, {'real against real (dotted)': grey} | colours_of(shown))
     sns.despine(fig)
     return fig
 
@@ -475,14 +581,6 @@ from sklearn.metrics import confusion_matrix
 from cell_diffusion.core import as_text
 
 # %% ../nbs/12b_augmentation_study.ipynb #c090
-def error_bars(
-    rows, # With columns `value`, `low` and `high`
-)->list: # Lengths of the bars to the left and to the right, 0 or more
-    "What `errorbar` of matplotlib wants in place of the ends of an interval"
-    left = rows.value - rows.low
-    right = rows.high - rows.value
-    return [left.clip(lower=0), right.clip(lower=0)]
-
 def scores_panel(ax, scores, measure, classes):
     "One measure: a row for each class, a dot and a bar for each arm"
     names = list(dict.fromkeys(scores.arm))
@@ -491,10 +589,11 @@ def scores_panel(ax, scores, measure, classes):
         of_arm = scores[(scores.arm == arm) & (scores.measure == measure)]
         rows = of_arm.set_index('cls').loc[classes]
         y = np.arange(len(classes)) + .8*((i + .5)/len(names) - .5)
-        ax.errorbar(rows.value, y, xerr=error_bars(rows), fmt='o', ms=3, lw=1,
-                    color=colours[arm], label=as_text(arm))
-    ax.set(xlabel=measure, yticks=range(len(classes)),
+        ax.errorbar(rows.value, y, xerr=error_bars(rows.value, rows.low, rows.high),
+                    fmt='o', ms=3.5, lw=1, color=colours[arm])
+    ax.set(xlabel=in_words(measure), yticks=range(len(classes)),
            yticklabels=map(as_text, classes))
+    ax.tick_params(labelsize=8.5)
     ax.grid(axis='x', alpha=.4)
     if scores.low.min() < 0: ax.axvline(0, color='k', lw=.8)
     for y in range(1, len(classes)):
@@ -508,15 +607,15 @@ def plot_scores(
 )->plt.Figure: # The figure
     "Scores of every class with their intervals, the arms side by side"
     classes = list(classes or scores.cls[scores.measure == measures[0]].unique())
-    height = .5 + .13*len(classes)*(scores.arm.nunique() + 1)
-    fig, axs = plt.subplots(1, len(measures), figsize=(3.4*len(measures), height),
+    arms = colours_of(scores.arm)
+    height = .8 + .13*len(classes)*(len(arms) + 1)
+    width = min(8, 1 + 3*len(measures))
+    fig, axs = plt.subplots(1, len(measures), figsize=(width, height),
                             sharey=True, layout='constrained', squeeze=False)
     for ax, measure in zip(axs[0], measures):
         scores_panel(ax, scores, measure, classes)
     axs[0, 0].invert_yaxis()
-    handles = axs[0, 0].get_legend_handles_labels()
-    fig.legend(*handles, loc='outside upper center', ncols=4, fontsize=8,
-               frameon=False)
+    colour_words(fig, arms)
     return fig
 
 # %% ../nbs/12b_augmentation_study.ipynb #c091
@@ -528,18 +627,23 @@ def plot_confusion(
     names = list(names or results.predicted)
     truth = results.truth[results.tested]
     classes = [as_text(name) for name in results.classes]
-    style = dict(vmin=0, vmax=1, cmap='Blues', annot=True, fmt='.2f', cbar=False,
-                 annot_kws=dict(size=7), square=True,
-                 xticklabels=classes, yticklabels=classes)
-    fig, axs = plt.subplots(1, len(names), figsize=(.6 + 2.3*len(names), 2.9),
-                            sharey=True, layout='constrained', squeeze=False)
-    for ax, arm in zip(axs[0], names):
+    # A cell of a matrix holds a number of four signs
+    side = 1 + .33*len(classes)
+    ncols = max(1, min(len(names), int(8/side)))
+    nrows = -(-len(names)//ncols)
+    fig, axs = plt.subplots(nrows, ncols, figsize=(ncols*side, .4 + nrows*side),
+                            layout='constrained', squeeze=False)
+    for ax in axs.flat[len(names):]:
+        ax.axis('off')
+    for ax, arm in zip(axs.flat, names):
         predicted = results.predicted[arm][:, results.tested]
         shares = confusion_matrix(
             np.tile(truth, len(predicted)), predicted.ravel(),
             labels=range(len(results.classes)), normalize='true')
-        sns.heatmap(shares, ax=ax, **style)
+        heat_map(ax, pd.DataFrame(shares, classes, classes), vmin=0, vmax=1,
+                 cmap='Blues', square=True)
         ax.set_title(as_text(arm), fontsize=9)
-    axs[0, 0].set_ylabel('true class')
+        ax.tick_params(labelsize=8)
+    fig.supylabel('true class', fontsize=9)
     fig.supxlabel('predicted class', fontsize=9)
     return fig

@@ -263,6 +263,14 @@ def stacked(
     return out
 
 
+def shown_size(data):
+    "Width and height of a picture on the page"
+    picture = Image.open(io.BytesIO(data))
+    # Of 72 or 100 pixels an inch, or twice that: `twice` in tools/run_notebooks.py
+    twice = picture.info.get('dpi', (100, 100))[0] > 140
+    return tuple(side//2 for side in picture.size) if twice else picture.size
+
+
 class Pictures:
     "The pictures of one page as files"
     def __init__(self,
@@ -482,10 +490,7 @@ class Page:
         for o, alt in zip(outs, alts):
             kind = next(k for k in image_types if k in o['data'])
             raw = base64.b64decode(text_of(o['data'][kind]))
-            # Jupyter notes how large a picture with twice the pixels is to be shown
-            shown = o.get('metadata', {}).get(kind, {})
-            size = (shown['width'], shown['height']) if 'width' in shown else None
-            imgs.append(self.pictures.add(raw, alt, size))
+            imgs.append(self.pictures.add(raw, alt, shown_size(raw)))
         return imgs
 
     def outputs(self, outs, opts):

@@ -473,7 +473,7 @@ def test_figures():
     draws = bootstrap(scores, rare, 100)
     fig = plot_price(draws, {0: 'real', 10: 'copies'}, ['gan', 'ddpm'])
     assert [t.get_text() for t in fig.axes[0].get_legend().get_texts()] == [
-        'gan', 'ddpm', 'real cells added']
+        'real cells added', 'gan', 'ddpm']
 
 
 def test_the_plan_in_words_is_the_plan_that_is_read():

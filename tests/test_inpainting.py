@@ -1343,6 +1343,13 @@ def said_of_scale(image, mask, **kwargs):
         inpaint(image, mask, steps=1, progress=False, **kwargs)
     return [str(n.message) for n in notes]
 
+@pytest.fixture(scope='module')
+def of_one_scale():
+    "The shipped network, as if it had been trained on its middle scale alone"
+    model = load('blood64-inpaint', 'cpu', 'float32')
+    model.cell_scales = None
+    return model
+
 def smaller(image, mask, size=128):
     "The same cell in the middle of a field of twice the side, with others around it"
     field = [drawn_cell(label, size//2, seed)[0] for seed, label in
@@ -1356,26 +1363,38 @@ def smaller(image, mask, size=128):
     return pixels, hole
 
 @pytest.mark.parametrize('label', ['neutrophil', 'eosinophil', 'ig', 'monocyte', None])
-def test_a_cell_of_half_the_size_is_noticed(label):
+def test_a_cell_of_half_the_size_is_noticed(label, of_one_scale):
+    asked = dict(label=label, model=of_one_scale)
     cell, mask = drawn_cell(label or 'neutrophil')
-    assert said_of_scale(cell, mask, label=label) == []
+    assert said_of_scale(cell, mask, **asked) == []
     field, hole = smaller(cell, mask)
-    said, = said_of_scale(field, hole, label=label)
+    said, = said_of_scale(field, hole, **asked)
     window = int(re.search(r'window=(\d+)', said)[1])
     assert 'side of the window (128 pixels)' in said and 50 <= window <= 85
-    assert said_of_scale(field, hole, label=label, window=window) == []
+    assert said_of_scale(field, hole, window=window, **asked) == []
 
-def test_small_kinds_of_cells_fit_where_they_are_named():
-    cell, mask = drawn_cell('platelet')
+def test_small_kinds_of_cells_fit_where_they_are_named(of_one_scale):
+    cell, mask = drawn_cell('platelet', seed=2)
     mask = mask if mask.any() else spot(64, 64, .45, .45, .1)
-    assert said_of_scale(cell, mask, label='platelet') == []
-    assert 'label' in said_of_scale(cell, mask)[0]
+    assert said_of_scale(cell, mask, label='platelet', model=of_one_scale) == []
+    assert 'label' in said_of_scale(cell, mask, model=of_one_scale)[0]
 
-def test_a_cell_that_is_too_large_is_noticed():
+def test_a_cell_that_is_too_large_is_noticed(of_one_scale):
     cell, _ = drawn_cell('monocyte', 128)
     mask = spot(128, 128, .45, .45, .1)
-    assert said_of_scale(cell, mask, label='neutrophil') == []
-    assert 'window=' in said_of_scale(cell, mask, label='neutrophil', window=60)[0]
+    asked = dict(label='neutrophil', model=of_one_scale)
+    assert said_of_scale(cell, mask, **asked) == []
+    assert 'window=' in said_of_scale(cell, mask, window=60, **asked)[0]
+
+def test_the_shipped_network_fills_half_the_size_and_notices_a_quarter():
+    cell, mask = drawn_cell('neutrophil')
+    field, hole = smaller(cell, mask)
+    assert said_of_scale(field, hole) == []
+    quarter = np.tile(field, (2, 2, 1))
+    far = np.zeros((256, 256), bool)
+    far[:128, :128] = hole
+    said, = said_of_scale(quarter, far, window=256)
+    assert 'side of the window (256 pixels)' in said
 
 def test_nothing_is_claimed_where_nothing_was_measured():
     cell, mask = drawn_cell()
@@ -1433,6 +1452,7 @@ def test_a_network_of_several_scales_knows_their_range(tmp_path):
 def test_nothing_is_said_of_a_scale_of_training():
     "As of half the size, and of twice"
     model = load('blood64-inpaint', 'cpu', 'float32')
+    model.cell_scales = None
     cell, mask = drawn_cell()
     field, hole = smaller(cell, mask)
     large, _ = drawn_cell('monocyte', 128)

@@ -840,7 +840,7 @@ def test_show_nearest():
     assert len(fig.axes) == 9 and titles(fig)[:3] == ['query']*3
     fig = show_nearest(x, pool, found, name=['a', 'b', 'c'], kinds='vwxyz')
     assert titles(fig)[1] == 'b'
-    assert titles(fig)[3][:2] in ('v ', 'w ', 'x ', 'y ', 'z ')
+    assert titles(fig)[3][:2] in ('v\n', 'w\n', 'x\n', 'y\n', 'z\n')
 
 def test_plot_class_accuracy():
     t = class_accuracy(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), ('a', 'b'))

@@ -17,6 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from common import cells, chapters, code_only, flagged, marked, root, without_magics
+from measure_figures import smallest, too_small
 from run_notebooks import run
 
 each_notebook = pytest.mark.parametrize('path', chapters(), ids=lambda p: p.stem)
@@ -76,7 +77,10 @@ def test_chapter(path, built, tmp_path):
     nb = with_stubs(nbformat.read(alone, 4), alone)
     last = from_wheel.format(folder=str(built.folder))
     nb.cells.append(nbformat.v4.new_code_cell(last))
-    run(nb, path.name, tmp_path, scale='smoke', testing=True, package=built.folder)
+    figures = tmp_path/'figures.jsonl'
+    run(nb, path.name, tmp_path, scale='smoke', testing=True, package=built.folder,
+        figures=figures)
+    assert not too_small(figures), f'letters under {smallest} pixels on the page'
     print(f'{path.stem}: {time.time() - begun:.1f} s')
 
 

@@ -160,6 +160,13 @@ def test_pictures_become_files(tmp_path):
     assert not (tmp_path/'03_process.ipynb').exists()
 
 
+@pytest.mark.parametrize(('dpi', 'shown'), [(72, 40), (100, 40), (144, 20), (200, 20)])
+def test_figures_with_twice_the_pixels_are_shown_at_half(dpi, shown):
+    out = io.BytesIO()
+    Image.new('RGB', (40, 30)).save(out, 'png', dpi=(dpi, dpi))
+    assert stage.shown_size(out.getvalue()) == (shown, 30*shown//40)
+
+
 def test_several_pictures_make_one_figure(tmp_path):
     source = '#| fig-cap: Two\n#| fig-alt: ["red", "blue"]\nshow()'
     nb, _ = page(tmp_path, code_cell(source, [picture('red'), picture('blue')]))

@@ -13,8 +13,8 @@ from cell_diffusion.inpainting import Inpainter, stained_masks
 from cell_diffusion.sampling import batched_denoise, dpm_solver, timesteps
 from cell_diffusion.simulation import simulate_blood
 from cell_diffusion.web import (
-    DenoiserStep, browser_cells, browser_noise, export_onnx, export_page, onnx_session, page_facts,
-    run_session, published, runtime_files, verify_onnx, write_browser_files)
+    DenoiserStep, browser_cells, browser_noise, export_onnx, export_page, onnx_session,
+    page_facts, run_session, published, runtime_files, verify_onnx, write_browser_files)
 
 photographs = package.parent/'img'/'photographs.png'
 

@@ -189,9 +189,16 @@ def environment(scale=None, data=None, testing=False, package=None, jobs=1):
 # Figures have twice the pixels, for screens that have them and for a closer look
 twice = "figure_formats={'retina'}"
 
+# Measures the letters of each figure in a kernel
+watcher = Path(__file__).with_name('measure_figures.py')
 
-def _client(nb, folder):
+
+def _client(nb, folder, figures=None):
     "A client for a fresh kernel that starts in `folder`"
+    options = ['--log-level=CRITICAL', f'--InlineBackend.{twice}']
+    if figures:
+        watch = f"__import__('runpy').run_path({str(watcher)!r})['watch']"
+        options.append(f'--IPKernelApp.exec_lines={watch}({str(figures)!r})')
     return NotebookClient(
         nb,
         timeout=None,
@@ -199,7 +206,7 @@ def _client(nb, folder):
         kernel_name='python3',
         store_widget_state=True,
         coalesce_streams=True,
-        extra_arguments=['--log-level=CRITICAL', f'--InlineBackend.{twice}'],
+        extra_arguments=options,
         resources=dict(metadata=dict(path=str(folder))),
     )
 
@@ -222,6 +229,7 @@ def run(
     label=None,  # What the line of progress begins with
     package=None,  # A folder with an installed package, see `environment`
     jobs=1,  # How many notebooks run at once
+    figures=None,  # A file for the smallest letters of each figure, or None
 ):
     "Execute a notebook. Raises `RuntimeError` that names the cell if one fails."
     todo = [(i, c) for i, c in enumerate(nb.cells) if not skipped(c, testing)]
@@ -231,7 +239,7 @@ def run(
         c.outputs = []
         c.execution_count = None
 
-    client = _client(nb, folder)
+    client = _client(nb, folder, figures)
     env = environment(scale, data, testing, package, jobs)
     with client.setup_kernel(env=env):
         for done, (i, cell) in enumerate(todo, 1):

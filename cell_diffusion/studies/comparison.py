@@ -23,7 +23,7 @@ from scipy.stats import t as student
 from tqdm.auto import tqdm
 from cell_diffusion.core import as_text, check_number
 from cell_diffusion.metrics import wilson
-from cell_diffusion.plots import colours_of
+from cell_diffusion.plots import colour_words, colours_of
 from cell_diffusion.records import read_json, write_json
 
 # %% ../../nbs/12c_comparison.ipynb #n030
@@ -762,12 +762,11 @@ def _arm_interval(draws, arm, level=.05):
     ends = (np.nan, np.nan) if d is None else np.quantile(d, (level/2, 1 - level/2))
     return value, *np.clip(ends, 0, 1)
 
-def _interval_dots(ax, found, x, label, color):
+def _interval_dots(ax, found, x, color):
     "Values with their intervals as dots and bars"
     value, low, high = np.array(found, dtype=float).T
     bars = np.clip([value - low, high - value], 0, None)
-    ax.errorbar(x, value, yerr=bars, fmt='o', ms=4, lw=1.2, color=color,
-                label=as_text(label))
+    ax.errorbar(x, value, yerr=bars, fmt='o', ms=4, lw=1.2, color=color)
 
 def plot_price(
     draws:Draws, # Of the endpoint to show
@@ -779,13 +778,14 @@ def plot_price(
     numbers = sorted(real)
     found = [_arm_interval(draws, real[n]) for n in numbers]
     ax.plot(numbers, [value for value, _, _ in found], color='k', lw=1)
-    _interval_dots(ax, found, numbers, 'real cells added', 'k')
-    for arm, colour in colours_of(generated).items():
+    _interval_dots(ax, found, numbers, 'k')
+    colours = colours_of(generated)
+    for arm, colour in colours.items():
         value, low, high = _arm_interval(draws, arm)
-        ax.axhline(value, color=colour, lw=1.2, label=as_text(arm))
+        ax.axhline(value, color=colour, lw=1.2)
         ax.axhspan(low, high, color=colour, alpha=.15, lw=0)
     ax.set(xlabel='real cells added', ylabel=draws.endpoint.kind)
-    ax.legend(frameon=False, fontsize=8)
+    colour_words(ax, {'real cells added': 'k'} | colours)
     return fig
 
 # %% ../../nbs/12c_comparison.ipynb #n128
@@ -806,15 +806,13 @@ def plot_precision(
         drawn = [bootstrap(scores, Endpoint('precision at recall', (k,), recall),
                            shares=at, arms=arms.values(), **bootstrap_options)
                  for k, recall in recalls.items()]
-        for i, (label, arm) in enumerate(arms.items()):
+        for i, arm in enumerate(arms.values()):
             x = np.arange(len(recalls)) + .6*((i + .5)/len(arms) - .5)
             found = [_arm_interval(d, arm) for d in drawn]
-            _interval_dots(ax, found, x, label, colours[arm])
+            _interval_dots(ax, found, x, colours[arm])
         ticks = [f'{scores.names[k]}\nrecall {r:g}' for k, r in recalls.items()]
-        ax.set_xticks(range(len(recalls)), map(as_text, ticks), fontsize=8)
+        ax.set_xticks(range(len(recalls)), map(as_text, ticks), fontsize=8.5)
         ax.set(title=title, ylim=(0, 1.02), xlim=(-.5, len(recalls) - .5))
     axs[0, 0].set_ylabel('precision')
-    handles = axs[0, 0].get_legend_handles_labels()
-    fig.legend(*handles, loc='outside upper center', ncols=4, fontsize=8,
-               frameon=False)
+    colour_words(fig, {label: colours[arm] for label, arm in arms.items()})
     return fig

@@ -142,16 +142,8 @@ def guidance_study(
 def shipped_guidance(
 )->tuple: # The table of `guidance_study`, and the settings as a dict
     "The study of `blood32` that comes with the package"
-    measures = dict(recognised='class accuracy', kd='kid', spread='diversity')
-    study = pd.read_csv(results_folder/'guidance.csv')
-    study = study.rename(columns=dict(w='guidance_scale'))
-    study['measure'] = study.measure.replace(measures)
-
-    settings = json.loads((results_folder/'guidance.json').read_text(encoding='utf-8'))
-    settings['classifier'] = settings.pop('judge')
-    settings['generated_per_class'] = settings.pop('painted_per_class')
-    settings['precision'] = 'bfloat16' if settings.pop('bfloat16') else 'float32'
-    return study, settings
+    settings = (results_folder/'guidance.json').read_text(encoding='utf-8')
+    return pd.read_csv(results_folder/'guidance.csv'), json.loads(settings)
 
 # %% ../../nbs/09_conditioning.ipynb #c082
 def write_studies(
@@ -163,6 +155,7 @@ def write_studies(
     steps:int=12, # Steps of the sampler
     seed:int=0, # Of the noise
     measured:int=44, # Cells of each class in an arm whose morphology is measured
+    set_aside:float=.25, # Share of the training cells that only the judge learns from
     progress:bool=True, # Show progress bars
 )->tuple: # The tables of `guidance_study` and `morphology_study`
     """Generate with every guidance scale, and score and measure beside held-out cells
@@ -171,7 +164,7 @@ def write_studies(
     other settings."""
     model = load(name)
     refuse_distilled(model, 'compare guidance scales')
-    dls = cell_dls(data, size=model.size, device='cpu')
+    dls = cell_dls(data, size=model.size, set_aside=set_aside, device='cpu')
     cells = encode(dls.test.arrays[0]), torch.as_tensor(dls.test.arrays[1])
     run = ArmCells(model, arms, n, steps, seed, progress)
     classifier = reference_classifier(dls)

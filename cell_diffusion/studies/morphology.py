@@ -86,5 +86,4 @@ def morphology_gap(
 def shipped_morphology(
 )->pd.DataFrame: # As from `morphology_study`
     "The measurements of `blood32` and of real cells that come with the package"
-    table = pd.read_csv(results_folder/'morphology.csv')
-    return table.rename(columns=dict(w='guidance_scale'))
+    return pd.read_csv(results_folder/'morphology.csv')

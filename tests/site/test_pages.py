@@ -313,7 +313,8 @@ photographs = np.stack(np.split(strip, 8, axis=1))
 
 def test_a_photograph_shows_the_truth_after_the_fill(page, site_url):
     visit(page, site_url, 'paint')
-    titles = page.locator('.cd-cells label').evaluate_all('all => all.map(l => l.title)')
+    read_titles = 'all => all.map((label) => label.title)'
+    titles = page.eval_on_selector_all('.cd-cells label', read_titles)
     assert titles[:8] == [f'{c}, photograph' for c in model.classes]
     assert titles[8:] == [f'{c}, drawn' for c in
                           ('neutrophil', 'lymphocyte', 'eosinophil', 'platelet')]
@@ -346,9 +347,9 @@ def test_four_classes_side_by_side(page, site_url):
     assert [n.strip() for n in names] == [*four, 'the photograph']
 
     def fills():
-        tiles = page.locator('.cd-choose canvas')
-        return [pixels(page, f'.cd-choose label:nth-of-type({k + 1}) canvas').astype(int)
-                for k in range(tiles.count())]
+        n = page.locator('.cd-choose canvas').count()
+        tiles = [f'.cd-choose label:nth-of-type({k + 1}) canvas' for k in range(n)]
+        return [pixels(page, tile).astype(int) for tile in tiles]
     *made, truth = fills()
     m = hole(page)
     for k in range(4):
@@ -525,7 +526,7 @@ def test_an_address_for_a_cell(page, site_url):
 def test_an_address_that_makes_no_sense(page, site_url, name):
     heard = []
     page.on('pageerror', lambda e: heard.append(str(e)))
-    query = 'class=<b>&seed=-3.5&guidance=99&steps=7&cell=%22&hole=constructor&towards=x'
+    query = 'class=<b>&seed=-3.5&guidance=99&steps=7&cell=%22&hole=constructor'
     at_address(page, site_url, f'{name}.html?{query}')
     assert page.input_value('[name=seed]') == '7' and not heard
     first = 'four, side by side' if name == 'paint' else 'all 8, side by side'
