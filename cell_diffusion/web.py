@@ -23,7 +23,6 @@ from .denoiser import Denoiser, folder_of, load, shipped
 from .records import (
     check_out, json_text, locked, read_json, remove_parts, write_json, write_together)
 from .sampling import sample, stored_walk, timesteps
-from .inpainting import stained_masks
 
 # %% ../nbs/web.ipynb #c014
 class DenoiserStep(nn.Module):
@@ -337,8 +336,10 @@ def browser_cells(
     drawn:tuple=('neutrophil', 'lymphocyte', 'eosinophil', 'platelet'), # Drawn cells
 ): # A PIL image of the cells, and a list of their titles, labels and kinds
     "Cells to choose from on the painting page"
-    if photographs: images, titles = photographed_cells(photographs)
-    else: images, titles = generated_cells(model, seeds)
+    if photographs:
+        images, titles = photographed_cells(photographs)
+    else:
+        images, titles = generated_cells(model, seeds)
     simulated = simulate_blood(len(drawn), size=model.size, labels=list(drawn), seed=3)
     images = torch.cat([images, simulated.images])
     return cell_strip(images), titles + cell_titles(drawn, 'drawn')
