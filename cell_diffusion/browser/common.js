@@ -104,7 +104,7 @@ export function fillIn(root, about, words, chosen) {
   const hide = (n, on) => { named(n).closest('label').hidden = on; }, calls = Object.keys(about.walks)[0], classes = about.classes.length;
   const stored = about.guidance_scale ?? 1;                                      // what the library's `sample` uses
   Object.assign(named('w'), { max: Math.max(4, stored), step: stored % .5 ? 'any' : .5 });
-  named('shown').value = named('w').value = sharedNumber('guidance', named('w')) ?? stored;
+  named('shown').value = named('w').value = (about.few ? null : sharedNumber('guidance', named('w'))) ?? stored;
   named('seed').value = sharedNumber('seed', named('seed')) ?? 7;
   hide('label', !classes);                                                       // nothing to choose without classes
   hide('steps', about.few); hide('w', about.few || !classes); hide('live', !about.few);
@@ -204,7 +204,7 @@ export function wire(root, engine, work, { hindrance = () => '', pause = 400, mo
   live.onchange = () => { remembered(live.checked); clearTimeout(timer); changed(); };
   named('cancel').onclick = () => { stop(); hushed = false; engine.cancel(); say('Cancelling …'); };
   named('go').onclick = () => start(false);
-  root.addEventListener('change', keep);
+  root.addEventListener('change', e => { if (['label', 'seed', 'steps', 'w', 'cell', 'mix'].includes(e.target.name)) keep(); });
   return { say, fail, changed, dragged, keep, end: () => { if (live.checked) { stop(); hushed = true; } else engine.cancel(); } };
 }
 
