@@ -31,7 +31,6 @@ from .records import (
 from .sampling import (
     batched_denoise, ddim, dpm_solver, sample, stored_walk, timesteps)
 from .viewer import as_image, grid_frame, inline, webp_bytes
-from .inpainting import stained_masks
 
 # %% ../nbs/web.ipynb #c014
 class DenoiserStep(nn.Module):
@@ -171,6 +170,7 @@ def page_facts(model, file, data, about, steps):
         T=schedule.T,
         data_mean=model.data_mean,
         data_std=model.data_std,
+        cell_sizes=model.cell_sizes,
         about=about,
         # What guidance does is part of the weights of a distilled network
         guided=not model.jumps,
@@ -315,37 +315,48 @@ def browser_noise(
     return torch.from_numpy(z.ravel()[:n].astype(np.float32)).reshape(shape)
 
 # %% ../nbs/web.ipynb #c048
-def cell_sheet(images, masks):
-    "Cells in one row, and below each its nucleus in white, as one picture"
-    nuclei = masks.expand(-1, 3, -1, -1).to(torch.uint8)*255
-    rows = [torch.cat(list(row), dim=2) for row in (images, nuclei)]
-    return Image.fromarray(torch.cat(rows, dim=1).permute(1, 2, 0).numpy())
+def cell_strip(images):
+    "Cells side by side, as one picture"
+    return Image.fromarray(torch.cat(list(images), dim=2).permute(1, 2, 0).numpy())
 
-def cell_titles(classes, how):
-    "What the page calls the cells, and their labels"
-    return [dict(title=f'{c}, {how}', label=c) for c in classes]
+def cell_titles(classes, kind):
+    "What the page calls the cells, their labels, and where they come from"
+    return [dict(title=f'{c}, {kind}', label=c, kind=kind) for c in classes]
+
+def generated_cells(model, seeds):
+    "One cell of each class, and their titles"
+    cells = [sample(model, 1, label=c, seed=seed, progress=False)
+             for c, seed in zip(model.classes, seeds)]
+    return decode(torch.cat(cells)), cell_titles(model.classes, 'generated')
+
+def photographed_cells(strip):
+    "Cells of a picture that `tools/make_photographs.py` wrote, and their titles"
+    strip = as_path(strip)
+    labels = read_json(strip.with_suffix('.json'), 'make it again.')['labels']
+    cells = np.split(np.array(Image.open(strip)), len(labels), axis=1)
+    images = torch.from_numpy(np.stack(cells)).permute(0, 3, 1, 2)
+    return images, cell_titles(labels, 'photograph')
 
 def browser_cells(
-    model:Denoiser, # An inpainting network with classes: one cell of each
+    model:Denoiser, # An inpainting network with classes
+    photographs=None, # A strip of them; without it the network generates cells
     seeds:tuple=(7, 9, 5, 13, 8, 2, 12, 11), # Of `sample`, one for each class
     drawn:tuple=('neutrophil', 'lymphocyte', 'eosinophil', 'platelet'), # Drawn cells
-): # A PIL image, cells above and nuclei below, and a list of their titles and labels
-    "Cells to choose from on the painting page: generated and drawn, no photographs"
-    generated = []
-    for c, seed in zip(model.classes, seeds):
-        generated.append(sample(model, 1, label=c, seed=seed, progress=False))
-    generated = torch.cat(generated)
+): # A PIL image of the cells, and a list of their titles, labels and kinds
+    "Cells to choose from on the painting page"
+    if photographs:
+        images, titles = photographed_cells(photographs)
+    else:
+        images, titles = generated_cells(model, seeds)
     simulated = simulate_blood(len(drawn), size=model.size, labels=list(drawn), seed=3)
-
-    images = torch.cat([decode(generated), simulated.images])
-    nuclei = torch.cat([stained_masks(generated), simulated.nucleus[:, None]])
-    titles = cell_titles(model.classes, 'generated') + cell_titles(drawn, 'drawn')
-    return cell_sheet(images, nuclei), titles
+    images = torch.cat([images, simulated.images])
+    return cell_strip(images), titles + cell_titles(drawn, 'drawn')
 
 # %% ../nbs/web.ipynb #c049
 def write_browser_files(
     folder, # Where the pages look for them: `browser/model` beside them
     name:str='blood64-inpaint', # Shipped weights of an inpainting network with classes
+    photographs=None, # A strip of cells to show, see `browser_cells`
 )->list: # The files, under names that do not depend on the weights
     "Write what the two pages need: the network, compared with PyTorch, and the cells"
     folder = as_path(folder)
@@ -355,7 +366,7 @@ def write_browser_files(
     with all_or_none(folder) as made:
         file = export_onnx(model, made/'network.onnx', about)
         verify_onnx(file, model, batches=(1,))
-        sheet, titles = browser_cells(model)
+        sheet, titles = browser_cells(model, photographs)
         sheet.save(made/'cells.png', optimize=True)
         write_json(made/'cells.json', titles)
     return sorted(folder.iterdir())
@@ -395,9 +406,8 @@ def starting_cells(model):
     labels = list(model.classes[:16])
     x = sample(model, len(labels) or 4, labels or None, seed=7, progress=False)
     images = decode(x if x.shape[1] == 3 else x[:, :1].expand(-1, 3, -1, -1))
-    no_nuclei = torch.zeros(len(x), 1, model.size, model.size)
     names = labels or [f'cell {i + 1}' for i in range(len(x))]
-    return cell_sheet(images, no_nuclei), cell_titles(names, 'generated')
+    return cell_strip(images), cell_titles(names, 'generated')
 
 def copy_files(files, folder):
     "Copy some files into a folder, which is made"

@@ -17,6 +17,7 @@ wasm = 'ort-wasm-simd-threaded.wasm'
 networks = 'blood64-inpaint-4', 'blood64-inpaint'
 # The live figures of the chapters ask at any noise level, and a distilled one cannot
 any_level = 'blood64-inpaint'
+photographs = here.parent/'img'/'photographs.png'
 
 no_npm = (
     'The site needs Node.js with npm (version 20 or later) for KaTeX and '
@@ -75,7 +76,7 @@ def network():
 def export(model, name, call):
     "A network as ONNX by a call of `web`, if its code or weights have changed"
     weights = package/'weights'/name
-    sources = [*sorted(package.rglob('*.py')), *sorted(weights.rglob('*'))]
+    sources = [*sorted(package.rglob('*.py')), *sorted(weights.rglob('*')), photographs]
     now = _sha256(b''.join(s.read_bytes() for s in sources if s.is_file()))
     stamp = model/'.sources-sha256'
     if _says(stamp, now) and any(model.glob('*.onnx')):
@@ -94,7 +95,8 @@ def export(model, name, call):
 def networks_of_pages(browser):
     "The network of the two pages, and that of the live figures where it is another"
     name = network()
-    export(browser/'model', name, f'write_browser_files(folder, {name!r})')
+    call = f'write_browser_files(folder, {name!r}, {str(photographs)!r})'
+    export(browser/'model', name, call)
     if name == any_level:
         shutil.rmtree(browser/'live', ignore_errors=True)
     else:

@@ -8,11 +8,15 @@ import numpy as np, onnx, pytest, torch
 from PIL import Image
 from common import cells, nbs, package
 from cell_diffusion.denoiser import Condition, Denoiser, load, save, set_guidance
-from cell_diffusion.inpainting import Inpainter
+from cell_diffusion.core import encode
+from cell_diffusion.inpainting import Inpainter, stained_masks
 from cell_diffusion.sampling import batched_denoise, dpm_solver, timesteps
+from cell_diffusion.simulation import simulate_blood
 from cell_diffusion.web import (
-    DenoiserStep, browser_noise, export_onnx, export_page, onnx_session, page_facts,
-    run_session, published, runtime_files, verify_onnx, write_browser_files)
+    DenoiserStep, browser_cells, browser_noise, export_onnx, export_page, onnx_session,
+    page_facts, run_session, published, runtime_files, verify_onnx, write_browser_files)
+
+photographs = package.parent/'img'/'photographs.png'
 
 def tiny(kind=Denoiser, channels=3, **kwargs):
     "An untrained network that does not answer zero"
@@ -199,7 +203,7 @@ def test_only_weights_that_lose_nothing_are_stored_in_half(tmp_path):
     assert verify_onnx(half, model)
 
 def test_all_that_the_pages_need(tmp_path):
-    files = write_browser_files(tmp_path)
+    files = write_browser_files(tmp_path, photographs=photographs)
     names = ['cells.json', 'cells.png', 'network.json', 'network.onnx']
     assert [f.name for f in files] == names
     assert sum(f.stat().st_size for f in files) < 4.2e6
@@ -208,11 +212,53 @@ def test_all_that_the_pages_need(tmp_path):
     sheet = np.array(Image.open(files[1]))
     assert 'CC BY 4.0' in about['about'] and 'not for clinical use' in about['about']
     assert '20' in about['walks']
-    assert sheet.shape == (128, 64*len(titles), 3) and len(titles) == 12
-    assert {t['label'] for t in titles} == set(about['classes'])
-    assert titles[0]['title'] == 'basophil, generated'
-    assert titles[-1]['title'] == 'platelet, drawn'
-    assert set(np.unique(sheet[64:])) == {0, 255} and sheet[:64].std() > 20
+    assert sheet.shape == (64, 64*len(titles), 3) and len(titles) == 12
+    assert [t['label'] for t in titles[:8]] == about['classes']
+    assert np.array_equal(sheet[:, :8*64], np.array(Image.open(photographs)))
+    assert titles[0] == dict(
+        title='basophil, photograph', label='basophil', kind='photograph')
+    assert titles[-1]['title'] == 'platelet, drawn' and sheet.std() > 20
+    assert len(about['cell_sizes']) == 8
+
+def test_without_photographs_the_network_makes_the_cells():
+    sheet, titles = browser_cells(load('blood64-inpaint', 'cpu', 'float32'))
+    assert sheet.size == (12*64, 64)
+    assert [t['kind'] for t in titles] == ['generated']*8 + ['drawn']*4
+
+def test_the_photographs_are_eight_and_say_whose_they_are():
+    facts = json.loads(photographs.with_suffix('.json').read_text())
+    assert 'Acevedo' in facts['credit'] and 'CC BY 4.0' in facts['credit']
+    assert len(facts['labels']) == 8 and Image.open(photographs).size == (8*64, 64)
+
+find_stain = '''
+import { stainedMasks } from '%s';
+import { readFileSync } from 'fs';
+const cells = JSON.parse(readFileSync('%s'));
+const masks = cells.map(data => stainedMasks({ data, width: 64, height: 64 }));
+console.log(JSON.stringify(masks.map(m => [[...m.cell], [...m.nucleus], m.share])));
+'''
+
+@pytest.mark.skipif(shutil.which('node') is None, reason='needs node')
+def test_a_page_finds_cell_and_nucleus_as_the_library_does(tmp_path):
+    strip = np.array(Image.open(photographs))
+    drawn = simulate_blood(6, size=64, seed=4).images.permute(0, 2, 3, 1).numpy()
+    blank = np.full((1, 64, 64, 3), 240, np.uint8)
+    pixels = np.concatenate([np.split(strip, 8, axis=1), drawn, blank])
+    opaque = np.full((len(pixels), 64, 64, 1), 255)
+    cells = np.concatenate([pixels, opaque], axis=3).reshape(len(pixels), -1)
+    (tmp_path/'cells.json').write_text(json.dumps(cells.tolist()))
+    shutil.copy(package/'browser'/'stain.js', tmp_path/'stain.mjs')
+    script = find_stain % (tmp_path/'stain.mjs', tmp_path/'cells.json')
+    said = subprocess.run(['node', '--input-type=module', '-e', script], check=True,
+                          capture_output=True)
+    found = json.loads(said.stdout)
+    x = encode(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    for k, what in enumerate(('cell', 'nucleus')):
+        theirs = np.array([masks[k] for masks in found]).reshape(-1, 64, 64) > 0
+        ours = stained_masks(x, what)[:, 0].numpy()
+        assert (theirs != ours).sum((1, 2)).max() <= 2 and ours[:-1].any((1, 2)).all()
+    sizes = [stained_masks(x[:1], 'cell', grow=0).sum().item(), found[-1][2]]
+    assert found[0][2] == pytest.approx((4/np.pi*sizes[0])**.5/64) and sizes[1] == 0
 
 @pytest.mark.parametrize('kind, channels, pages', [
     (Denoiser, 3, ['index']), (Denoiser, 5, ['index']),

@@ -14,7 +14,7 @@ export class HoleCanvas {
     const { width: w, height: h } = Object.assign(this, { pixels, past: [], at: [pixels.width/2, pixels.height/2] }).pixels;
     for (const c of [this.picture, this.canvas]) Object.assign(c, { width: w, height: h });
     this.stage.style.width = `min(100%, 30rem, ${(70*w/h).toFixed(1)}vh)`;
-    this.stage.style.imageRendering = w < 200 ? 'pixelated' : 'auto';
+    this.canvas.style.imageRendering = w < 200 ? 'pixelated' : 'auto';
     this.picture.getContext('2d').putImageData(pixels, 0, 0);
     this.pen = this.canvas.getContext('2d');
     this.layer = this.pen.createImageData(w, h);

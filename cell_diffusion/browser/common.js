@@ -1,4 +1,5 @@
 // What the two pages share: the network in its worker, the settings, messages, and files to download
+import { share, shared, sharedNumber } from './address.js';
 
 const runtimeBytes = 3_730_000;                                                   // of onnxruntime-web, packed
 const url = path => new URL(path, import.meta.url);
@@ -92,16 +93,19 @@ export const settings = (go, live, more = '', open = '', last = '') => `
   <p class="cd-status" role="status"></p>
   <p class="cd-error" role="alert" hidden></p>`;
 
-// The classes and the numbers of steps to choose from. A name may be anything: it is text and never markup. Values are class numbers, or words.
+// The classes and the numbers of steps to choose from, with what the address asks for. A name may be anything: it is text and never markup. Values are class numbers, or words.
 export function fillIn(root, about, words, chosen) {
   const named = n => root.querySelector(`[name=${n}]`), option = (text, value, chosen) => Object.assign(new Option(text, value, chosen, chosen), { dir: 'auto' });
   const all = [...words.filter(([, , first]) => first), ...about.classes.map((name, i) => [i, name]), ...words.filter(([, , first]) => !first)];
-  named('label').append(...all.map(([value, text]) => option(text, value, String(value) === String(chosen))));
-  named('steps').append(...Object.keys(about.walks).map(k => option(k, k, k === '20')));
+  const asked = shared.get('class'), number = about.classes.indexOf(asked), begin = number >= 0 ? number : words.some(([value]) => value === asked) ? asked : chosen;
+  named('label').append(...all.map(([value, text]) => option(text, value, String(value) === String(begin))));
+  const walks = Object.keys(about.walks), steps = walks.includes(shared.get('steps')) ? shared.get('steps') : '20';
+  named('steps').append(...walks.map(k => option(k, k, k === steps)));
   const hide = (n, on) => { named(n).closest('label').hidden = on; }, calls = Object.keys(about.walks)[0], classes = about.classes.length;
   const stored = about.guidance_scale ?? 1;                                      // what the library's `sample` uses
-  Object.assign(named('w'), { max: Math.max(4, stored), step: stored % .5 ? 'any' : .5, value: stored });
-  named('shown').value = stored;
+  Object.assign(named('w'), { max: Math.max(4, stored), step: stored % .5 ? 'any' : .5 });
+  named('shown').value = named('w').value = (about.few ? null : sharedNumber('guidance', named('w'))) ?? stored;
+  named('seed').value = sharedNumber('seed', named('seed')) ?? 7;
   hide('label', !classes);                                                       // nothing to choose without classes
   hide('steps', about.few); hide('w', about.few || !classes); hide('live', !about.few);
   root.querySelector('summary').textContent = about.few ? 'Seed' : classes ? 'Seed, steps, guidance' : 'Seed, steps';
@@ -123,10 +127,10 @@ function remembered(value) {
 export const labelName = (about, label) => about.classes[label] ?? label;
 export const fileName = text => [...String(text).replace(/[<>:"/\\|?*\x00-\x1f]/g, '_')].slice(0, 50).join('');
 
-// Wires `settings` up; `work(values, tell, say)` does what the button promises, `tell(share, text)` moves the bar.
-// With a network of few calls it also does so by itself, `pause` milliseconds after `changed`, where `possible()` is true; what goes on then ends.
-export function wire(root, engine, work, possible = () => true, pause = 400) {
-  const $ = s => root.querySelector(s), named = n => $(`[name=${n}]`), bar = $('.cd-progress'), error = $('.cd-error'), live = named('live');
+// Wires `settings` up; `work(values, tell, say)` does what the button promises, `tell(share, text)` moves the bar. `hindrance()` is a sentence if it cannot begin.
+// With a network of few calls it also does so by itself, `pause` milliseconds after `changed`; what goes on then ends. `more()` are further words for the address.
+export function wire(root, engine, work, { hindrance = () => '', pause = 400, more = () => ({}) } = {}) {
+  const $ = s => root.querySelector(s), named = n => $(`[name=${n}]`), bar = $('.cd-progress'), error = $('.cd-error'), live = named('live'), { about } = engine;
   let turn = 0, running = null, timer, hushed = false;                            // hushed: what ends makes room for another run, and says nothing
   const tell = (share, text) => { bar.firstElementChild.value = share; bar.lastElementChild.textContent = text; };
   const say = text => { $('.cd-status').textContent = text; };
@@ -137,48 +141,71 @@ export function wire(root, engine, work, possible = () => true, pause = 400) {
     if (!alone) { named('go').disabled = on; root.setAttribute('aria-busy', on); }
   };
 
-  async function go(alone) {
+  function keep() {                                                              // in the address: what this page would show somewhere else
     const seed = named('seed');
-    fail('');
-    if (!(alone ? seed.checkValidity() : seed.reportValidity())) return;
-    busy(true, alone); tell(0, '');
+    share({
+      ...more(), class: about.classes.length ? labelName(about, named('label').value) : null, seed: seed.checkValidity() ? seed.value : null,
+      ...(!about.few && { steps: named('steps').value, guidance: about.classes.length ? Number(named('w').valueAsNumber.toFixed(2)) : null }),
+    });
+  }
+
+  async function go(alone, rough) {
+    const seed = named('seed'), hindered = hindrance();
+    fail(alone ? '' : hindered);
+    if (hindered || !(alone ? seed.checkValidity() : seed.reportValidity())) return;
+    if (!rough) busy(true, alone);
+    tell(0, '');
     engine.stopped = hushed = false;
     try {
       if (!engine.ready) say(`Loading the network, ${((engine.about.bytes + runtimeBytes)/1e6).toFixed(1)} MB. This is needed once.`);
       await engine.load(({ share }) => tell(share, `${Math.round(100*share)} %`));
       if (engine.stopped) throw aborted();
-      bar.hidden = alone;
-      say(await work({ label: named('label').value, steps: named('steps').value, seed: seed.valueAsNumber, w: named('w').valueAsNumber }, tell, alone ? () => {} : say));
+      bar.hidden = !!alone;
+      const told = await work({ label: named('label').value, steps: named('steps').value, seed: seed.valueAsNumber, w: named('w').valueAsNumber, rough }, tell, alone ? () => {} : say);
+      if (told) say(told);
     } catch (e) {
       const ended = e.name === 'AbortError';
       say(ended && !hushed ? 'Cancelled. Nothing is lost: press the button to begin again.' : '');
       if (!ended) fail(e.message);
       if (!ended && alone) live.checked = false;                                 // one message is enough
     }
-    busy(false, alone);
+    if (!rough) busy(false, alone);
   }
 
   const stop = () => { turn++; clearTimeout(timer); engine.interrupt(); };
-  async function start(alone) {                                                  // when the earlier run has ended, and unless a later one is wanted
+  async function start(alone, rough) {                                           // when the earlier run has ended, and unless a later one is wanted
     stop(); hushed = true;
     const mine = turn;
     await running;
-    if (mine === turn) await (running = go(alone));
+    if (mine === turn) await (running = go(alone, rough));
+  }
+
+  let moved = false, dragging = false;
+  async function dragged() {                                                     // while a slider moves: a rough answer, and the next as soon as it is there
+    if (!live.checked || !engine.ready) return;
+    moved = true;
+    if (dragging) return;
+    for (dragging = true; moved && live.checked;) { moved = false; await start(true, true); }
+    dragging = false;
   }
 
   function changed() {
     if (!live.checked) return;
     stop(); hushed = true;
-    if (possible()) timer = setTimeout(() => start(true), pause);
+    if (!hindrance()) timer = setTimeout(() => start(true), pause);
   }
 
   named('w').oninput = () => { named('shown').value = Number(named('w').valueAsNumber.toFixed(2)); };
-  named('dice').onclick = () => { named('seed').value = Math.floor(Math.random()*10000); changed(); };
+  named('dice').onclick = () => {
+    named('seed').value = Math.floor(Math.random()*10000);
+    for (const type of ['input', 'change']) named('seed').dispatchEvent(new Event(type, { bubbles: true }));
+  };
   named('seed').oninput = named('label').onchange = changed;
   live.onchange = () => { remembered(live.checked); clearTimeout(timer); changed(); };
   named('cancel').onclick = () => { stop(); hushed = false; engine.cancel(); say('Cancelling …'); };
   named('go').onclick = () => start(false);
-  return { say, fail, changed, end: () => { if (live.checked) { stop(); hushed = true; } else engine.cancel(); } };
+  root.addEventListener('change', e => { if (['label', 'seed', 'steps', 'w', 'cell', 'mix'].includes(e.target.name)) keep(); });
+  return { say, fail, changed, dragged, keep, end: () => { if (live.checked) { stop(); hushed = true; } else engine.cancel(); } };
 }
 
 // Which class number a choice stands for; none is null

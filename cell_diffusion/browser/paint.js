@@ -1,8 +1,11 @@
 // The page "Paint a cell": choose a cell, paint a hole, fill it
 import { Engine, describe, fetchFrom, settings, fillIn, labelName, fileName, wire, classNumber, trajectory, stepSlider, canvasOf, offer } from './common.js';
+import { shared } from './address.js';
 import { HoleCanvas } from './canvas.js';
 import { noise } from './diffusion.js';
-import { findWindow, closeUp, putBack, toPixels } from './picture.js';
+import { Frame } from './frame.js';
+import { seen, putBack, enlarge, softenSeam } from './picture.js';
+import { stainedMasks } from './stain.js';
 
 const root = document.getElementById('paint-a-cell'), $ = s => root.querySelector(s), megapixels = 12;
 
@@ -11,42 +14,61 @@ const page = `
     <fieldset class="cd-cells"><legend class="visually-hidden">Cells to paint on</legend></fieldset>
     <div class="cd-row"><button type="button" name="open">Take a picture of my own …</button><input type="file" name="file" accept="image/*" hidden aria-label="A picture of my own">
     <span class="cd-hint" name="named"></span></div>
-    <p class="cd-hint">None of these is a photograph: the network generated them, or a program drew them, as their names say. A picture of your own stays in your browser.</p></section>
+    <div class="cd-frame" hidden>
+      <div class="cd-stage cd-whole"><canvas role="img" aria-label="Your picture"></canvas><div class="cd-square" tabindex="0" role="application" aria-label="Frame around your cell" aria-describedby="cd-frame"><i></i></div></div>
+      <div><label class="cd-wide"><b>How large is your cell?</b> <output name="wide"></output> <input type="range" name="width" class="form-range"></label>
+      <p class="cd-hint" id="cd-frame">Drag the frame, and choose its size, until the circle just surrounds your cell. (A platelet, which is smaller than other cells, fills about half of the circle.) What is in the frame is brought to the size of the cells from which the network learned. With keys: arrows move the frame (with shift by one pixel), + and − change its size.</p></div></div>
+    <p class="cd-hint" name="kinds"></p></section>
   <section aria-labelledby="cd-2"><h2 id="cd-2"><b>2</b> Paint what is to be hidden</h2>
     <div class="cd-row"><label>Brush <input type="range" name="brush" class="form-range" min="1" max="25" value="8"></label>
       <button type="button" name="erase" aria-pressed="false">Erase</button><button type="button" name="undo">Undo</button><button type="button" name="clear">Clear</button></div>
-    <div class="cd-row" role="group" aria-label="Ready-made holes"><span>Or hide</span><button type="button" name="nucleus">the nucleus</button><button type="button" name="middle">the middle</button><button type="button" name="half">one half</button><button type="button" name="all">all</button></div>
-    <div class="cd-stage"><canvas class="cd-picture" aria-hidden="true"></canvas>
+    <div class="cd-row" role="group" aria-label="Ready-made holes"><span>Or hide</span><button type="button" name="body">the cell</button><button type="button" name="nucleus">the nucleus</button><button type="button" name="middle">the middle</button><button type="button" name="half">one half</button><button type="button" name="all">all</button></div>
+    <div class="cd-stage cd-easel"><canvas class="cd-picture" aria-hidden="true"></canvas>
       <canvas class="cd-paint" tabindex="0" role="application" aria-label="Picture to paint on" aria-describedby="cd-keys cd-brush"></canvas><div class="cd-ring"></div></div>
     <p class="cd-hint" id="cd-brush" role="status"></p>
     <p class="cd-hint" id="cd-keys">With keys: arrows move the brush (with shift by one pixel), space paints, Enter lowers and lifts the pen, Ctrl+Z takes a stroke back.</p></section>
   <section aria-labelledby="cd-3"><h2 id="cd-3"><b>3</b> Fill it</h2>
     ${settings('Fill', 'Fill as the brush is lifted', '<label>How often <select name="fills" class="form-select"><option value="1">once</option><option value="2">twice</option><option value="3">three times</option><option value="4" selected>four times</option></select></label>')}
     <div class="cd-empty">Your fills will form here, out of noise.</div>
-    <div class="cd-result" hidden><div class="cd-stage"><canvas class="cd-shown" role="img"></canvas></div>
-      <fieldset class="cd-choose"><legend class="visually-hidden">Choose a fill</legend></fieldset>
+    <div class="cd-result" hidden><fieldset class="cd-choose"><legend class="visually-hidden">Choose a fill, or what was there</legend></fieldset>
+      <div class="cd-stage"><canvas class="cd-shown" role="img"></canvas></div>
       ${stepSlider}
-      <div class="cd-row"><button type="button" name="original" aria-pressed="false">Show the original</button><a class="cd-button" name="download" hidden>Download this fill (PNG)</a></div></div></section>`;
+      <div class="cd-row"><a class="cd-button" name="download" hidden>Download this fill (PNG)</a><a class="cd-button" name="whole" hidden>Download it in my picture (PNG)</a></div></div></section>`;
 
 const named = n => $(`[name=${n}]`);
 
+// Said of the cells to choose from, and of what was there before a fill
+const kinds = {
+  photograph: 'The photographs are not among the cells from which the network learned, so you can compare a fill with the truth (Acevedo et al. 2020, CC BY 4.0).',
+  generated: 'Generated cells come from the network itself.', drawn: 'Drawn cells come from a program.',
+};
+const truths = { photograph: 'the photograph', drawn: 'as drawn', generated: 'as generated' };
+
 async function begin() {
-  const about = await describe(root), { size, channels } = about, beside = about.place.model.slice(0, about.place.model.lastIndexOf('/') + 1);
+  const about = await describe(root), { size, channels, classes } = about, beside = about.place.model.slice(0, about.place.model.lastIndexOf('/') + 1);
   const [cells, picture] = await Promise.all([fetchFrom(`${beside}cells.json`, 'The list of cells').then(r => r.json()),
     fetchFrom(`${beside}cells.png`, 'The picture of the cells').then(r => r.blob())]);
-  const strip = await createImageBitmap(picture);
+  const whole = { top: 0, left: 0, side: size }, strip = await createImageBitmap(picture), four = Math.min(4, classes.length);
   root.innerHTML = page;
-  fillIn(root, about, [['any', 'any', true]], 'any');
-  const engine = new Engine(about), canvas = new HoleCanvas($('.cd-stage'), () => named('brush').valueAsNumber/100, tellBrush);
-  const { say, fail, changed, end } = wire(root, engine, fill, () => !canvas.down && canvas.painted > 0);
-  const { classes } = about, thumbnails = URL.createObjectURL(picture);
-  let nucleus = null, result = null;
+  fillIn(root, about, [...(four > 1 ? [['side', `${['two', 'three', 'four'][four - 2]}, side by side`, true]] : []), ['any', 'any']], four > 1 ? 'side' : 'any');
+  const engine = new Engine(about), canvas = new HoleCanvas($('.cd-easel'), () => named('brush').valueAsNumber/100, tellBrush);
+  const hindrance = () => canvas.down ? 'The brush is down: lift it first.' : canvas.painted ? '' : 'Nothing is hidden yet: paint on the cell first, or take one of the ready-made holes.';
+  const more = () => chosen ? { cell: nameOf(chosen), hole } : {};
+  const { say, fail, changed, keep, end } = wire(root, engine, fill, { hindrance, more });
+  const frame = new Frame(root, about, cutAgain), thumbnails = URL.createObjectURL(picture);
+  let masks = {}, result = null, chosen = null, hole = null;                      // hole: the name of a ready-made one
   $('.cd-cells').append(...cells.map(thumbnail));
+  named('kinds').textContent = [...new Set(cells.map(c => kinds[c.kind])), 'A picture of your own stays in your browser.'].join(' ');
+  sideBySide();
+
+  function nameOf({ label, kind }) { return `${label}, ${kind}`; }
+
+  function sideBySide() { named('fills').closest('label').hidden = named('label').value === 'side'; }
 
   function thumbnail({ title }, i) {                                             // a cell to choose, from the strip of all
     const label = Object.assign(document.createElement('label'), { title }), input = document.createElement('input'), small = document.createElement('span');
     Object.assign(input, { type: 'radio', name: 'cell', value: i, ariaLabel: title });
-    Object.assign(small.style, { backgroundImage: `url(${thumbnails})`, backgroundSize: `${100*cells.length}% 200%`, backgroundPosition: `${100*i/Math.max(1, cells.length - 1)}% 0` });
+    Object.assign(small.style, { backgroundImage: `url(${thumbnails})`, backgroundSize: `${100*cells.length}% 100%`, backgroundPosition: `${100*i/Math.max(1, cells.length - 1)}% 0` });
     label.append(input, small);
     return label;
   }
@@ -56,26 +78,28 @@ async function begin() {
     $('#cd-brush').textContent = `${n ? `${n.toLocaleString('en')} of ${canvas.ink.length.toLocaleString('en')} pixels are hidden` : 'Nothing is hidden yet'}${canvas.down ? '; the pen is down' : ''}. Brush at ${x}, ${y}.`;
   }
 
-  function take(pixels, title) {
+  function take(pixels) {                                                        // a new picture, at the scale of training
     end();
     canvas.show(pixels);
-    named('named').textContent = title;
-    named('nucleus').disabled = !nucleus?.includes(1);
+    hole = null;
+    masks = channels === 3 ? stainedMasks(pixels) : {};
+    for (const [name, mask] of [['nucleus', masks.nucleus], ['body', masks.cell]]) named(name).disabled = !mask?.includes(1);
     result = null; $('.cd-result').hidden = true; $('.cd-empty').hidden = false;
     fail(''); say('');
   }
 
-  function part(x, y, w, h) {
-    const context = Object.assign(document.createElement('canvas'), { width: w, height: h }).getContext('2d');
-    context.drawImage(strip, -x, -y);
-    return context.getImageData(0, 0, w, h);
+  function choose(i) {
+    const context = Object.assign(document.createElement('canvas'), { width: size, height: size }).getContext('2d');
+    context.drawImage(strip, -i*size, 0);
+    chosen = cells[i];
+    $('.cd-frame').hidden = true;
+    named('named').textContent = `${chosen.title}, ${size} × ${size} pixels`;
+    take(context.getImageData(0, 0, size, size));
+    ask(classes.indexOf(chosen.label));
   }
 
-  function choose(i) {
-    const white = part(i*size, size, size, size).data;
-    nucleus = Uint8Array.from({ length: size*size }, (_, k) => white[4*k] > 127 ? 1 : 0);
-    take(part(i*size, 0, size, size), `${cells[i].title}, ${size} × ${size} pixels`);
-    named('label').value = classes.includes(cells[i].label) ? classes.indexOf(cells[i].label) : 'any';
+  function ask(number) {                                                         // for a class, unless all are compared
+    if (named('label').value !== 'side') named('label').value = number >= 0 ? number : 'any';
   }
 
   async function open(file) {
@@ -91,44 +115,58 @@ async function begin() {
     const context = Object.assign(document.createElement('canvas'), { width: w, height: h }).getContext('2d');
     context.fillStyle = 'white'; context.fillRect(0, 0, w, h); context.drawImage(bitmap, 0, 0); bitmap.close();
     root.querySelectorAll('[name=cell]').forEach(c => { c.checked = false; });
-    nucleus = null;
-    take(context.getImageData(0, 0, w, h), `${file.name}, ${w} × ${h} pixels`);
-    named('label').value = 'any';
+    chosen = null;
+    frame.show(context.getImageData(0, 0, w, h));
+    $('.cd-frame').hidden = false;
+    named('named').textContent = `${file.name}, ${w} × ${h} pixels`;
+    cutAgain();
+    ask(-1);
+  }
+
+  function cutAgain() { take(frame.cut()); keep(); }
+
+  function wishes(label, seed) {                                                 // what each fill is asked for
+    if (label !== 'side') return Array.from({ length: +named('fills').value }, (_, k) => ({ label, seed: seed + k, name: `fill ${k + 1}` }));
+    const own = Math.max(0, classes.indexOf(chosen?.label)), n = classes.length;
+    return Array.from({ length: four }, (_, k) => (own + Math.floor(k*n/four))%n).map(i => ({ label: String(i), seed, name: classes[i] }));
   }
 
   async function fill({ label, steps, seed, w }, tell, say) {
-    const { pixels, hole } = canvas, window = findWindow(hole, pixels.width, pixels.height);
-    if (!window) throw Error('Nothing is hidden yet: paint on the cell first, or take one of the ready-made holes.');
-    const seen = closeUp(pixels, hole, window, size, channels), number = classNumber(about, label), wanted = +named('fills').value;
-    const mine = { pixels, hole, window, fills: [], label };
-    if (!about.few) stage(mine);
+    const { pixels, hole } = canvas, look = seen(pixels, hole, channels), wanted = wishes(label, seed), n = wanted.length;
+    const mine = { pixels, hole, truth: truths[chosen?.kind] ?? 'the original', place: chosen ? null : { window: frame.window, pixels: frame.pixels } };
+    if (!about.few) stage(mine, wanted);
     let seconds = 0;
-    for (let k = 0; k < wanted; k++) {
-      say(wanted > 1 ? `Filling: fill ${k + 1} of ${wanted}.` : 'Filling.');
-      const frames = [], now = { frames, seed: seed + k, steps, w };
-      const { x0, seconds: s } = await engine.run({ x: noise(seed + k, channels*size*size), labels: number === null ? null : [number], w, steps, ...seen }, ({ step, steps, xt }) => {
+    for (const [k, wish] of wanted.entries()) {
+      say(n > 1 ? `Filling: fill ${k + 1} of ${n}.` : 'Filling.');
+      const frames = [], number = classNumber(about, wish.label);
+      const { x0, seconds: s } = await engine.run({ x: noise(wish.seed, channels*size*size), labels: number === null ? null : [number], w, steps, ...look }, ({ step, steps, xt }) => {
         frames.push(xt);
-        if (result === mine && !about.few) inHole(xt);
-        tell((k + (step + 1)/steps)/wanted, `step ${step + 1} of ${steps}`);
+        if (result === mine && !about.few) { inHole(xt); mine.tiles[k].draw($('.cd-shown')); }
+        tell((k + (step + 1)/steps)/n, `step ${step + 1} of ${steps}`);
       });
-      if (about.few && !k) stage(mine);                                          // until now the last fill stayed
+      if (about.few && !k) stage(mine, wanted);                                          // until now the last fill stayed
       if (result !== mine) throw Object.assign(Error(), { name: 'AbortError' });     // another cell was chosen meanwhile
       seconds += s;
-      add(Object.assign(now, { filled: putBack(pixels, hole, window, x0, size, channels) }), k);
+      add({ ...wish, frames, steps, w, filled: softenSeam(putBack(pixels, hole, whole, x0, size, channels), hole) }, k);
     }
-    return `Done: ${wanted} fill${wanted > 1 ? 's' : ''} of ${hole.reduce((n, v) => n + v, 0).toLocaleString('en')} pixels in ${seconds.toFixed(1)} seconds.`;
+    mine.tiles[n].ready(canvasOf(pixels), truth);
+    return `Done: ${n} fill${n > 1 ? 's' : ''} of ${hole.reduce((n, v) => n + v, 0).toLocaleString('en')} pixels in ${seconds.toFixed(1)} seconds.`;
   }
 
-  function stage(next) {                                                         // an empty list of fills, and the large picture takes the shape of what is filled
-    const chosen = $('.cd-choose');
-    result = Object.assign(next, { focus: chosen.contains(document.activeElement) });
-    $('.cd-empty').hidden = true; $('.cd-result').hidden = false; chosen.querySelectorAll('label').forEach(l => l.remove());
-    Object.assign(named('original'), { disabled: true, ariaPressed: 'false' }); named('step').disabled = true; named('download').hidden = true;
-    const shown = $('.cd-shown'), { width, height } = result.pixels;
-    Object.assign(shown, { width, height });
-    shown.parentElement.style.cssText = $('.cd-stage').style.cssText;
+  function stage(next, wanted) {                                                 // a tile for each fill that will come, and one for what was there
+    const tiles = $('.cd-choose'), names = [...wanted.map(w => w.name), next.truth];
+    result = Object.assign(next, { focus: tiles.contains(document.activeElement) });
+    $('.cd-empty').hidden = true; $('.cd-result').hidden = false; tiles.querySelectorAll('label').forEach(l => l.remove());
+    result.tiles = names.map((name, k) => tile(name, k === wanted.length ? 'truth' : k));
+    tiles.append(...result.tiles.map(t => t.label));
+    named('step').disabled = true; hideDownloads();
+    const shown = $('.cd-shown');
+    Object.assign(shown, { width: size, height: size });
+    shown.parentElement.style.width = $('.cd-easel').style.width;
     draw(canvasOf(result.pixels), 'The picture before it is filled');
   }
+
+  function hideDownloads() { named('download').hidden = named('whole').hidden = true; }
 
   function draw(source, text) {
     const shown = $('.cd-shown');
@@ -136,44 +174,47 @@ async function begin() {
     shown.setAttribute('aria-label', text);
   }
 
-  function inHole(x) {                                                           // what the network works on, in its place in the picture
-    const { pixels, hole, window: { top, left, side } } = result, { width, height } = pixels;
-    if (!result.cover) {                                                         // three canvases of full size for a run, none for a step
-      const cover = new ImageData(width, height);
-      hole.forEach((v, i) => { cover.data[4*i + 3] = 255*v; });
-      Object.assign(result, { cover: canvasOf(cover), before: canvasOf(pixels), layer: Object.assign(document.createElement('canvas'), { width, height }) });
-    }
-    const { cover, before, layer } = result, pen = layer.getContext('2d');
-    pen.globalCompositeOperation = 'source-over'; pen.clearRect(0, 0, width, height); pen.drawImage(canvasOf(toPixels(x, size, 0, channels)), left, top, side, side);
-    pen.globalCompositeOperation = 'destination-in'; pen.drawImage(cover, 0, 0);
-    draw(before, 'A fill that forms out of noise'); draw(layer, 'A fill that forms out of noise');
+  function inHole(x) { draw(canvasOf(putBack(result.pixels, result.hole, whole, x, size, channels)), 'A fill that forms out of noise'); }
+
+  function tile(name, value) {                                                   // a small picture, to be chosen once it is ready
+    const label = document.createElement('label'), input = Object.assign(document.createElement('input'), { type: 'radio', name: 'fill', value, ariaLabel: name, disabled: true });
+    const small = Object.assign(document.createElement('canvas'), { width: size, height: size }), text = Object.assign(document.createElement('span'), { textContent: name, dir: 'auto' });
+    label.append(input, small, text);
+    const draw = source => small.getContext('2d').drawImage(source, 0, 0);
+    return { label, input, draw, ready(source, show) { draw(source); Object.assign(input, { disabled: false, onchange: show }); } };
   }
 
   function add(one, k) {
-    const label = document.createElement('label'), small = document.createElement('canvas'), { width, height } = one.filled, scale = Math.min(1, 144/Math.min(width, height));
-    Object.assign(small, { width: Math.ceil(scale*width), height: Math.ceil(scale*height) });
-    small.getContext('2d').drawImage(canvasOf(one.filled), 0, 0, small.width, small.height);
-    result.fills.push(one);
-    label.append(Object.assign(document.createElement('input'), { type: 'radio', name: 'fill', value: k, ariaLabel: `Fill ${k + 1}` }), small, `fill ${k + 1}`);
-    $('.cd-choose').append(label);
-    label.firstChild.onchange = () => pick(k);
+    const { input, ready } = result.tiles[k];
+    ready(canvasOf(one.filled), () => pick(one));
     if (about.few && k) return;                                                  // the first one stays in view
-    label.firstChild.checked = true;
-    if (result.focus) label.firstChild.focus();                                  // it was on a fill that is gone
-    pick(k);
+    input.checked = true;
+    if (result.focus) input.focus();                                             // it was on a fill that is gone
+    pick(one);
   }
 
-  function pick(k) {
-    const one = result.fills[k], finished = canvasOf(one.filled), asked = labelName(about, result.label), what = result.label === 'any' ? 'no class asked for' : `asked for: ${asked}`;
-    Object.assign(named('original'), { disabled: false, ariaPressed: 'false' });
-    named('original').onclick = e => {
-      const on = e.target.getAttribute('aria-pressed') !== 'true';
-      e.target.setAttribute('aria-pressed', on);
-      if (on) draw(canvasOf(result.pixels), 'The picture before it was filled'); else draw(finished, `Fill ${k + 1}, ${what}`);
-    };
-    trajectory(root, one.frames.length, step => step === one.frames.length ? draw(finished, `Fill ${k + 1}, ${what}`) : inHole(one.frames[step]));
-    offer(named('download'), finished, `synthetic-${fileName(asked)}-${one.seed}.png`, { label: asked, seed: one.seed, steps: one.steps, ...(!about.few && { guidance: one.w }) });
+  function truth() {
+    draw(canvasOf(result.pixels), `What was there: ${result.truth}`);
+    named('step').disabled = true; hideDownloads();
   }
+
+  function pick({ filled, frames, label, seed, steps, w, name }) {
+    const finished = canvasOf(filled), asked = labelName(about, label), what = label === 'any' ? 'no class asked for' : `asked for: ${asked}`, { place } = result;
+    trajectory(root, frames.length, step => step === frames.length ? draw(finished, `${name}, ${what}`) : inHole(frames[step]));
+    const notes = { label: asked, seed, steps, ...(!about.few && { guidance: w }) }, file = `synthetic-${fileName(asked)}-${seed}.png`;
+    offer(named('download'), finished, file, notes);
+    if (place) offer(named('whole'), canvasOf(inPlace(place, filled)), file.replace('.png', '-whole.png'), notes);
+  }
+
+  function inPlace({ window, pixels }, filled) {                                     // a fill in the picture from which its square was cut
+    return putBack(pixels, enlarge(result.hole, size, window, pixels.width, pixels.height), window, seen(filled, result.hole, channels).known, size, channels);
+  }
+
+  const shapes = { middle: (x, y) => Math.abs(x - .5) < .2 && Math.abs(y - .5) < .2, half: x => x < .5, all: () => true };
+  const holes = { body: () => masks.cell, nucleus: () => masks.nucleus };
+  for (const [name, inside] of Object.entries(shapes)) holes[name] = () => Uint8Array.from({ length: size*size }, (_, i) => inside((i%size + .5)/size, (Math.floor(i/size) + .5)/size) ? 1 : 0);
+
+  function hide(name) { canvas.set(holes[name]()); hole = name; keep(); }
 
   root.querySelectorAll('[name=cell]').forEach(c => { c.onchange = () => choose(+c.value); });
   named('open').onclick = () => named('file').click();
@@ -181,18 +222,19 @@ async function begin() {
   named('erase').onclick = e => { canvas.erase = !canvas.erase; e.target.setAttribute('aria-pressed', canvas.erase); };
   named('undo').onclick = () => canvas.undo();
   named('clear').onclick = () => canvas.set(new Uint8Array(canvas.ink.length));
-  named('nucleus').onclick = () => canvas.set(nucleus);
-  const shapes = { middle: (x, y) => Math.abs(x - .5) < .2 && Math.abs(y - .5) < .2, half: x => x < .5, all: () => true };
-  for (const [name, inside] of Object.entries(shapes)) named(name).onclick = () => {
-    const { width: w, height: h } = canvas.pixels;
-    canvas.set(Uint8Array.from({ length: w*h }, (_, i) => inside((i%w + .5)/w, (Math.floor(i/w) + .5)/h) ? 1 : 0));
-  };
+  for (const name of Object.keys(holes)) named(name).onclick = () => hide(name);
   named('fills').onchange = changed;
-  const first = Math.max(0, cells.findIndex(c => c.label === 'neutrophil'));
+  named('label').addEventListener('change', sideBySide);
+
+  // What the address asks for, else a photograph whose cell is hidden
+  const asked = cells.findIndex(c => nameOf(c) === shared.get('cell')), first = asked >= 0 ? asked : Math.max(0, cells.findIndex(c => c.label === 'neutrophil'));
   root.querySelectorAll('[name=cell]')[first].checked = true;
+  const wish = named('label').value;
   choose(first);
-  if (nucleus.includes(1)) canvas.set(nucleus); else named('middle').click();
-  canvas.edited = changed;                                                       // from now on: nothing is loaded before a hand has moved
+  if (shared.get('class')) named('label').value = wish;
+  hole = [shared.get('hole'), 'body', 'middle'].find(name => Object.hasOwn(holes, name) && !named(name).disabled);
+  canvas.set(holes[hole]());
+  canvas.edited = () => { hole = null; keep(); changed(); };                           // from now on: nothing is loaded before a hand has moved
 }
 
 begin().catch(e => { root.innerHTML = `<section class="cd-all"><p class="cd-error" role="alert"></p></section>`; $('.cd-error').textContent = `${e.message} Without it nothing can be painted here; the notebooks can still do it.`; });

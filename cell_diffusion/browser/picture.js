@@ -1,48 +1,11 @@
-// From a picture of any size to what the network sees, and back into the hole: `find_window` and `inpaint` of the library.
+// From a picture of any size and shape to what the network sees, and back into the hole: `inpaint` of the library.
 
 const clip = (v, low, high) => Math.min(Math.max(v, low), high);
-
-// The square around a hole, which may reach beyond the picture; null where nothing is painted
-export function findWindow(hole, width, height) {
-  let top = height, bottom = -1, left = width, right = -1;
-  for (let y = 0, i = 0; y < height; y++) for (let x = 0; x < width; x++, i++) if (hole[i]) {
-    top = Math.min(top, y); bottom = y; left = Math.min(left, x); right = Math.max(right, x);
-  }
-  if (bottom < 0) return null;
-  const extent = Math.max(bottom - top, right - left) + 1, short = Math.min(width, height), long = Math.max(width, height);
-  const side = Math.max(short <= 256 ? short : 200, Math.min(long, Math.floor(5*extent/4)), extent);
-  const place = (first, last, length) => side > length ? Math.floor((length - side)/2) : clip(Math.floor((first + last + 1 - side)/2), 0, length - side);
-  return { top: place(top, bottom, height), left: place(left, right, width), side };
-}
 
 // Where each pixel of the window lies in the picture; beyond it the edge is repeated
 function* positions({ top, left, side }, width, height) {
   for (let y = 0, i = 0; y < side; y++) for (let x = 0; x < side; x++, i++)
     yield [i, clip(top + y, 0, height - 1)*width + clip(left + x, 0, width - 1)];
-}
-
-// For each hidden pixel the number of the nearest known one: along the columns first, then along the rows
-function nearestKnown(hidden, side) {
-  const row = new Int32Array(side*side), far = 4*side;                       // row of the nearest known pixel in the same column
-  for (let x = 0; x < side; x++) {
-    for (let y = 0, known = -far; y < side; y++) { if (!hidden[y*side + x]) known = y; row[y*side + x] = known; }
-    for (let y = side - 1, known = far*2; y >= 0; y--) {
-      const i = y*side + x;
-      if (!hidden[i]) known = y;
-      if (known - y < y - row[i]) row[i] = known;
-    }
-  }
-  return Int32Array.from(hidden, (h, i) => {
-    if (!h) return i;
-    const y = Math.floor(i/side), x = i%side;
-    let best = Infinity, at = i;
-    for (let d = 0; d*d < best && d < side; d++) for (const u of [x - d, x + d]) {
-      if (u < 0 || u >= side) continue;
-      const v = row[y*side + u], distance = d*d + (v - y)**2;
-      if (v >= 0 && v < side && distance < best) { best = distance; at = v*side + u; }
-    }
-    return at;
-  });
 }
 
 // Weights of a bicubic resize with antialiasing, the same as Pillow's
@@ -65,16 +28,30 @@ export function resize(plane, from, to) {
   return out;
 }
 
-// What the network sees: `known` (channels, size, size), the colours or their mean, in -1..1 and `mask` (1, size, size). What is hidden does not shine through.
-export function closeUp({ data, width, height }, hole, window, size, channels = 3) {
-  const { side } = window, planes = Array.from({ length: channels }, () => new Float32Array(side*side)), hidden = new Uint8Array(side*side);
-  for (const [i, j] of positions(window, width, height)) { hidden[i] = hole[j]; planes.forEach((p, c) => { p[i] = (channels === 3 ? data[4*j + c] : (data[4*j] + data[4*j + 1] + data[4*j + 2])/3)/127.5 - 1; }); }
-  const source = hidden.includes(0) ? nearestKnown(hidden, side) : null, known = new Float32Array(channels*size*size), mask = new Float32Array(size*size);
-  planes.forEach((p, c) => known.set(resize(source ? p.map((_, i) => p[source[i]]) : p, side, size).map(v => clip(v, -1, 1)), c*size*size));
-  for (let y = 0; y < size; y++) for (let x = 0; x < size; x++)                     // a pixel is hidden if any part of it is
-    for (let v = Math.floor(y*side/size); v < Math.ceil((y + 1)*side/size); v++)
-      for (let u = Math.floor(x*side/size); u < Math.ceil((x + 1)*side/size); u++) if (hidden[v*side + u]) mask[y*size + x] = 1;
-  return { known, mask };
+// A square of a picture of any size and shape, at the scale of training; beyond its edges they are repeated
+export function cutOut({ data, width, height }, window, size) {
+  const planes = [0, 1, 2].map(() => new Float32Array(window.side**2)), out = new ImageData(size, size);
+  for (const [i, j] of positions(window, width, height)) planes.forEach((p, c) => { p[i] = data[4*j + c]; });
+  planes.map(p => resize(p, window.side, size)).forEach((p, c) => p.forEach((v, i) => { out.data[4*i + c] = Math.round(clip(v, 0, 255)); }));
+  out.data.forEach((_, i) => { if (i%4 === 3) out.data[i] = 255; });
+  return out;
+}
+
+// A hole in such a square, as one of the whole picture
+export function enlarge(hole, size, { top, left, side }, width, height) {
+  const at = (v, first) => Math.floor((v - first + .5)*size/side), inside = v => v >= 0 && v < size;
+  return Uint8Array.from({ length: width*height }, (_, i) => {
+    const y = at(Math.floor(i/width), top), x = at(i%width, left);
+    return inside(y) && inside(x) ? hole[y*size + x] : 0;
+  });
+}
+
+// What the network sees: `known` (channels, size, size), the colours or their mean, in -1..1 and `mask` (1, size, size)
+export function seen({ data }, hole, channels = 3) {
+  const area = hole.length, known = new Float32Array(channels*area);
+  for (let i = 0; i < area; i++) for (let c = 0; c < channels; c++)
+    known[c*area + i] = (channels === 3 ? data[4*i + c] : (data[4*i] + data[4*i + 1] + data[4*i + 2])/3)/127.5 - 1;
+  return { known, mask: Float32Array.from(hole) };
 }
 
 // The picture with a fill (channels, size, size) in its hole; every other pixel is a copy. A grey picture stays grey.
@@ -93,5 +70,34 @@ export function putBack({ data, width, height }, hole, window, fill, size, chann
 export function toPixels(x, size, n = 0, channels = 3) {
   const area = size*size, out = new ImageData(size, size);
   for (let i = 0; i < area; i++) { for (let c = 0; c < 3; c++) out.data[4*i + c] = (x[(channels*n + (channels === 3 ? c : 0))*area + i] + 1)*127.5; out.data[4*i + 3] = 255; }
+  return out;
+}
+
+const beside = (i, w, n) => [i%w ? i - 1 : -1, (i + 1)%w ? i + 1 : -1, i - w, i + w].filter(j => j >= 0 && j < n);
+
+// How much neighbours usually differ where everything is known, with some room
+function usualStep({ data, width: w }, hole) {
+  const steps = [];
+  hole.forEach((h, i) => { if (!h && (i + 1)%w && !hole[i + 1]) for (let c = 0; c < 3; c++) steps.push(Math.abs(data[4*i + c] - data[4*i + 4 + c])); });
+  return 1.5*(steps.sort((a, b) => a - b)[Math.floor(steps.length/2)] ?? 0);
+}
+
+// A filled picture without a seam: the pixels along the edge of the hole come as close to the known ones beside them as neighbours usually are, and within `reach` pixels this fades.
+export function softenSeam(filled, hole, reach = 2.5) {
+  const { data, width, height } = filled, n = hole.length, out = new ImageData(new Uint8ClampedArray(data), width, height), room = usualStep(filled, hole);
+  const inside = [], shift = new Float32Array(3*n), fixed = new Uint8Array(n);
+  hole.forEach((h, i) => {
+    if (!h) return;
+    const near = beside(i, width, n), known = near.filter(j => !hole[j]);
+    inside.push([i, near.filter(j => hole[j])]);
+    if (!known.length) return;
+    const step = [0, 1, 2].map(c => known.reduce((sum, j) => sum + data[4*j + c], 0)/known.length - data[4*i + c]);
+    const size = Math.hypot(...step)/Math.sqrt(3), share = size > room ? 1 - room/size : 0;
+    fixed[i] = 1;
+    step.forEach((v, c) => { shift[3*i + c] = share*v; });
+  });
+  for (let k = 0; k < 40; k++) for (const [i, near] of inside) if (!fixed[i]) for (let c = 0; c < 3; c++)
+    shift[3*i + c] = near.reduce((sum, j) => sum + shift[3*j + c], 0)/(near.length + 1/reach**2);
+  for (const [i] of inside) for (let c = 0; c < 3; c++) out.data[4*i + c] = Math.round(data[4*i + c] + shift[3*i + c]);
   return out;
 }

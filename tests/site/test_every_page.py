@@ -13,7 +13,7 @@ axe = root/'site'/'node_modules'/'axe-core'/'axe.min.js'
 
 # Bytes of all that a first look at a page loads
 limits = dict(index=700_000)
-usual_limit = 2_500_000
+usual_limit = 1_200_000
 heard = {}
 
 

@@ -101,14 +101,23 @@ def test_a_hole_is_filled_as_the_brush_is_lifted(visit):
     page.wait_for_timeout(700)
     assert not heavy(page), 'nothing comes before a hand has moved'
 
+    # Three classes, side by side
+    assert page.locator('[name=label] option:checked').inner_text() == (
+        'three, side by side')
     stroke(page, (.3, .3), (.3, .6))
     words = said(page, 2)
     assert words[0].startswith('Loading the network, 4.0 MB') and len(words) == 2
+    assert words[1].startswith(f'Done: 3 fills of {hole(page).sum()} pixels')
+    names = page.locator('.cd-choose label').all_inner_texts()
+    assert [name.strip() for name in names] == [*kinds, 'as generated']
+
+    page.select_option('[name=label]', '1')
+    words = said(page, 1)
     n = hole(page).sum()
-    assert words[1].startswith(f'Done: 4 fills of {n} pixels')
+    assert words[0].startswith(f'Done: 4 fills of {n} pixels')
     first = shown(page)
     assert page.is_checked('[name=fill][value="0"]')
-    assert page.locator('[name=fill]').count() == 4
+    assert page.locator('[name=fill]').count() == 5
 
     # With the eraser, with a ready-made hole, and with another class
     page.click('[name=erase]')
@@ -138,12 +147,13 @@ def test_a_hole_is_filled_as_the_brush_is_lifted(visit):
         assert not page.evaluate('window.said.length')
         page = visit('paint')
         assert not page.is_checked('[name=live]')
-    assert 'Done: 4 fills' in go(page)
+    assert 'Done: 3 fills' in go(page)
 
 
 def test_a_new_stroke_ends_the_fill(visit, page):
     change_worker(page, lambda source: source.replace(*slow))
     visit('paint')
+    page.select_option('[name=label]', '1')
     page.select_option('[name=fills]', '1')
     assert 'Done: 1 fill' in said(page, 2)[-1], 'another number of fills'
     first = shown(page)
@@ -240,6 +250,34 @@ def test_cells_grow_at_every_change(visit, student):
     page.click('[name=dice]')
     cell()
     assert 'Done: 1 cell' in go(page)
+
+
+def test_cells_grow_under_the_pointer(visit, student):
+    "While noise is dragged there is a new cell each time, and nothing is said"
+    page = visit('index')
+    page.select_option('[name=label]', '1')
+    said(page, 2)
+    page.locator('[name=mix]').scroll_into_view_if_needed()
+    box = page.locator('[name=mix]').bounding_box()
+
+    def drag_to(share):
+        x = box['x'] + 8 + share*(box['width'] - 16)
+        page.mouse.move(x, box['y'] + box['height']/2)
+        page.wait_for_timeout(700)
+        return pixels(page, '.cd-grid canvas')[..., :3].astype(int)
+
+    drag_to(0)
+    page.mouse.down()
+    cells = [drag_to(share) for share in (.3, .6, 1)]
+    assert not page.evaluate('window.said.length')
+    assert 'towards' not in page.url
+    for a, b in zip(cells, cells[1:]):
+        assert abs(a - b).mean() > 1
+    page.mouse.up()
+    assert said(page, 1)[-1].startswith('Done: 1 cell') and 'towards=1' in page.url
+    noise = browser_noise(8, (1, 3, 16, 16))
+    finished = pixels(page, '.cd-grid canvas')[..., :3].astype(int)
+    assert abs(finished - grown(student, 1, noise)).max() <= 1
 
 
 def test_what_fails_by_itself_is_said_once(visit, page):

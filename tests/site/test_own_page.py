@@ -87,12 +87,38 @@ def test_own_holes_are_filled(page, serve, tmp_path, channels, classes):
     cells = page.locator('[name=cell]').count()
     assert cells == (len(classes) or 4)
     assert page.locator('[name=label]').is_visible() == bool(classes)
+    page.click('[name=middle]')
+    if classes:
+        assert 'Done: 4 fills' in go(page)
+        tiles = page.locator('.cd-choose label').all_text_contents()
+        assert tiles == [*(names[i] for i in (0, 2, 5, 7)), 'as generated']
+        page.select_option('[name=label]', '1')
     page.select_option('[name=fills]', '1')
     before = pixels(page, '.cd-picture')
     assert 'Done: 1 fill' in go(page)
     after = pixels(page, '.cd-shown')
     changed = np.any(before != after, axis=-1)
     assert 10 < changed.sum() < 80
+
+    # The address holds the class, whatever it is called
+    page.reload(wait_until='networkidle')
+    if classes:
+        asked = page.locator('[name=label] option:checked').text_content()
+        assert asked == names[1]
+
+    # Of a picture of any shape the largest square is in the frame at first
+    rng = np.random.default_rng(0)
+    mine = rng.integers(0, 255, (30, 21, channels)).astype(np.uint8)
+    Image.fromarray(mine.squeeze()).save(tmp_path/'mine.png')
+    page.set_input_files('[name=file]', tmp_path/'mine.png')
+    page.wait_for_selector('.cd-frame:visible')
+    page.click('[name=half]')
+    if classes:
+        page.select_option('[name=label]', 'any')
+    assert 'Done: ' in go(page)
+    cut = pixels(page, '.cd-picture')[..., :3].astype(float)
+    assert cut.shape == (16, 16, 3)
+    assert abs(cut.mean() - mine[4:25].mean()) < 5
     assert not heard and not page.locator('main img, main div script').count()
 
 
