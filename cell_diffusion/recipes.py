@@ -851,7 +851,7 @@ def search_guidance(network, weak, guide, dls, scales, scored, steps, folder, pr
     guides = both_guides(weak)
     table = try_scales(network, guides, dls, scales, scored, steps, folder, progress)
     best, told = best_guidance(table)
-    set_guidance(network, best, guide=guides[told])
+    set_guidance(network, best, guide=guides[told] if best != 1 else None)
     keep_guidance(network, folder, dict(
         best=best, told=told, rule=guidance_rule, scored=scored, steps=steps,
         judged='valid', guide=weak and guide_in_words(guide, weak),
@@ -1062,6 +1062,10 @@ def guidance_of(record):
     guide = as_markdown(found['guide']) if found['guide'] else 'itself without a class'
     if found['guide'] and record['conditional'] and not found.get('told', True):
         guide += ', which is not told the class'
+    if found['best'] == 1:
+        return (f"\n- Guidance: none. Of the scales that were tried, away from {guide}, "
+                f"1 has {found['rule']}, on {found['scored']} generated cells beside "
+                "validation cells.")
     return (f"\n- Guidance: scale {found['best']:g}, away from {guide}. That is "
             f"{found['rule']}, on {found['scored']} generated cells beside validation "
             "cells.")

@@ -492,6 +492,20 @@ def test_the_best_guidance_keeps_the_recall():
     assert best_guidance(table.assign(recall=[.8, .7, .7, .9])) == (2., False)
 
 
+def test_no_guide_is_kept_where_none_was_best(tmp_path, monkeypatch):
+    out = tmp_path/'run'
+    with pytest.warns(UserWarning):
+        train_model('simulated', out=out, size=28, n=240, dim=8, mults=(1, 2), bs=16,
+                    classes=True, epochs=1, scored=0, early_at=.5, set_aside=.25,
+                    progress=False)
+    monkeypatch.setattr('cell_diffusion.recipes.best_guidance', lambda _: (1., True))
+    choose_guidance(out, 'simulated', guide=out/'early', scales=(1., 2.), scored=32,
+                    steps=2, progress=False)
+    assert load(out).guide is None and not (out/'guide').exists()
+    card = ' '.join((out/'README.md').read_text().split())
+    assert 'Guidance: none. Of the scales that were tried, away from early' in card
+
+
 def test_guidance_is_found_stored_and_written_into_the_card(tmp_path):
     run = dict(size=28, n=240, dim=8, mults=(1, 2), bs=16, classes=True, epochs=2,
                scored=16, steps=2, early_at=.5, set_aside=.25, progress=False)
