@@ -200,8 +200,6 @@ def study_arms(
     arms['clamp, stochastic, 25 calls'] = NetworkArm(
         free, 25, 'repaint', options=no_jumps)
     arms['RePaint, 105 calls'] = NetworkArm(free, 25, 'repaint')
-    arms['RePaint, 460 calls'] = NetworkArm(
-        free, 100, 'repaint', options=dict(jump=10, repeats=5))
 
     # The trained network with its known pixels hidden: methods at equal training
     arms['clamp, same network'] = NetworkArm(trained, show_known=False)
