@@ -18,6 +18,8 @@ ready  := $(VENV)/.installed-$(shell cat $(inputs) | cksum | cut -d ' ' -f 1)
 run    := $(bin)/python tools/run_notebooks.py
 data   := $(if $(DATA),--data "$(DATA)",)
 tools  := PATH="$(abspath $(bin)):$$PATH"
+install := "$(bin)/python" -m pip install --disable-pip-version-check \
+           $(addprefix -c ,$(CONSTRAINTS)) -e '.[dev,site,web]'
 pytest := OMP_NUM_THREADS=1 "$(bin)/python" -m pytest tests --ignore tests/site \
           -n $(JOBS) --dist loadgroup
 # Before Python 3.12 this costs a process two seconds at its start and a quarter of the
@@ -70,8 +72,8 @@ $(ready):
 		|| { echo "$(no_venv)"; exit 1; }
 	@echo "Installing into $(VENV): a few minutes and up to 7 GB the first time,"
 	@echo "most of it PyTorch"
-	"$(bin)/python" -m pip install --disable-pip-version-check \
-		$(addprefix -c ,$(CONSTRAINTS)) -e '.[dev,site,web]'
+	@$(install) || { echo "That failed. Once more, in case it was the network"; \
+		sleep 10; $(install); }
 	@rm -f "$(VENV)"/.installed*; touch "$@"
 
 course: $(ready)

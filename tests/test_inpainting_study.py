@@ -104,7 +104,7 @@ def test_arms_and_holes_of_the_shipped_study():
 
 def test_shipped_tables_have_the_names_of_new_ones(study):
     shipped = shipped_study()
-    assert set(shipped) == set(study) and len(shipped) == 5120
+    assert set(shipped) == set(study) and len(shipped) == 4800
     raw = pd.read_csv(results_folder/'inpainting.csv')
     assert (raw.recognised.to_numpy() == shipped.class_accuracy.to_numpy()).all()
     ablation = shipped_study('inpainting-ablation')

@@ -169,7 +169,7 @@ def test_shipped_tables():
     study, settings = shipped_guidance()
     assert set(study['where']) == {'everywhere', 'interval', 'real'}
     assert {0, 1, 1.5, 2, 3, 5} == set(study.guidance_scale.dropna())
-    assert set(study.measure) == measures - {'density', 'coverage'}
+    assert set(study.measure) == measures
     assert set(settings['training_cells']) == set(names)
     plot_guidance(study)
 
