@@ -1055,6 +1055,14 @@ def aside_of(record):
     if 'judge' not in record['cells']: return ''
     return f", and so were {record['cells']['judge']} for the judge of the score"
 
+def history_of(record):
+    "After how many minutes a training that had ended went on"
+    ends = [f'{seconds/60:.1f}' for seconds in record.get('went_on_after', [])]
+    if not ends: return ''
+    return (f"\n  The training ended after {' and '.join(ends)} minutes and went on: "
+            "the learning rate fell to zero and rose again.")
+
+# %% ../nbs/recipes.ipynb #gu040
 def guidance_of(record):
     "How the network is guided unless it is told otherwise"
     found = record.get('guidance')
@@ -1063,19 +1071,12 @@ def guidance_of(record):
     if found['guide'] and record['conditional'] and not found.get('told', True):
         guide += ', which is not told the class'
     if found['best'] == 1:
-        return (f"\n- Guidance: none. Of the scales that were tried, away from {guide}, "
-                f"1 has {found['rule']}, on {found['scored']} generated cells beside "
-                "validation cells.")
+        return ("\n- Guidance: none. Of the scales that were tried, away from "
+                f"{guide}, 1 has {found['rule']}, on {found['scored']} generated cells "
+                "beside validation cells.")
     return (f"\n- Guidance: scale {found['best']:g}, away from {guide}. That is "
             f"{found['rule']}, on {found['scored']} generated cells beside validation "
             "cells.")
-
-def history_of(record):
-    "After how many minutes a training that had ended went on"
-    ends = [f'{seconds/60:.1f}' for seconds in record.get('went_on_after', [])]
-    if not ends: return ''
-    return (f"\n  The training ended after {' and '.join(ends)} minutes and went on: "
-            "the learning rate fell to zero and rose again.")
 
 # %% ../nbs/recipes.ipynb #s000
 def images_of(record):

@@ -268,7 +268,7 @@ own_networks = {
     'likelihood', 'bits_study', 'translate', 'through_noise', 'longtail_study',
     'choose_guidance', 'generate_arms', 'write_studies', 'invert', 'orthogonalize',
     'AugmentationStudy', 'export_onnx', 'sampler', 'as_class', 'change_study',
-    'channel_study', 'lost_study', 'trained_pair'}
+    'channel_study', 'lost_study', 'trained_pair', 'toy_paths'}
 
 def with_steps(node):
     "Does a function or a dataclass have a number of steps by default?"

@@ -593,8 +593,9 @@ def test_what_is_set_aside_by_default(tmp_path):
     many, few = (cell_dls('simulated', size=28, n=n) for n in (1400, 200))
     assert usual_share(many, None) == .25 and usual_share(few, None) == 0
     # A network goes on with the share that it was trained without
-    assert usual_share(many, 'blood64') == 0
     assert usual_share(many, 'blood64-classes') == .25
+    write_json(tmp_path/'record.json', dict())
+    assert usual_share(many, tmp_path) == 0
     write_json(tmp_path/'record.json', dict(set_aside=.1))
     assert usual_share(few, tmp_path) == .1
 
@@ -602,6 +603,9 @@ def test_what_is_set_aside_by_default(tmp_path):
 def test_the_judge_of_a_start_is_kept(tmp_path, monkeypatch):
     def begun(*args): raise InterruptedError
     monkeypatch.setattr(recipes, 'fit_run', begun)
+    start = tmp_path/'start'
+    save(load('blood64', 'cpu'), start)
+    write_json(start/'record.json', dict())
     with pytest.raises(ValueError, match='knows cells of the judge'):
-        train_model('simulated', size=64, start='blood64', set_aside=.25,
+        train_model('simulated', size=64, start=start, set_aside=.25,
                     out=tmp_path/'out', progress=False)
