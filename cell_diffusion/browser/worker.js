@@ -40,15 +40,8 @@ async function load({ about, total }) {
   tell('ready', { threads: ort.env.wasm.numThreads });
 }
 
-<<<<<<< HEAD
 // Asks the network about `n` pictures: `ask(x, t, labels)`. `known` and `mask` are those of one picture, for all; without them all is hidden.
 function asker(n, { channels, size, inputs } = info, known = new Float32Array(channels*size*size), mask = new Float32Array(size*size).fill(1)) {
-=======
-// One job: noise `x` (n, channels, size, size), `labels` (n numbers, or null), `w`, `steps`; `known` and `mask` of one picture, for all n.
-// With `calls` it ends after so many, with a rough answer.
-async function run({ x, labels = null, w = 1, steps, calls, known, mask }) {
-  const { channels, size, null_class, inputs } = info, n = x.length/(channels*size*size);
->>>>>>> paint
   const floats = (data, c) => new ort.Tensor('float32', data, [n, c, size, size]), ints = data => new ort.Tensor('int32', Int32Array.from(data), [n]);
   const repeat = part => { const all = new Float32Array(n*part.length); for (let i = 0; i < n; i++) all.set(part, i*part.length); return all; };
   const told = inputs.includes('mask') ? { known: floats(repeat(known), channels), mask: floats(repeat(mask), 1) } : {};
@@ -58,8 +51,9 @@ async function run({ x, labels = null, w = 1, steps, calls, known, mask }) {
 // One question: the estimates at timestep `t`, as the network gives them
 const answer = async ({ x, t, label }) => tell('done', { x0: await asker(label.length)(x, t, label) });
 
-// One job: noise `x` (n, channels, size, size), `labels` (n numbers, or null), `w`, `steps`; `known` and `mask` of one picture, for all n
-async function run({ x, labels = null, w = 1, steps, known, mask }) {
+// One job: noise `x` (n, channels, size, size), `labels` (n numbers, or null), `w`, `steps`; `known` and `mask` of one picture, for all n.
+// With `calls` it ends after so many, with a rough answer.
+async function run({ x, labels = null, w = 1, steps, calls, known, mask }) {
   const { channels, size, null_class } = info, n = x.length/(channels*size*size), ask = asker(n, info, known, mask);
   const started = performance.now();
   const whole = info.walks[steps], walk = calls ? beginning(whole, calls) : whole, scale = scaleIn(info.interval, walk, w);

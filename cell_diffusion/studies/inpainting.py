@@ -272,25 +272,12 @@ def draw_of_each(labels, n, classes, seed):
         picks.append(rng.permutation(np.flatnonzero(labels == k))[:n])
     return np.concatenate(picks)
 
-# %% ../../nbs/10b_inpainting_study.ipynb #n048
-# Columns and arms of the tables that come with the package, and their names here
-shipped_columns = dict(
-    recognised='class_accuracy', recognised_real='reference_accuracy', calls='nfe',
-    objective='config')
-shipped_arms = {
-    'trained, class told': 'trained, class given',
-    'clamp with dice, 25 calls': 'clamp, stochastic, 25 calls',
-    'clamp with dice, same': 'clamp, stochastic, same network',
-    'RePaint, same, class told': 'RePaint, same network, class given',
-}
-
 # %% ../../nbs/10b_inpainting_study.ipynb #n049
 def shipped_study(
-    name:str='inpainting', # `inpainting` or `inpainting-ablation`
-)->pd.DataFrame: # As from `inpainting_study` or `ablation_study`
+    name:str='inpainting', # Or `inpainting-scales` or `inpainting-ablation`
+)->pd.DataFrame: # As the study returns it
     "The table of a study that comes with the package"
-    table = pd.read_csv(results_folder/f'{name}.csv').rename(columns=shipped_columns)
-    return table.assign(arm=table.arm.replace(shipped_arms))
+    return pd.read_csv(results_folder/f'{name}.csv')
 
 # %% ../../nbs/10b_inpainting_study.ipynb #z001
 def middle_of(

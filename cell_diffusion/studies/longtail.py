@@ -96,5 +96,4 @@ def shipped_longtail(
     of the `others`, and for the rare class `kid`, `diversity` relative to real cells,
     and `nearest`: distance to the nearest training cell, relative to that of held-out
     cells. Far below 1 means copies."""
-    table = pd.read_csv(results_folder/'longtail.csv')
-    return table.rename(columns=dict(kd='kid', spread='diversity'))
+    return pd.read_csv(results_folder/'longtail.csv')
