@@ -292,6 +292,12 @@ def test_no_machine_paths():
     assert not bad, f'paths of one machine in {bad}'
 
 
+def test_no_merge_is_half_done():
+    "A script with such a line is refused by the browser, and no test here would run it"
+    halves = re.compile('^(<{7}|>{7}) ', re.MULTILINE)
+    assert [p.name for p in _texts() if halves.search(_words(p))] == []
+
+
 def _words(path):
     "A file's text; a notebook's without its pictures"
     if path.suffix != '.ipynb':
