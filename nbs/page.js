@@ -28,7 +28,10 @@
   };
   // A link into what is folded opens it
   const unfold = () => {
-    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    let target = null;
+    try {
+      target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    } catch { /* an address with nonsense after its # */ }
     const folds = [];
     for (let e = target; e; e = e.parentElement) if (e.tagName === "DETAILS") folds.push(e);
     folds.forEach((d) => { d.open = true; });

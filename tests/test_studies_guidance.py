@@ -102,9 +102,10 @@ def test_arms_have_the_same_noise():
 def small_studies(tmp_path, monkeypatch):
     "`write_studies` with a tiny network, few cells and an untrained classifier"
     save(tiny_network(28), tmp_path/'network')
-    dls = cell_dls('simulated', size=28, bs=8, n=640, split=(.4, .1, .5), cache=False,
-                   device='cpu')
-    monkeypatch.setattr(guidance, 'cell_dls', lambda *args, **kwargs: dls)
+    def loaded(*args, **kwargs):
+        return cell_dls('simulated', bs=8, n=640, split=(.4, .1, .5), cache=False,
+                        **kwargs)
+    monkeypatch.setattr(guidance, 'cell_dls', loaded)
     monkeypatch.setattr(guidance, 'reference_classifier', lambda dls: classifier())
 
     def run(**kwargs):
@@ -128,6 +129,8 @@ def test_studies_as_records(small_studies, monkeypatch):
         pd.testing.assert_frame_equal(before, after)
     with pytest.raises(ValueError, match='other settings'):
         small_studies(steps=3)
+    with pytest.raises(ValueError, match='other settings'):
+        small_studies(set_aside=.3)
 
 
 def test_a_stopped_study_goes_on(small_studies, monkeypatch):
