@@ -147,3 +147,161 @@ def test_the_toy_of_the_script_is_the_toy():
         for t in range(steps - 1, -1, -1):
             y = y - velocity(Oracle(Toy(), schedule), y, t, schedule)/steps
         assert np.allclose(ends, y.numpy(), atol=1e-4), steps
+
+
+# Scripts of the browser, run by node beside what stands in for a browser
+
+def run_in_node(folder, script):
+    "What a script says that imports from a copy of the scripts"
+    shutil.copytree(package/'browser', folder/'browser', dirs_exist_ok=True)
+    (folder/'package.json').write_text('{"type": "module"}')
+    (folder/'script.js').write_text(script, encoding='utf-8')
+    done = subprocess.run(['node', folder/'script.js'], capture_output=True, text=True,
+                          timeout=60)
+    assert not done.returncode, done.stderr
+    return json.loads(done.stdout)
+
+
+@needs_node
+@pytest.mark.parametrize('file', sorted((package/'browser').glob('*.js')),
+                         ids=lambda file: file.name)
+def test_scripts_can_be_read(file, tmp_path):
+    "The merge of two branches left its marks in one"
+    copy = shutil.copy(file, tmp_path/f'{file.stem}.mjs')
+    done = subprocess.run(['node', '--check', copy], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+
+
+fake_runtime = '''
+export const env = { wasm: {} };
+export class Tensor { constructor(type, data) { this.data = data; } }
+export const InferenceSession = { create: async () => ({
+  run: async ({ x, known }) => ({ x0: { data: x.data.map((v) => v/2) } }),
+}) };
+'''
+
+use_worker = '''
+const said = [];
+globalThis.self = globalThis;
+globalThis.postMessage = (m) => said.push(m);
+let lost = false;
+globalThis.fetch = async () => new Response(new ReadableStream({ start(c) {
+  if (lost) c.error(new TypeError('network error'));
+  else { c.enqueue(new Uint8Array([1, 2])); c.close(); }
+} }));
+await import('./browser/worker.js');
+const hash = await crypto.subtle.digest('SHA-256', new Uint8Array([1, 2]));
+const sha256 = Buffer.from(hash).toString('hex');
+const place = { model: 'model/network.json', runtime: 'ort/' };
+const t = [9, 5, 2], signal = [.1, .5, .9], noise = [.9, .5, .1];
+const about = { sha256, place, file: 'x.onnx', channels: 3, size: 2, null_class: 1,
+  inputs: ['x', 't', 'label', 'known', 'mask'], walks: { 3: { t, signal, noise } } };
+const tell = (data) => self.onmessage({ data });
+await tell({ type: 'load', about, total: 4 });
+await tell({ type: 'ask', x: new Float32Array(24).fill(1), t: 3, label: [0, 1] });
+const known = new Float32Array(12), mask = new Float32Array(4).fill(1);
+const x = new Float32Array(12);
+for (const calls of [undefined, 2])
+  await tell({ type: 'run', x, labels: [0], steps: 3, calls, known, mask });
+lost = true;
+await tell({ type: 'load', about, total: 4 });
+const types = said.map((m) => m.type).filter((type) => type !== 'loading');
+const asked = [...said.find((m) => m.type === 'done').x0];
+console.log(JSON.stringify([types, asked, said.at(-1).message]));
+'''
+
+
+@needs_node
+def test_the_worker_answers(tmp_path):
+    "Questions, whole walks and rough ones, and a connection that breaks"
+    (tmp_path/'browser'/'ort').mkdir(parents=True)
+    runtime = tmp_path/'browser'/'ort'/'ort.wasm.bundle.min.mjs'
+    runtime.write_text(fake_runtime)
+    types, asked, last = run_in_node(tmp_path, use_worker)
+    steps = [*['step']*3, 'done', *['step']*2, 'done']
+    assert types == ['ready', 'done', *steps, 'error'] and asked == [.5]*24
+    assert last.endswith('could not be fetched. Is there a connection?')
+
+
+two_figures = '''
+import { Work, pythonEngine } from './browser/live.js';
+const wait = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+let open = 0, most = 0;
+const engine = { ready: async () => {}, ask: async (x) => {
+  most = Math.max(most, ++open);
+  await wait(5);
+  open -= 1;
+  return x;
+} };
+const jobs = [1, 2].map((k) => new Work(engine, () => {}).start(async (ask) => {
+  for (let i = 0; i < 3; i++) await ask(k);
+  return '';
+}));
+await Promise.all(jobs);
+
+// Two views of one widget hear all answers
+const ears = [], asked = [];
+const model = { on: (_, f) => ears.push(f), send: (message) => asked.push(message) };
+const views = [pythonEngine(model), pythonEngine(model)];
+const x = new Float32Array(1);
+const answers = Promise.all(views.map((view) => view.ask(x, 0, [0])));
+asked.forEach(({ id }, k) => ears.forEach((hear) =>
+  hear({ id }, [new Float32Array([k + 1])])));
+console.log(JSON.stringify([most, (await answers).map(([v]) => v)]));
+'''
+
+
+@needs_node
+def test_two_figures_ask_one_after_the_other(tmp_path):
+    assert run_in_node(tmp_path, two_figures) == [1, [1, 2]]
+
+
+broken_engine = '''
+import { pageEngine } from './browser/live.js';
+let workers = 0;
+globalThis.fetch = async () => ({ ok: true, json: async () => ({ bytes: 1 }) });
+globalThis.Worker = class {
+  constructor() { this.n = ++workers; }
+  terminate() {}
+  postMessage({ type }) {
+    const fails = type === 'ask' && this.n === 1;
+    const data = fails ? { type: 'error', message: 'no memory' }
+      : { type: 'done', x0: [this.n] };
+    setTimeout(() => this.onmessage({ data }));
+  }
+};
+const engine = pageEngine(), said = [];
+for (let k = 0; k < 2; k++) {
+  await engine.ready();
+  said.push(await engine.ask([], 0, []).catch((e) => e.message));
+}
+console.log(JSON.stringify(said));
+'''
+
+
+@needs_node
+def test_after_a_broken_session_comes_a_new_one(tmp_path):
+    assert run_in_node(tmp_path, broken_engine) == ['no memory', [2]]
+
+
+two_files = '''
+import { offer, withdraw } from './browser/common.js';
+import { share } from './browser/address.js';
+const link = { hidden: true, href: '', removeAttribute() { this.href = ''; } };
+const canvas = (ms) => ({ toBlob: (f) => setTimeout(() => f(new Blob(['x'])), ms) });
+await Promise.all([offer(link, canvas(40), 'old'), offer(link, canvas(5), 'new')]);
+const shown = [link.download, link.hidden];
+const late = offer(link, canvas(5), 'late');
+withdraw(link);
+await late;
+globalThis.location = { hash: '', pathname: '/' };
+globalThis.history = { replaceState() { throw Error('SecurityError'); } };
+share({ seed: 7 });
+console.log(JSON.stringify([...shown, link.download, link.hidden]));
+'''
+
+
+@needs_node
+def test_a_file_that_is_late_is_not_offered(tmp_path):
+    "Nor does an address that may not be written stop anything"
+    assert run_in_node(tmp_path, two_files) == ['new', False, 'new', True]

@@ -4,7 +4,8 @@ export const shared = new URLSearchParams(globalThis.location?.search);
 // Writes words and numbers into the address; what is null or undefined is left out
 export function share(values) {
   const given = Object.entries(values).filter(([, v]) => v !== null && v !== undefined), text = new URLSearchParams(given).toString();
-  history.replaceState(null, '', text ? `?${text}${location.hash}` : location.pathname + location.hash);
+  try { history.replaceState(null, '', text ? `?${text}${location.hash}` : location.pathname + location.hash); }
+  catch { /* a browser may forbid it, or so many */ }
 }
 
 // The number of that name, if there is one that a field takes

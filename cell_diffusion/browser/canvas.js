@@ -6,7 +6,7 @@ export class HoleCanvas {
   // `stage` holds two canvases (picture, paint) and a ring; `changed()` is called after every stroke and key, `edited(over)` where a change of the hole begins or is over
   constructor(stage, brush, changed) {
     [this.picture, this.canvas, this.ring] = ['.cd-picture', '.cd-paint', '.cd-ring'].map(s => stage.querySelector(s));
-    Object.assign(this, { stage, changed, brush, edited() {}, erase: false, down: false, locked: false });
+    Object.assign(this, { stage, changed, brush, edited() {}, erase: false, down: false });
     this.hands();
   }
 
@@ -61,8 +61,8 @@ export class HoleCanvas {
   hands() {
     const c = this.canvas, hide = () => { this.ring.style.display = 'none'; };
     const place = e => { const r = c.getBoundingClientRect(); return [(e.clientX - r.left)/r.width*this.pixels.width, (e.clientY - r.top)/r.height*this.pixels.height]; };
-    c.onpointerdown = e => { if (e.button || !e.isPrimary || this.locked) return; c.setPointerCapture(e.pointerId); this.at = place(e); this.press(); this.go(...this.at); };
-    c.onpointermove = e => { if (e.isPrimary && !this.locked) this.go(...place(e)); };
+    c.onpointerdown = e => { if (e.button || !e.isPrimary) return; c.setPointerCapture(e.pointerId); this.at = place(e); this.press(); this.go(...this.at); };
+    c.onpointermove = e => { if (e.isPrimary) this.go(...place(e)); };
     c.onpointerup = c.onpointercancel = e => { if (e.isPrimary) this.lift(); };
     c.onpointerleave = hide;
     c.onfocus = () => { if (c.matches(':focus-visible')) this.go(...this.at); };
@@ -71,8 +71,7 @@ export class HoleCanvas {
     c.onkeyup = e => { if (e.key === ' ') this.lift(); };
   }
 
-  key(e) { // arrows move, space paints while it is held, Enter lowers and lifts the pen, E erases, Ctrl+Z takes back
-    if (this.locked) return;
+  key(e) { // arrows move, space paints while it is held, Enter lowers and lifts the pen, Ctrl+Z takes back
     const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], ' ': [0, 0], Enter: [0, 0] }[e.key];
     if ((e.ctrlKey || e.metaKey) && e.key === 'z') { e.preventDefault(); this.undo(); return; }
     if (!way || e.ctrlKey || e.metaKey || e.altKey) return;

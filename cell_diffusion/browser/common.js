@@ -18,7 +18,7 @@ export async function describe(root) {
   return { ...about, place, few: about.guided === false };                       // few: a distilled network, which makes a cell in a few calls
 }
 
-const aborted = () => Object.assign(Error('Cancelled.'), { name: 'AbortError' });
+export const aborted = () => Object.assign(Error('Cancelled.'), { name: 'AbortError' });
 
 // The network, in a worker that is started when it is first needed
 export class Engine {
@@ -250,9 +250,13 @@ export async function png(canvas, notes) {
   return new Blob([plain.subarray(0, head), ...chunks, plain.subarray(head)], { type: 'image/png' });
 }
 
-// Makes `link` download `canvas`; the address of an earlier file is given back
+// Makes `link` download `canvas`, unless something else is wanted before the file is there; the address of an earlier file is given back
 export async function offer(link, canvas, name, notes) {
-  const blob = await png(canvas, notes);
+  const mine = link.offered = {};
   if (link.href) URL.revokeObjectURL(link.href);
-  Object.assign(link, { href: URL.createObjectURL(blob), download: name, hidden: false });
+  link.removeAttribute('href');
+  const blob = await png(canvas, notes);
+  if (link.offered === mine) Object.assign(link, { href: URL.createObjectURL(blob), download: name, hidden: false });
 }
+
+export const withdraw = link => Object.assign(link, { offered: null, hidden: true });

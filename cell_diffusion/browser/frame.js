@@ -1,8 +1,7 @@
 // The frame "how large is your cell?": which square of a picture the network sees, so that the cell is as large as those it learned from
-import { cutOut } from './picture.js';
+import { clip, cutOut } from './picture.js';
 import { stainedMasks } from './stain.js';
 
-const clip = (v, low, high) => Math.min(Math.max(v, low), high);
 const median = values => [...values].sort((a, b) => a - b)[Math.floor(values.length/2)];
 
 const usual = ({ cell_sizes: sizes }) => sizes?.length ? median(sizes) : .65;    // how wide cells are, as a share of the square
@@ -88,7 +87,7 @@ export class Frame {
       e.preventDefault();
       const step = e.shiftKey ? 1 : Math.max(1, this.frame.side/32);
       if (way) this.move(this.frame.cx + step*way[0], this.frame.cy + step*way[1]);
-      else { this.slider.value = this.slider.valueAsNumber + turn*Math.max(+this.slider.step, step); this.slider.oninput(); }
+      else { this.slider.value = this.slider.valueAsNumber + turn*Math.max(+this.slider.step, this.frame.side/32); this.slider.oninput(); }   // + is typed with shift on many keyboards
     };
     box.onkeyup = e => { if (/^Arrow|^[+=-]$/.test(e.key)) this.changed(); };
   }

@@ -1,5 +1,5 @@
 // The page "Grow a cell": a class, a seed, and a cell that forms out of noise
-import { Engine, describe, settings, fillIn, labelName, fileName, wire, trajectory, stepSlider, canvasOf, offer } from './common.js';
+import { Engine, describe, settings, fillIn, labelName, fileName, wire, trajectory, stepSlider, canvasOf, offer, withdraw } from './common.js';
 import { sharedNumber } from './address.js';
 import { noiseBetween } from './diffusion.js';
 import { toPixels } from './picture.js';
@@ -29,7 +29,7 @@ async function begin() {
     const seed = named('seed').valueAsNumber || 0, share = named('mix').valueAsNumber, text = share ? `${Math.round(100*share)} % towards seed ${seed + 1}` : `of seed ${seed}`;
     named('mixed').value = text; named('mix').setAttribute('aria-valuetext', text);
   };
-  named('mix').value = sharedNumber('towards', { min: 0, max: 1 }) ?? 0;
+  named('mix').value = (about.few ? sharedNumber('towards', { min: 0, max: 1 }) : null) ?? 0;
   named('mix').oninput = () => { tellMix(); dragged(); };
   named('mix').onchange = changed;
   named('seed').oninput = () => { tellMix(); changed(); };
@@ -37,7 +37,7 @@ async function begin() {
 
   let pace = .1;                                                                 // seconds that a call takes for one cell
   function lay(names) {                                                          // a canvas for each cell
-    $('.cd-empty').hidden = true; $('.cd-result').hidden = false; named('download').hidden = true; named('step').disabled = true;
+    $('.cd-empty').hidden = true; $('.cd-result').hidden = false; withdraw(named('download')); named('step').disabled = true;
     $('.cd-grid').classList.toggle('cd-one', names.length === 1);
     const canvases = names.map(() => Object.assign(document.createElement('canvas'), { width: size, height: size, role: 'img' }));
     $('.cd-grid').replaceChildren(...names.map((name, i) => {

@@ -31,14 +31,17 @@ const repeat = (x, n) => {
 // Two engines answer `ask(x, t, labels)` with estimates of the clean pictures
 
 // The network of the painting page, fetched when it is first needed
-function pageEngine() {
+export function pageEngine() {
   let engine, loading;
-  const open = async (watch) => {
+  const describeAny = async () => {
     const { Engine, describe } = await import('./common.js');
     let about = await describe();
     // A network of few calls answers at few noise levels alone
     if (about.few) about = await describe({ dataset: { model: 'live/network.json' } });
-    engine = new Engine(about);
+    return new Engine(about);
+  };
+  const open = async (watch) => {
+    engine ??= await describeAny();
     await engine.load(watch);
   };
   const ready = (watch) => {
@@ -49,17 +52,26 @@ function pageEngine() {
     return loading;
   };
   const ask = async (x, t, label) => {
-    const { x0 } = await engine.send({ type: 'ask', x, t, label });
-    return x0;
+    try {
+      const { x0 } = await engine.send({ type: 'ask', x, t, label });
+      return x0;
+    } catch (error) {
+      // The session may be broken: the next wish begins with a new one
+      loading = null;
+      throw error;
+    }
   };
   return { ready, ask };
 }
 
-// The network of a notebook: each question is a message to Python
-function pythonEngine(model) {
+// The network of a notebook: each question is a message to Python. All views of a
+// widget hear each answer, and each takes its own
+export function pythonEngine(model) {
   const open = new Map();
+  const view = Math.random().toString(36).slice(2);
   let last = 0;
   model.on('msg:custom', ({ id, error }, [x0]) => {
+    if (!open.has(id)) return;
     const { resolve, reject } = open.get(id);
     open.delete(id);
     if (error) reject(Error(error));
@@ -70,8 +82,9 @@ function pythonEngine(model) {
   });
   const ask = (x, t, label) => new Promise((resolve, reject) => {
     last += 1;
-    open.set(last, { resolve, reject });
-    model.send({ id: last, t, label: [...label] }, undefined, [x.buffer]);
+    const id = `${view} ${last}`;
+    open.set(id, { resolve, reject });
+    model.send({ id, t, label: [...label] }, undefined, [x.buffer]);
   });
   return { ready: async () => {}, ask };
 }
@@ -80,9 +93,11 @@ function pythonEngine(model) {
 
 const old = Symbol('an older wish');
 
-class Work {
+export class Work {
   constructor(engine, say) {
-    Object.assign(this, { engine, say, wish: 0, queue: Promise.resolve() });
+    Object.assign(this, { engine, say, wish: 0 });
+    // One question at a time, also where a page has several figures
+    engine.queue ??= Promise.resolve();
   }
 
   // `job(ask)` says at its end what was done
@@ -97,11 +112,11 @@ class Work {
       if (mine === this.wish && !isOver) this.say(`Loading the network: ${percent}%`);
     };
     const ask = (x, t, label) => {
-      const answer = this.queue.then(() => {
+      const answer = this.engine.queue.then(() => {
         check();
         return this.engine.ask(x, t, label);
       });
-      this.queue = answer.catch(() => {});
+      this.engine.queue = answer.catch(() => {});
       return answer.then((x0) => {
         check();
         return x0;
@@ -262,7 +277,10 @@ class Guidance extends Figure {
   async compute(ask, w, seed) {
     const { scales } = this.facts;
     this.tell(', forming');
-    const draw = (x0) => this.pictures.forEach((p, i) => p.show(x0, i));
+    // Meanwhile one may have gone back to a scale whose cells are there
+    const draw = (x0) => {
+      if (scales[this.at] === w) this.pictures.forEach((p, i) => p.show(x0, i));
+    };
     draw(await this.walk(ask, w, seed, (step, n, x0) => {
       draw(x0);
       this.status.textContent = `Call ${step + 1} of ${n}`;
@@ -296,7 +314,7 @@ class Guidance extends Figure {
 const samplers = { ddim: 'DDIM', dpm_solver: 'DPM-Solver++' };
 const kinds = Object.keys(samplers);
 
-export function distance(a, b) {
+function distance(a, b) {
   const sum = a.reduce((total, v, i) => total + (v - b[i])**2, 0);
   return Math.sqrt(sum/a.length);
 }
@@ -508,7 +526,7 @@ class Estimate extends Figure {
 const toy = { weights: [.7, .2, .1], means: [-.8, .2, .9], sds: [.12, .08, .1] };
 
 // The mean of all cells that could lie behind `y`, at share of noise s
-export function toyEstimate(y, s) {
+function toyEstimate(y, s) {
   const kinds = toy.means.map((mean, k) => {
     const variance = ((1 - s)*toy.sds[k])**2 + s*s;
     const gap = y - (1 - s)*mean;

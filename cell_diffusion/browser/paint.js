@@ -1,5 +1,5 @@
 // The page "Paint a cell": choose a cell, paint a hole, fill it
-import { Engine, describe, fetchFrom, settings, fillIn, labelName, fileName, wire, classNumber, trajectory, stepSlider, canvasOf, offer } from './common.js';
+import { Engine, aborted, describe, fetchFrom, settings, fillIn, labelName, fileName, wire, classNumber, trajectory, stepSlider, canvasOf, offer, withdraw } from './common.js';
 import { shared } from './address.js';
 import { HoleCanvas } from './canvas.js';
 import { noise } from './diffusion.js';
@@ -145,7 +145,7 @@ async function begin() {
         tell((k + (step + 1)/steps)/n, `step ${step + 1} of ${steps}`);
       });
       if (about.few && !k) stage(mine, wanted);                                          // until now the last fill stayed
-      if (result !== mine) throw Object.assign(Error(), { name: 'AbortError' });     // another cell was chosen meanwhile
+      if (result !== mine) throw aborted();                                          // another cell was chosen meanwhile
       seconds += s;
       add({ ...wish, frames, steps, w, filled: softenSeam(putBack(pixels, hole, whole, x0, size, channels), hole) }, k);
     }
@@ -166,7 +166,7 @@ async function begin() {
     draw(canvasOf(result.pixels), 'The picture before it is filled');
   }
 
-  function hideDownloads() { named('download').hidden = named('whole').hidden = true; }
+  function hideDownloads() { for (const n of ['download', 'whole']) withdraw(named(n)); }
 
   function draw(source, text) {
     const shown = $('.cd-shown');

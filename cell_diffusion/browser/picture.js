@@ -1,6 +1,6 @@
 // From a picture of any size and shape to what the network sees, and back into the hole: `inpaint` of the library.
 
-const clip = (v, low, high) => Math.min(Math.max(v, low), high);
+export const clip = (v, low, high) => Math.min(Math.max(v, low), high);
 
 // Where each pixel of the window lies in the picture; beyond it the edge is repeated
 function* positions({ top, left, side }, width, height) {

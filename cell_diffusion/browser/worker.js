@@ -6,10 +6,11 @@ const tell = (type, data = {}) => self.postMessage({ type, ...data });
 const here = path => new URL(path, import.meta.url), shown = path => path.includes('://') ? path : `browser/${path}`;
 
 async function bytesOf(path, what, report) {
-  const response = await fetch(here(path), { cache: 'no-cache' }).catch(() => { throw Error(`${what} could not be fetched. Is there a connection?`); });
+  const lost = () => { throw Error(`${what} could not be fetched. Is there a connection?`); };
+  const response = await fetch(here(path), { cache: 'no-cache' }).catch(lost);
   if (!response.ok) throw Error(`${what} is missing on this site (${shown(path)}, answer ${response.status}).`);
   const parts = [], reader = response.body.getReader();
-  for (let part; !(part = await reader.read()).done;) { parts.push(part.value); report(part.value.length); }
+  for (let part; !(part = await reader.read().catch(lost)).done;) { parts.push(part.value); report(part.value.length); }
   return new Uint8Array(await new Blob(parts).arrayBuffer());
 }
 
