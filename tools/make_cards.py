@@ -25,8 +25,8 @@ left_half = 0, 0, .5, 1
 cuts = {
     'core': ('00_core', 'core-sizes', whole, (1, 2, 1)),
     'simulation': ('01_simulation', 'simulation-classes', whole),
-    'data': ('02_data', 'data-batch', whole, (1, 4, 3)),
-    'splits': ('02b_splits', 'data-positions', (0, .2, 1, .87), (2, 4, 0)),
+    'data': ('02_data', 'data-batch', (0, 0, 1, .93), (1, 4, 3)),
+    'splits': ('02b_splits', 'data-positions', (0, .2, 1, .82), (2, 4, 0)),
     'process': ('03_process', 'process-cells', whole, (1, 6, 0)),
     'schedules': ('04_schedules', 'schedules-curves', whole),
     'unet': ('05_unet', 'unet-drawing', whole),
@@ -38,7 +38,7 @@ cuts = {
     'conditioning': ('09_conditioning', 'conditioning-first', whole, (1, 5, 3)),
     'inpainting': ('10_inpainting', 'inpainting-fills', whole, (1, 5, 0)),
     'inpainting_study': ('10b_inpainting_study', 'inpainting-many', whole),
-    'gan': ('11_gan', 'gan-dirac', (0, 0, .655, 1)),
+    'gan': ('11_gan', 'gan-dirac', (0, 0, .66, 1)),
     'augmentation': (
         '12_augmentation', 'augmentation-phases', (0, .1, 1, 1), (1, 4, 3)),
     'augmentation_study': (
@@ -60,7 +60,7 @@ cuts = {
     'distillation': ('distillation', 'few-calls-bend', whole),
     'flow_study': ('13_flow_matching', 'flow-between', whole),
     'imageio': ('imageio', 'imageio-mask', whole, (1, 2, 1)),
-    'sources': ('sources', 'sources-first', (0, 0, 1, .85), (2, 4, 0)),
+    'sources': ('sources', 'sources-first', (0, 0, 1, .81), (2, 4, 0)),
     'weights': ('weights', 'weights-monocytes', whole, (2, 4, 0)),
     'records': ('07_evaluation', 'evaluation-scores', whole),
 }
