@@ -509,7 +509,7 @@ def test_an_address_for_a_fill(page, new_page, site_url):
     # A hole of one's own is not in the address
     page.focus('.cd-paint')
     page.keyboard.press(' ')
-    assert 'hole' not in words(page)
+    page.wait_for_function("!new URLSearchParams(location.search).has('hole')")
 
 
 def test_an_address_for_a_cell(page, site_url):
