@@ -507,6 +507,7 @@ def test_an_address_for_a_fill(page, new_page, site_url):
     assert np.array_equal(pixels(other, '.cd-shown'), pixels(page, '.cd-shown'))
 
     # A hole of one's own is not in the address
+    page.bring_to_front()
     page.focus('.cd-paint')
     page.keyboard.press(' ')
     page.wait_for_function("!new URLSearchParams(location.search).has('hole')")
