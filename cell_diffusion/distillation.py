@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from tqdm.auto import tqdm
 from cell_diffusion.core import check_memory, check_number, generator
-from cell_diffusion.data import CellLoader, CellLoaders
+from cell_diffusion.data import CellLoader, CellLoaders, place_pixels
 from cell_diffusion.denoiser import Condition, Denoiser, network_settings
 from cell_diffusion.inpainting import hole_mse, random_masks
 from cell_diffusion.records import write_whole
@@ -66,7 +66,7 @@ def jump_timesteps(
 # %% ../nbs/distillation.ipynb #d010
 @dataclass
 class Walks:
-    "Walks of a teacher, as a student needs them; half precision, on the CPU"
+    "Walks of a teacher, as a student needs them; half precision"
     states:torch.Tensor # Before each jump, and the end `(n, calls + 1, channel, …)`
     label:torch.Tensor=None # Class numbers `(n,)`, the last number for "no class"
     known:torch.Tensor=None # For a network that fills holes `(n, channel, size, size)`
@@ -79,6 +79,12 @@ class Walks:
         "Some of the walks: `walks[:100]`"
         fields = self.states, self.label, self.known, self.mask
         return Walks(*[None if x is None else x[rows] for x in fields], self.seconds)
+
+    def to(self, device):
+        "The walks on a GPU, unless they are too many"
+        fields = self.states, self.label, self.known, self.mask
+        return Walks(*[None if x is None else place_pixels(x, device) for x in fields],
+                     self.seconds)
 
 def walk(teacher, x, condition, jumps):
     "Where the walk from noise `x` stands at some timesteps, and its end"
@@ -127,8 +133,10 @@ def teacher_walks(
     floats = (len(jumps) + 2)*teacher.channels*teacher.size**2
     check_memory(4*n*floats, f"walks={n:,}")
     rng = generator(seed)
+    at_once = 64 if teacher.device.type == 'cpu' else 512
     source = CellLoader(cells.images, cells.labels, cells.idxs, cells.vocab,
-                        min(n, 64, len(cells.idxs)), True, True, seed, balanced=True)
+                        min(n, at_once, len(cells.idxs)), True, True, seed,
+                        balanced=True)
     source.device = teacher.device
     rounds = -(-n//source.bs)
     parts = []
@@ -203,8 +211,9 @@ class WalkLoader:
         self.epoch = epoch
 
     def to(self, device):
-        "Move batches to a device; fastai asks for this"
+        "Deal out batches on a device, where the walks are then too, if they fit"
         self.device = torch.device(device)
+        self.walks = self.walks.to(device)
         return self
 
 # %% ../nbs/distillation.ipynb #d015

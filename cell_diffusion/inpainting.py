@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import warnings
 from PIL import Image, ImageDraw
+from fastcore.basics import patch
 from functools import partial
 from pathlib import Path
 from scipy import ndimage
@@ -22,6 +23,7 @@ from cell_diffusion.imageio import read_image, read_mask
 from cell_diffusion.morphology import find_cells, find_nuclei, optical_density
 from cell_diffusion.sampling import refuse_distilled, sample
 from cell_diffusion.training import NoiseCallback, diffusion_learner
+from cell_diffusion.transforms import random_dihedral
 
 # %% ../nbs/10_inpainting.ipynb #c013
 def box_mask(
@@ -283,13 +285,25 @@ class InpaintingCallback(NoiseCallback):
         "One mask for each image, as numbers: 1 is hidden"
         device = self.rng.device
         seed = int(torch.randint(2**62, (), generator=self.rng, device=device))
-        masks = random_masks(self.rows(x0), x0.shape[-1], self.shares, seed)
+        draw = random_masks if device.type == 'cpu' else self.reuse_masks
+        masks = draw(self.rows(x0), x0.shape[-1], self.shares, seed)
         if getattr(self.learn.dls.train, 'scales', None) and self.training:
             # The first cells of a batch are those that are cropped as usual
             whole = masks.flatten(1).all(1)
             masks = masks[whole.sort(descending=True, stable=True).indices]
         if self.each_channel: masks = hide_channels(masks, x0.shape[1], seed)
         return self.own(masks).to(x0.device).float()
+
+# %% ../nbs/10_inpainting.ipynb #c054r
+@patch
+def reuse_masks(self:InpaintingCallback, n, size, shares, seed):
+    "Masks that were drawn once, turned at random: a GPU would wait for fresh ones"
+    if not hasattr(self, 'drawn'):
+        drawn = random_masks(16_384, size, shares, self.seed)
+        self.drawn = drawn.to(self.rng.device)
+    rng = generator(seed)
+    some = torch.randint(len(self.drawn), (n,), generator=rng)
+    return random_dihedral(self.drawn[some.to(self.drawn.device)], rng)
 
 # %% ../nbs/10_inpainting.ipynb #n006
 def hole_mse(

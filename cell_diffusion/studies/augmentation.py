@@ -1357,7 +1357,7 @@ def write_results(
 # Settings that change, for each name in `generators`
 trials = dict(
     gan=(dict(), dict(bs=16), dict(disc_rate=.5), dict(augment=dict(p=0.))),
-    ddpm=(dict(), dict(bs=16), dict(lr=2e-3), dict(turns=False)),
+    ddpm=(dict(), dict(bs=16), dict(lr=2e-3), dict(guidance_scale=1.)),
 )
 
 def tune_generators(
