@@ -240,7 +240,6 @@ def train_model(
     patch:int=None, # Fold patch × patch pixels into channels; by default size//32
     source:str=None, # How to read data; folder for class folders of your own
     white:float=None, # Grey level of 16-bit files that is white; by default measured
-    compile:bool=False, # Compile the network? Takes a minute and pays on a GPU
     processor:bool=False, # Count seconds of the processor, for a race on a busy machine
     progress:bool=True, # Show progress bars
     **kwargs, # More arguments of `diffusion_learner` or `inpainting_learner`
@@ -272,7 +271,6 @@ def distill_model(
     n:int=None, # Number of cells; as in training, unless given
     source:str=None, # How to read data; folder for class folders of your own
     white:float=None, # As in training, unless given
-    compile:bool=False, # Compile the network? Takes a minute and pays on a GPU
     processor:bool=False, # Count seconds of the processor, on a busy machine
     progress:bool=True, # Show progress bars
 )->dict: # The record, as it is written to `record.json`
@@ -321,7 +319,7 @@ def distill_and_save(run)->dict: # The record
         calls=run.calls, walks=run.walks, teacher=weights_hash(teacher))
     learn = distillation_learner(
         dls, teacher, run.calls, run.walks, run.bs, run.seed, run.out/'walks.pt',
-        run.progress, optimizer=run.optimizer, compile=run.compile)
+        run.progress, optimizer=run.optimizer)
     vars(run).update(size=teacher.size, classes=bool(teacher.classes), steps=run.calls,
                      dim=teacher.settings['unet'].get('dim'))
     budget = fit_run(learn, settings, run)
@@ -508,7 +506,7 @@ def learner_for(dls, start, run):
                          f"channels, and the cells have {channels}.")
     make = inpainting_learner if run.inpaint else diffusion_learner
     return make(dls, run.config, run.classes, dim=run.dim, seed=run.seed, start=start,
-                optimizer=run.optimizer, compile=run.compile, **run.kwargs)
+                optimizer=run.optimizer, **run.kwargs)
 
 def to_record(kwargs):
     "The arguments that a record can hold"

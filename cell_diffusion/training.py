@@ -228,7 +228,6 @@ def ddpm_learner(
     clip:float=1., # Largest norm of the gradient
     precision:str='auto', # `float32`, `bfloat16`, or `auto` for the faster one
     seed:int=0, # Seed of the noise
-    compile:bool=False, # Compile the network? Takes a minute and pays on a GPU
     optimizer:str='muon', # One of `optimizers`: `adamw` or `muon`
     cbs=(), # More callbacks
     noise=NoiseCallback, # Makes input and target; called with noise_levels ... seed
@@ -246,7 +245,6 @@ def ddpm_learner(
     device = dls.device or default_device()
     model = model.to(device)
     model.precision = choose_precision(precision, device)
-    if compile: model.unet.compile()
 
     pairs = noise(noise_levels, gamma, label_dropout, seed)
     cbs = [pairs, EMA(ema), GradientClip(clip), StopAtNaN(), *cbs]
