@@ -27,7 +27,7 @@ from cell_diffusion.recipes import (
     result_lines, train_and_save_classifier, train_model, train_reference_classifier,
     training_lines, usual_share,
 )
-from cell_diffusion.records import Records, locked, write_json
+from cell_diffusion.records import Records, locked, results_folder, write_json
 from cell_diffusion.simulation import jurkat_phases, simulate_blood
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.studies.bench import bench, bench_line, bench_summary
@@ -476,8 +476,11 @@ def test_bench_line_tells_the_record(tmp_path):
         assert said in line
 
 
-def test_the_shipped_benchmark_can_be_told():
-    assert 'times as fast in training' in bench_line()
+@pytest.mark.parametrize('name, said', [
+    ('bench', 'with bfloat16'), ('bench-float32', 'without bfloat16')])
+def test_a_shipped_benchmark_can_be_told(name, said):
+    line = bench_line(results_folder/f'{name}.json')
+    assert 'times as fast in training' in line and said in line
 
 
 # Guidance is chosen by a rule, on validation cells, and stored

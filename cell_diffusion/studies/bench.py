@@ -227,6 +227,8 @@ def bench_line(
     trains = [f"{r['train']:.2f}" for r in ratios.values()]
     samples = [f"{r['sample']:.2f}" for r in ratios.values()]
     threads = f"{m['threads']} thread{'s'*(m['threads'] > 1)}"
+    if m['device'] == 'cpu' and 'bfloat16' in m:
+        threads += f", with{'' if m['bfloat16'] else 'out'} bfloat16 instructions"
     return (
         f"Beside {' and '.join(beside)}, of the same size and cost, the network is "
         f"{' and '.join(trains)} times as fast in training and "
