@@ -125,6 +125,7 @@ outputs_of_release = {
     'blood32': (Denoiser, 0.81986), # Since 0.2
     'blood64': (Denoiser, 0.94196), # Since 0.2
     'blood64-classes': (Denoiser, 0.98724), # Since 0.2
+    'blood64-classes-long': (Denoiser, 0.98100), # Since 0.2
     'blood64-inpaint': (Inpainter, 0.96285), # Since 0.2
     'blood64-inpaint-4': (Inpainter, 0.82356), # Since 0.2
     'jurkat-classifier-40': (CellClassifier, 27.75951),
