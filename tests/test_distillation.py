@@ -331,6 +331,15 @@ def test_the_first_jump_begins_at_the_noise(schedule, calls):
     student_of(model, jumps)
 
 
+def test_walks_move_with_their_loader():
+    states = torch.arange(18.).view(3, 3, 2, 1, 1)
+    walks = Walks(states, torch.tensor([0, 1, 2]), seconds=7.)
+    loader = WalkLoader(walks, bs=2, train=False).to('meta')
+    assert loader.walks.states.device.type == loader.walks.label.device.type == 'meta'
+    assert loader.walks.mask is None and loader.walks.seconds == 7.
+    assert walks.states.device.type == 'cpu'
+
+
 def test_too_few_walks_for_a_batch_are_refused():
     walks = Walks(torch.zeros(3, 3, 3, 28, 28))
     assert len(WalkLoader(walks, bs=6)) == 1

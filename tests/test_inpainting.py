@@ -19,6 +19,7 @@ from fastai.learner import Callback
 from PIL import Image
 from scipy import ndimage
 
+from cell_diffusion import inpainting
 from cell_diffusion.core import encode, generator
 from cell_diffusion.data import cell_dls
 from cell_diffusion.denoiser import Condition, Denoiser, denoise, load, save, warm_start
@@ -292,6 +293,23 @@ def test_masks_of_validation_are_the_same_each_time():
     b = pairs(x0, InpaintingCallback(), validate=True)
     assert all(torch.equal(p.mask, q.mask) for p, q in zip(a, b))
     assert not torch.equal(a[0].mask, a[1].mask)
+
+def test_masks_that_are_drawn_once_are_turned(monkeypatch):
+    "As on a GPU, where drawing fresh ones takes longer than a step"
+    kept = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
+    kept[0, :, :8] = True       # the upper half
+    kept[1, :, 0, 1:3] = True   # two pixels, in eight positions
+    monkeypatch.setattr(inpainting, 'random_masks', lambda *_: kept)
+    callback = InpaintingCallback()
+    callback.rng = generator(0)
+    found = callback.reuse_masks(400, 16, None, seed=3)
+    assert found.shape == (400, 1, 16, 16) and found.dtype == torch.bool
+    assert torch.equal(found, callback.reuse_masks(400, 16, None, seed=3))
+    assert not torch.equal(found, callback.reuse_masks(400, 16, None, seed=4))
+    sizes = found.sum((1, 2, 3))
+    assert set(sizes.tolist()) == {2, 128} and 150 < (sizes == 2).sum() < 250
+    assert len(found[sizes == 128].unique(dim=0)) == 4
+    assert len(found[sizes == 2].unique(dim=0)) == 8
 
 def test_shares_reach_the_masks():
     for batch in pairs(pictures(8), shares=dict(everything=1)):
