@@ -123,11 +123,13 @@ outputs_of_release = {
     'blood-classifier-64': (CellClassifier, 50.69675),
     'blood-classifier-64-judge': (CellClassifier, 47.75555), # Since 0.2
     'blood32': (Denoiser, 0.81986), # Since 0.2
+    'blood32-long': (Denoiser, 0.79719), # Since 0.2
     'blood64': (Denoiser, 0.94196), # Since 0.2
     'blood64-classes': (Denoiser, 0.98724), # Since 0.2
     'blood64-classes-long': (Denoiser, 0.98100), # Since 0.2
     'blood64-inpaint': (Inpainter, 0.96285), # Since 0.2
     'blood64-inpaint-4': (Inpainter, 0.82356), # Since 0.2
+    'blood64-inpaint-long': (Inpainter, 0.97687), # Since 0.2
     'jurkat-classifier-40': (CellClassifier, 27.75951),
     'jurkat-classifier-40-dna': (CellClassifier, 30.94054),
     'jurkat40': (Denoiser, 0.52300), # Since 0.2
