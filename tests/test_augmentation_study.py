@@ -752,7 +752,7 @@ def test_tuning_tries_as_much_for_both_on_one_fold(tmp_path, noise):
     sizes, turned, own = zip(*(rest for _, *rest in settings))
     assert sizes == (12, 16, 12, 12) + 4*(16,)
     assert all(turned)
-    assert [o['guidance_scale'] for o in own[4:]] == [1.5, 1.5, 1.5, 1]
+    assert [o.get('guidance_scale') for o in own] == 7*[None] + [1]
     assert [o.get('disc_rate', 1) for o in own] == [1, 1, .5, 1, 1, 1, 1, 1]
     assert [o.get('augment') for o in own] == 3*[None] + [dict(p=0.)] + 4*[None]
     assert own[6]['lr'] == 2e-3 and all(o['dim'] == 8 for o in own[:4])
