@@ -676,10 +676,15 @@ def rate(self:Budget, used):
 
 # %% ../nbs/06b_long_runs.ipynb #n063
 @patch
-def before_fit(self:Budget):
+def open_bar(self:Budget):
+    "Show the bar, before fastai makes the optimizer: that loads code for seconds"
     form = '{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}'
     self.bar = tqdm(total=100, disable=not self.progress, desc='training',
                     bar_format=form, miniters=1e-9, mininterval=.2)
+
+@patch
+def before_fit(self:Budget):
+    if self.bar is None: self.open_bar()
 
 @patch
 def before_epoch(self:Budget):
@@ -1000,6 +1005,7 @@ def fit_for(
     cbs = [budget]
     if checkpoint: cbs.append(Checkpoint(checkpoint, run))
     try:
+        budget.open_bar()
         with learn.no_bar(), learn.no_logging(), plain_errors():
             learn.fit(budget.epochs or 1_000_000, lr=budget.lr, cbs=cbs)
     finally:

@@ -263,7 +263,7 @@ def test_training_goes_on_with_more_minutes(folder, tmp_path, obeys):
     checkpoint = tmp_path/'added'/'.work'/'network'/'checkpoint.pt'
     before = torch.load(checkpoint, weights_only=True)['steps']
     obeys.append(.9)
-    balance(folder, tmp_path/'added', **dict(short, minutes=.01))
+    balance(folder, tmp_path/'added', **dict(short, minutes=.1))
     assert torch.load(checkpoint, weights_only=True)['steps'] > before
 
 
