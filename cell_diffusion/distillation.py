@@ -77,14 +77,16 @@ class Walks:
 
     def __getitem__(self, rows):
         "Some of the walks: `walks[:100]`"
-        fields = self.states, self.label, self.known, self.mask
-        return Walks(*[None if x is None else x[rows] for x in fields], self.seconds)
+        return self.each(lambda x: x[rows])
 
     def to(self, device):
         "The walks on a GPU, unless they are too many"
+        return self.each(lambda x: place_pixels(x, device))
+
+    def each(self, change):
+        "Walks of which all tensors went through `change`"
         fields = self.states, self.label, self.known, self.mask
-        return Walks(*[None if x is None else place_pixels(x, device) for x in fields],
-                     self.seconds)
+        return Walks(*[None if x is None else change(x) for x in fields], self.seconds)
 
 def walk(teacher, x, condition, jumps):
     "Where the walk from noise `x` stands at some timesteps, and its end"

@@ -257,6 +257,7 @@ def hide_channels(
 class InpaintingCallback(NoiseCallback):
     "Adds a fresh mask and the pixels around it to every training pair"
     name = 'noise'
+    drawn = None # Masks, see `reuse_masks`
 
     def __init__(self, *args,
         outside:float=.1, # Weight of a known pixel's error; a hidden pixel's is 1
@@ -285,7 +286,7 @@ class InpaintingCallback(NoiseCallback):
         "One mask for each image, as numbers: 1 is hidden"
         device = self.rng.device
         seed = int(torch.randint(2**62, (), generator=self.rng, device=device))
-        draw = random_masks if device.type == 'cpu' else self.reuse_masks
+        draw = random_masks if x0.device.type == 'cpu' else self.reuse_masks
         masks = draw(self.rows(x0), x0.shape[-1], self.shares, seed)
         if getattr(self.learn.dls.train, 'scales', None) and self.training:
             # The first cells of a batch are those that are cropped as usual
@@ -298,7 +299,7 @@ class InpaintingCallback(NoiseCallback):
 @patch
 def reuse_masks(self:InpaintingCallback, n, size, shares, seed):
     "Masks that were drawn once, turned at random: a GPU would wait for fresh ones"
-    if not hasattr(self, 'drawn'):
+    if self.drawn is None:
         drawn = random_masks(16_384, size, shares, self.seed)
         self.drawn = drawn.to(self.rng.device)
     rng = generator(seed)

@@ -311,6 +311,16 @@ def test_masks_that_are_drawn_once_are_turned(monkeypatch):
     assert len(found[sizes == 128].unique(dim=0)) == 4
     assert len(found[sizes == 2].unique(dim=0)) == 8
 
+@pytest.mark.parametrize('device, kept', [('cpu', False), ('meta', True)])
+def test_only_a_gpu_gets_masks_that_were_drawn_before(device, kept):
+    "A device without numbers stands for the GPU"
+    callback = InpaintingCallback()
+    callback.learn = SimpleNamespace(dls=SimpleNamespace(train=None))
+    callback.rng = generator(0)
+    masks = callback.draw_masks(torch.zeros(2, 3, 16, 16, device=device))
+    assert masks.shape == (2, 1, 16, 16) and masks.device.type == device
+    assert (callback.drawn is not None) == kept
+
 def test_shares_reach_the_masks():
     for batch in pairs(pictures(8), shares=dict(everything=1)):
         assert batch.mask.all()
