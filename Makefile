@@ -22,8 +22,8 @@ install := "$(bin)/python" -m pip install --disable-pip-version-check \
            $(addprefix -c ,$(CONSTRAINTS)) -e '.[dev,site,web]'
 pytest := OMP_NUM_THREADS=1 "$(bin)/python" -m pytest tests --ignore tests/site \
           -n $(JOBS) --dist loadgroup
-# Before Python 3.12 this costs a process two seconds at its start and a quarter of the
-# time of its tests; chapters, which run in kernels, are not measured: some 4% of all
+# Before Python 3.12 this costs a third of the time of a test, so slow ones are left out
+# there (`tests/conftest.py`); chapters, which run in kernels, are not measured at all
 cover  := --cov=cell_diffusion --cov-report=term
 
 .PHONY: help course test test-fast lint lab site test-site outputs export student

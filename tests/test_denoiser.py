@@ -710,9 +710,13 @@ def every_second(schedule, steps): return torch.tensor([5, 3, 1])
 @pytest.mark.parametrize('sampler', written)
 @pytest.mark.parametrize('network', networks)
 def test_sample_is_the_formula(network, sampler):
-    "Every condition through two samplers whose steps are written out here"
+    """Every fifth condition through two samplers whose steps are written out here.
+
+    Five shares no factor with the numbers of classes, scales, intervals, guides and
+    fillings, so each of these comes with each other.
+    """
     model = networks[network]()
-    for settings in conditions(network):
+    for settings in itertools.islice(conditions(network), 0, None, 5):
         rng = torch.Generator().manual_seed(7)
         noise = torch.randn(3, 3, 8, 8, generator=rng)
 

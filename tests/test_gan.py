@@ -592,7 +592,7 @@ def test_turns_are_those_of_the_loaders(augment):
 @pytest.fixture
 def quick(monkeypatch):
     "A reference classifier of four steps"
-    def reference_classifier(dls):
+    def reference_classifier(dls, keep):
         return train_classifier(dls, dim=8, steps=4)
     monkeypatch.setattr(study, 'reference_classifier', reference_classifier)
 

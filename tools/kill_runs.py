@@ -11,7 +11,9 @@ that a budget of minutes is the same number of steps in each run.
 
 The table names for each kill the moment, what was there, and the seconds of work lost:
 those since a file was last written (or since the start, with imports and reading the
-cells). The table at the end has a row a command. The exit code is 1 if a result differs
+cells). The judge of a score is trained in the first run and found by the others; killed
+while it is trained, a command trains it anew, which takes up to a minute and a half.
+The table at the end has a row a command. The exit code is 1 if a result differs
 or more than `--lose` seconds are lost.
 """
 import argparse
@@ -22,6 +24,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -56,7 +59,7 @@ from cell_diffusion.sources import download
 download('pbc', sys.argv[2], url=sys.argv[1], checksum=sys.argv[3], progress=False)
 """
 
-small = ['--size', '32', '-n', '160', '--bs', '8']
+small = ['--size', '28', '-n', '160', '--bs', '8']
 net = ['--dim', '8', '--seed', '3']
 commands = dict(
     train=['train', *small, *net, '--classes', '--epochs', '8', '--scored', '40',
@@ -234,16 +237,28 @@ def first_difference(a, b):
 form = '{:11} {:>8} {:>7}  {}'
 
 
+def copy_judges(whole, other):
+    "Give the classifiers that score one run to another one; whether there are any"
+    judges = Path('cache')/'classifiers'
+    if not (whole.parent/judges).exists():
+        return False
+    shutil.copytree(whole.parent/judges, other.parent/judges)
+    return True
+
+
 def torment(name, words, folder, n, rng):
     "Kill a command `n` times; for each run the kills, the most lost and the result"
     rows = []
     with open(folder/f'{name}.log', 'w') as log:
         whole = folder/name/'whole'/'run'
         length = finish(words, whole, log)
+        if copy_judges(whole, again := folder/name/'again'/'run'):
+            length = finish(words, again, log)
         turn = 0
         while n:
             turn += 1
             out = folder/name/f'killed-{turn}'/'run'
+            copy_judges(whole, out)
             killed = 0
             most = 0.
             while n:

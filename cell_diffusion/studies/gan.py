@@ -12,9 +12,11 @@ import time
 import torch
 from fastcore.basics import patch, store_attr
 from functools import partial
-from cell_diffusion.classifier import features_and_predictions, reference_classifier
+from cell_diffusion.classifier import (
+    CellClassifier, features_and_predictions, reference_classifier)
 from cell_diffusion.core import encode, mix_seed
 from cell_diffusion.data import cell_dls
+from cell_diffusion.denoiser import network_settings
 from cell_diffusion.gan import gan_learner, gan_sample
 from cell_diffusion.metrics import class_accuracy, compare_features
 from cell_diffusion.records import Records, results_folder
@@ -44,12 +46,12 @@ defaults = dict(
 
 class GANStudy:
     "Everything that the results of `gan_beside_ddpm` depend on"
-    def __init__(self, cells, models, minutes, epochs, n, steps, progress):
+    def __init__(self, cells, models, minutes, epochs, n, steps, classifier, progress):
         store_attr()
         if epochs: self.minutes = None
         dls = cells(bs=models['GAN']['bs'])
         self.fingerprint = fingerprint(dls)
-        self.classifier = reference_classifier(dls)
+        self.classifier = classifier or reference_classifier(dls, keep=True)
         images, labels = dls.test.arrays
         self.real = encode(images)
         self.labels = torch.as_tensor(labels)
@@ -57,7 +59,8 @@ class GANStudy:
     def settings(self):
         "What identifies the study, for `Records`"
         return dict(fingerprint=self.fingerprint, minutes=self.minutes,
-                    epochs=self.epochs, n=self.n, steps=self.steps, models=self.models)
+                    epochs=self.epochs, n=self.n, steps=self.steps, models=self.models,
+                    classifier=network_settings(self.classifier))
 
 # %% ../../nbs/11_gan.ipynb #n048
 @patch
@@ -140,6 +143,7 @@ def gan_beside_ddpm(
     steps:int=10, # Network calls of the DDPM's sampler
     gan:dict=None, # `bs`, `lr` and more arguments of `gan_learner`, see `defaults`
     ddpm:dict=None, # `bs`, `lr` and more arguments of `diffusion_learner`
+    classifier:CellClassifier=None, # By default `reference_classifier` of the cells
     folder=None, # Keeps a file for each network; a stopped study goes on
     progress:bool=True, # Show progress bars
     **kwargs, # More arguments of `cell_dls`, such as `size` and `channels`
@@ -150,7 +154,7 @@ def gan_beside_ddpm(
     cells = partial(cell_dls, data, n=n_cells, balanced=True, **kwargs)
     models = {'GAN': {**defaults['GAN'], **(gan or {})},
               'DDPM': {**defaults['DDPM'], **(ddpm or {})}}
-    study = GANStudy(cells, models, minutes, epochs, n, steps, progress)
+    study = GANStudy(cells, models, minutes, epochs, n, steps, classifier, progress)
     jobs = [dict(model=model, seed=seed) for seed in range(seeds) for model in models]
     if folder: return Records(folder, study.settings()).run(study.measure, jobs)
     return pd.DataFrame([{**job, **study.measure(**job)} for job in jobs])
