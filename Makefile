@@ -98,7 +98,7 @@ site: $(ready)
 	@OMP_NUM_THREADS=1 "$(bin)/python" site/make_site.py
 
 test-site: $(ready)
-	"$(bin)/python" -m pytest tests/site -v --durations=5 $(PYTEST_ARGS)
+	"$(bin)/python" -m pytest tests/site -n $(JOBS) -v --durations=5 $(PYTEST_ARGS)
 
 # For students without solutions, for teachers with solutions and a cell that grades
 student: $(ready)

@@ -144,14 +144,23 @@ def _is_whole(config):
     return not chosen and [Path(a).resolve() for a in config.args] == [here]
 
 
+def _is_part(config):
+    "Whether this is one of several processes that share the tests"
+    return hasattr(config, 'workerinput')
+
+
 def pytest_sessionstart(session):
     "Forget what an earlier run has found, and remember what the site is now"
+    if _is_part(session.config):
+        return
     tested.stamp.unlink(missing_ok=True)
     session.config.stash[begun] = tested.digest(docs)
 
 
 def pytest_sessionfinish(session, exitstatus):
     "Leave a stamp of the site, if all tests passed on it as it is"
+    if _is_part(session.config):
+        return
     same = session.config.stash[begun] == tested.digest(docs)
     if exitstatus == 0 and same and _is_whole(session.config):
         tested.stamp.write_text(tested.digest(docs) + '\n')
