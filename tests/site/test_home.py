@@ -197,7 +197,7 @@ def test_cards_show_whole_pictures(new_page, site_url, width):
     page = new_page(width=width)
     visit(page, site_url)
     page.eval_on_selector_all('img', 'all => all.forEach(i => { i.loading = "eager" })')
-    page.wait_for_load_state('networkidle')
+    page.wait_for_function('[...document.images].every((i) => i.naturalWidth > 0)')
     cards = page.locator('.cards tbody tr')
     pictures = page.locator('.cards tbody tr td:first-child img')
     assert cards.count() == pictures.count() >= 33
