@@ -626,6 +626,15 @@ def test_study_resumes_and_refuses(tmp_path, quick):
         run_study(tmp_path, n=21)
 
 
+def test_a_judge_of_ones_own_scores_and_identifies_the_study(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, 'reference_classifier', None)
+    dls = study.cell_dls('simulated-jurkat', n=150, size=32, balanced=True)
+    judges = [train_classifier(dls, dim=8, steps=1, seed=seed) for seed in (0, 1)]
+    run_study(tmp_path, classifier=judges[0])
+    with pytest.raises(ValueError, match='other settings .classifier: '):
+        run_study(tmp_path, classifier=judges[1])
+
+
 def test_both_chapters_train_the_same_networks():
     "The comparison and the augmentation study have the same settings"
     for kind, settings in study.defaults.items():
