@@ -9,6 +9,7 @@ __all__ = ['CellClassifier', 'train_classifier', 'features_and_predictions', 're
 import hashlib
 import inspect
 import math
+import os
 import shutil
 import torch
 import torch.nn as nn
@@ -387,11 +388,23 @@ def keep_classifier(
         return model.cpu()
     return load_classifier(folder, dls)
 
+# %% ../nbs/07_evaluation.ipynb #u001
+def unfinished(
+    folder, # From `classifier_folder`
+)->Path: # None where the cache folder cannot be written
+    "The checkpoint of a classifier while it is trained"
+    cache = folder.parent
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return cache/f'{folder.name}.pt' if os.access(cache, os.W_OK) else None
+
 # %% ../nbs/07_evaluation.ipynb #n020
 def reference_classifier(
     dls, # From `cell_dls`
     epochs:int=None, # Passes over the training cells; by default 12, or 150 steps
-    keep:bool=False, # Keep a newly trained one in the cache folder
+    keep:bool=False, # Keep a new one in the cache; killed, its training goes on
     progress:bool=False, # Show fastai's progress while one is trained
     **kwargs, # More arguments of `train_classifier`
 )->CellClassifier: # On the CPU, in float32
@@ -416,5 +429,10 @@ def reference_classifier(
     if cached is not None: return cached
 
     if progress: print(f'No such classifier of these cells yet: {epochs} epochs.')
-    model = train_classifier(dls, epochs, progress=progress, **kwargs)
-    return keep_classifier(model, dls, **settings) if keep else model.cpu()
+    if not keep: return train_classifier(dls, epochs, progress=progress, **kwargs).cpu()
+    checkpoint = unfinished(classifier_folder(dls, **settings))
+    model = train_classifier(dls, epochs, progress=progress, checkpoint=checkpoint,
+                             **kwargs)
+    model = keep_classifier(model, dls, **settings)
+    if checkpoint: checkpoint.unlink(missing_ok=True)
+    return model

@@ -1,9 +1,11 @@
 "The reference classifier: network, trainer, and the finder of the one that fits"
 import json
 import re
+from functools import partial
 import numpy as np
 import pytest
 import torch
+import torch.nn as nn
 from PIL import Image
 import cell_diffusion.classifier as module
 from cell_diffusion.classifier import (
@@ -16,6 +18,7 @@ from cell_diffusion.data import CellLoader, CellLoaders, cell_dls
 from cell_diffusion.denoiser import load, save
 from cell_diffusion.simulation import jurkat_phases
 from cell_diffusion.splits import fingerprint
+from cell_diffusion.training import Checkpoint
 from conftest import root
 
 def classifier(classes=('a', 'b', 'c'), seed=0, **kwargs):
@@ -313,6 +316,30 @@ def test_a_cache_that_cannot_be_written_is_done_without(places, tmp_path, monkey
     with pytest.warns(UserWarning, match='could not be kept .*trained again') as said:
         net = reference_classifier(dls, 1, keep=True, dim=8)
     assert len(said) == 1 and next(net.parameters()).device.type == 'cpu'
+
+@pytest.mark.parametrize('killed_at', [2, 5, 'end'])
+def test_a_killed_training_goes_on(places, monkeypatch, killed_at):
+    "A judge takes minutes: killed at any batch, or before it is kept, it goes on"
+    dls = cells(40)
+    steps = []
+    def loss(scores, targets):
+        steps.append(1)
+        if killed_at == len(steps): raise KeyboardInterrupt
+        return nn.functional.cross_entropy(scores, targets)
+    def train():
+        return reference_classifier(dls, 6, keep=True, dim=8, loss_func=loss)
+    whole = reference_classifier(dls, 6, keep=True, dim=8,
+                                 loss_func=nn.functional.cross_entropy)
+    monkeypatch.setattr(module, 'Checkpoint', partial(Checkpoint, every=0))
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        def kill(*_, **__): raise KeyboardInterrupt
+        killed.setattr(module, 'keep_classifier', kill)
+        train()
+    done = len(steps)
+    kept = train()
+    assert len(steps) - done == 6 - (6 if killed_at == 'end' else killed_at - 1)
+    assert same(kept, whole)
+    assert not list(classifier_folder(dls, epochs=6).parent.glob('*.pt'))
 
 def test_one_number_of_epochs(monkeypatch, places, training):
     "150 steps of 28 cells at most, whatever the batches of the run are"

@@ -11,10 +11,9 @@ that a budget of minutes is the same number of steps in each run.
 
 The table names for each kill the moment, what was there, and the seconds of work lost:
 those since a file was last written (or since the start, with imports and reading the
-cells). The judge of a score is trained in the first run and found by the others; killed
-while it is trained, a command trains it anew, which takes up to a minute and a half.
-The table at the end has a row a command. The exit code is 1 if a result differs
-or more than `--lose` seconds are lost.
+cells). The judge of a score is trained in the first run and found by the others, which
+saves a minute or more for each. The table at the end has a row a command. The exit code
+is 1 if a result differs or more than `--lose` seconds are lost.
 """
 import argparse
 import hashlib
