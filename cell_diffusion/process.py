@@ -314,7 +314,7 @@ def u_from(
     t,                # Not used: it is the same on the whole line
     schedule:Schedule, # Not used
 )->torch.Tensor: # Of the same shape
-    "Velocity of the straight line from cell to noise (Liu et al. 2023, equation 1)"
+    "Velocity of the straight line from cell to noise (minus that of Liu et al. 2023)"
     return eps - x0
 
 def x0_from_u(

@@ -1214,9 +1214,9 @@ def compare_lengths(
 
 # %% ../nbs/13_flow_matching.ipynb #f031
 training_configs |= {
-    'flow-uniform': TrainingConfig('flow', 'u'),
-    'flow': TrainingConfig('flow', 'u', noise_levels=(0., 1.)),
-    'flow-mid': TrainingConfig('flow', 'u', noise_levels=(-.8, 1.)),
+    'flow-uniform': TrainingConfig('flow', 'u', data_std=.5),
+    'flow': TrainingConfig('flow', 'u', data_std=.5, noise_levels=(0., 1.)),
+    'flow-mid': TrainingConfig('flow', 'u', data_std=.5, noise_levels=(-.8, 1.)),
 }
 
 # %% ../nbs/13b_few_calls.ipynb #h067
