@@ -353,7 +353,7 @@ def ddim(
     callback=None, # Called with `(t, xt, x0)` after every network call
     eta:float=0., # Fresh noise, from 0 (none) to 1 (as much as ancestral sampling)
 )->torch.Tensor: # Images in -1..1, of the shape of `x`
-    "Denoising diffusion implicit models (Song et al. 2021, equations 12 and 16)"
+    "Denoising diffusion implicit models (Song, Meng and Ermon 2021, eq. 12 and 16)"
     eta = check_number('eta', eta, 0, 1)
     signal, noise = _walk(schedule, ts)
     for i, t in enumerate(ts.tolist()):
@@ -443,7 +443,7 @@ def invert(
     steps:int=50, # Timesteps of the walk, 2 or more; it makes `steps - 1` network calls
     spacing='log_snr', # How the timesteps are spaced, see `timesteps`
 )->torch.Tensor: # Noise, of the shape of `x0`, from which `ddim` returns
-    "DDIM backwards, from cells to their noise (Song et al. 2021, section 4.3)"
+    "DDIM backwards, from cells to their noise (Song, Meng and Ermon 2021, sec. 4.3)"
     refuse_distilled(model, 'invert')
     check_number('steps', steps, 2, model.schedule.T, whole=True)
     label = class_numbers(model, label, len(x0))
