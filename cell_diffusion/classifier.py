@@ -27,7 +27,8 @@ from cell_diffusion.denoiser import Network, load, save, weights_folder
 from cell_diffusion.records import read_json, write_json
 from cell_diffusion.sources import cache_folder
 from cell_diffusion.splits import fingerprint
-from cell_diffusion.training import Checkpoint, StopAtNaN, plain_errors
+from cell_diffusion.training import (
+    Checkpoint, StopAtNaN, plain_errors, read_checkpoint)
 from cell_diffusion.denoiser import choose_precision
 
 # %% ../nbs/07_evaluation.ipynb #c012
@@ -392,13 +393,17 @@ def keep_classifier(
 def unfinished(
     folder, # From `classifier_folder`
 )->Path: # None where the cache folder cannot be written
-    "The checkpoint of a classifier while it is trained"
-    cache = folder.parent
+    "The checkpoint of a classifier in training; a damaged one is removed with a warning"
+    file = folder.with_name(f'{folder.name}.pt')
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.exists(): read_checkpoint(file, 'cpu')
     except OSError:
         return None
-    return cache/f'{folder.name}.pt' if os.access(cache, os.W_OK) else None
+    except ValueError:
+        warnings.warn(f"{file} is damaged and was removed: its training begins anew.")
+        file.unlink()
+    return file if os.access(file.parent, os.W_OK) else None
 
 # %% ../nbs/07_evaluation.ipynb #n020
 def reference_classifier(

@@ -173,7 +173,7 @@ def short_pairs(
     x:torch.Tensor, # `(n, ...)`
     others:torch.Tensor, # `(n, ...)`
 )->torch.Tensor: # Indices: `others[short_pairs(x, others)]` fits `x`
-    "Which of the others goes with which, the sum of squared distances is least"
+    "Which of the others goes with which, for the least sum of squared distances"
     cost = torch.cdist(x.flatten(1).cpu(), others.flatten(1).cpu())**2
     return torch.from_numpy(linear_sum_assignment(cost.numpy())[1])
 

@@ -341,6 +341,15 @@ def test_a_killed_training_goes_on(places, monkeypatch, killed_at):
     assert same(kept, whole)
     assert not list(classifier_folder(dls, epochs=6).parent.glob('*.pt'))
 
+def test_a_damaged_checkpoint_is_begun_anew(places):
+    dls = cells(40)
+    file = classifier_folder(dls, epochs=1, dim=8).with_suffix('.pt')
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b'half a checkpoint')
+    with pytest.warns(UserWarning, match='damaged and was removed'):
+        reference_classifier(dls, 1, keep=True, dim=8)
+    assert not file.exists()
+
 def test_one_number_of_epochs(monkeypatch, places, training):
     "150 steps of 28 cells at most, whatever the batches of the run are"
     for loaders in (dict(), dict(bs=1), dict(balanced=True)):

@@ -24,7 +24,8 @@ from cell_diffusion.schedules import flow_schedule, get_schedule
 from cell_diffusion.studies import flows as study
 from cell_diffusion.toys import Oracle, Toy
 from cell_diffusion.training import (
-    diffusion_learner, fit_for, lognormal_timesteps, snr_weight, training_configs,
+    diffusion_learner, fit_for, lognormal_timesteps, normalized, snr_weight,
+    training_configs,
 )
 
 tiny = dict(dim=16, mults=[1, 2])
@@ -135,6 +136,13 @@ def test_flow_configs_differ_where_the_chapter_says():
         config = training_configs[name]
         assert (config.schedule, config.prediction) == ('flow', 'u')
         assert config.prediction in predictions
+        assert config.data_std == training_configs['edm-mid'].data_std
+
+def test_normalized_levels_are_those_of_the_default_too(cells):
+    ours, default = (normalized(training_configs[name], cells)
+                     for name in ('flow-mid', 'edm-mid'))
+    assert ours.noise_levels == default.noise_levels
+    assert (ours.data_mean, ours.data_std) == (default.data_mean, default.data_std)
 
 
 def test_a_flow_trains_samples_and_is_saved(cells, tmp_path):
