@@ -393,7 +393,7 @@ def keep_classifier(
 def unfinished(
     folder, # From `classifier_folder`
 )->Path: # None where the cache folder cannot be written
-    "The checkpoint of a classifier in training; a damaged one is removed with a warning"
+    "The checkpoint of a classifier in training; damaged, it goes with a warning"
     file = folder.with_name(f'{folder.name}.pt')
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -350,6 +350,11 @@ def test_a_damaged_checkpoint_is_begun_anew(places):
         reference_classifier(dls, 1, keep=True, dim=8)
     assert not file.exists()
 
+def test_a_cache_that_may_only_be_read_gets_no_checkpoint(places, monkeypatch):
+    monkeypatch.setattr(module.os, 'access', lambda *_: False)
+    monkeypatch.setattr(module, 'Checkpoint', None)
+    reference_classifier(cells(40), 1, keep=True, dim=8)
+
 def test_one_number_of_epochs(monkeypatch, places, training):
     "150 steps of 28 cells at most, whatever the batches of the run are"
     for loaders in (dict(), dict(bs=1), dict(balanced=True)):
