@@ -22,7 +22,8 @@ from fastcore.basics import patch
 from .core import as_path, decode, generator
 from .simulation import simulate_blood
 from .process import q_sample
-from .schedules import flow_schedule
+from .schedules import (
+    cosine_schedule, flow_schedule, linear_schedule, log_snr_schedule, sigmoid_schedule)
 from .toys import Oracle, Toy
 from .flows import velocity
 from .denoiser import Condition, Denoiser, folder_of, load, shipped
@@ -629,6 +630,34 @@ def live_estimate(model):
              "row what the network takes them for")
     return columns, facts, words
 
+# %% ../nbs/web.ipynb #v023
+chain_stops = 0, 10, 25, 40, 60, 80, 100 # Hundredths of a chain
+
+def step_at(percent):
+    "The step of a chain of 1,000 at some hundredths of its way"
+    return min(10*percent, 999)
+
+def live_schedules(model):
+    "One cell and one noise along four schedules"
+    chains = dict(
+        linear=linear_schedule(),
+        cosine=cosine_schedule(),
+        sigmoid=sigmoid_schedule(),
+        uniform=log_snr_schedule(),
+    )
+    label, = first_classes(model, 'neutrophil')
+    cell = walk_network(model, live_noise(model, 12), [label], 20)
+    eps = live_noise(model)
+    columns = [torch.cat([q_sample(cell, step_at(k), chain, eps) if k else cell
+                          for chain in chains.values()]) for k in chain_stops]
+    levels = [[round(chain.log_snr[step_at(k)].item(), 2) for k in range(101)]
+              for chain in chains.values()]
+    facts = dict(names=list(chains), levels=levels)
+    words = (f"A generated {model.classes[label]}, noised along the schedules "
+             f"{', '.join(chains)}, a row each, at {', '.join(map(str, chain_stops))} "
+             "hundredths of the chain from left to right")
+    return columns, facts, words
+
 # %% ../nbs/web.ipynb #v012
 def toy_paths(steps=200):
     "Places of 25 points that follow the mean velocity of the toy, from noise to cells"
@@ -655,6 +684,7 @@ def live_toy(model=None):
 live_figures = dict(
     guidance=live_guidance,
     samplers=live_samplers,
+    schedules=live_schedules,
     estimate=live_estimate,
     toy=live_toy,
 )

@@ -47,6 +47,7 @@ def test_a_figure_is_a_picture_until_scripts_run(name, model):
     columns, rows = dict(
         guidance=lambda: (len(facts['scales']), len(facts['names'])),
         samplers=lambda: (len(facts['calls']) + 1, 2),
+        schedules=lambda: (7, len(facts['levels'])),
         estimate=lambda: (len(facts['ts']), 2*len(facts['names'])),
     )[name]()
     assert (width, height) == (columns*facts['size'], rows*facts['size'])
@@ -55,13 +56,24 @@ def test_a_figure_is_a_picture_until_scripts_run(name, model):
 
 def test_what_is_shown_first_has_a_tile(model):
     guidance, samplers, estimate = [facts_of(LiveFigure(name, model).html)
-                                    for name in with_network]
+                                    for name in ('guidance', 'samplers', 'estimate')]
     assert guidance['scale'] in guidance['scales']
     assert samplers['call'] in samplers['calls']
     assert estimate['t'] in estimate['ts'] and estimate['ts'][0] == 0
     gaps = samplers['errors']
     assert gaps['ddim'][:2] == pytest.approx(gaps['dpm_solver'][:2], abs=1e-3)
     assert list(samplers['walks']) == [str(k) for k in [*samplers['calls'], 40]]
+
+
+def test_the_script_knows_log_snr_along_each_schedule(model):
+    facts = facts_of(LiveFigure('schedules', model).html)
+    levels = dict(zip(facts['names'], np.array(facts['levels'])))
+    assert all(len(v) == 101 and (np.diff(v) < 0).all() for v in levels.values())
+    linear = np.prod(1 - np.linspace(1e-4, .02, 1000)[:501])
+    assert levels['linear'][50] == pytest.approx(np.log(linear/(1 - linear)), abs=.006)
+    assert levels['cosine'][50] == pytest.approx(0, abs=.06)
+    ends = [-2*np.log(sigma) for sigma in (.002, 80)]
+    assert levels['uniform'][[0, 100]] == pytest.approx(ends, abs=.006)
 
 
 def test_the_toy_needs_no_network():

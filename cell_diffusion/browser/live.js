@@ -185,6 +185,15 @@ class Figure {
     return { whole, canvas, show, tile, told };
   }
 
+  // The pixels of a canvas, -1 to 1
+  pixels(canvas) {
+    const { size, channels } = this.facts;
+    const { data } = canvas.getContext('2d').getImageData(0, 0, size, size);
+    const area = size*size;
+    return Float32Array.from({ length: channels*area }, (_, i) =>
+      data[4*(i % area) + Math.floor(i/area)]/127.5 - 1);
+  }
+
   slider(words, most, value, moved) {
     const shown = make('output');
     const bar = make('input', { type: 'range', min: 0, max: most, step: 1, value });
@@ -235,6 +244,13 @@ class Figure {
     this.box.append(cells, bar, this.status);
   }
 }
+
+// The share of the variance that is signal
+const shareOf = (level) => 1/(1 + Math.exp(-level));
+
+// A cell with that share of its variance left, filled up with noise
+const noised = (cell, eps, share) =>
+  cell.map((v, i) => Math.sqrt(share)*v + Math.sqrt(1 - share)*eps[i]);
 
 // Guidance: four classes from one noise, and how strictly they are followed
 
@@ -456,6 +472,101 @@ class Samplers extends Figure {
   }
 }
 
+// Schedules: one cell and one noise at the same moment of all chains, or where the
+// chains reach the same log-SNR
+
+const highest = 8;
+const signed = (v) => `${v < -.05 ? '\u2212' : ''}${Math.abs(v).toFixed(1)}`;
+
+class Schedules extends Figure {
+  constructor(root, engine) {
+    super(root, engine);
+    this.at = 50;
+    this.byLevel = false;
+    const cell = this.picture('');
+    cell.tile(0, 0);
+    this.cell = this.pixels(cell.canvas);
+    this.pictures = this.facts.names.map((name) => this.picture(name));
+    this.bar = this.slider('Along all chains:', 100, this.at, (i) => {
+      this.at = i;
+      this.show();
+    });
+    const which = this.choice('The same', ['moment', 'log-SNR'], 0, (i) => {
+      this.byLevel = i === 1;
+      this.show();
+    });
+    this.lay(this.pictures, this.bar.label, which, this.another(() => this.show()));
+    this.chart = make('div', { className: 'live-chart' });
+    this.box.firstChild.append(this.chart);
+    this.show();
+  }
+
+  get wanted() {
+    return highest - 2*highest*this.at/100;
+  }
+
+  // Where each chain is: hundredths of its way, and its log-SNR there
+  places() {
+    const { at, wanted } = this;
+    return this.facts.levels.map((levels) => {
+      if (!this.byLevel) return [at, levels[at]];
+      const k = levels.findIndex((v) => v <= wanted);
+      if (k < 0) return [100, levels[100]];
+      return [k, Math.min(wanted, levels[0])];
+    });
+  }
+
+  show() {
+    const eps = this.noise();
+    const places = this.places();
+    const moments = places.map(([k]) => (k/100).toFixed(2));
+    places.forEach(([, level], n) => {
+      const share = shareOf(level);
+      this.pictures[n].show(noised(this.cell, eps, share));
+      const percent = `${Math.round(100*share)}% signal`;
+      const name = this.facts.names[n];
+      const words = this.byLevel ? `t/T = ${moments[n]}` : percent;
+      this.pictures[n].told(`${name}: ${words}`,
+        `The cell at t/T = ${moments[n]} of the schedule ${name}, ${percent}`);
+    });
+    const level = `log-SNR = ${signed(this.wanted)}`;
+    this.bar.tell(this.byLevel ? level : `t/T = ${(this.at/100).toFixed(2)}`);
+    this.status.textContent = this.byLevel
+      ? `The same picture in all, reached at t/T = ${moments.join(', ')}.`
+      : `Log-SNR there: ${places.map(([, v]) => signed(v)).join(', ')}.`;
+    this.plot(places);
+  }
+
+  // Log-SNR over the way, with the useful range shaded
+  plot(places) {
+    const { names, levels } = this.facts;
+    const most = 13;
+    const place = ([k, level]) => [
+      34 + 2.1*k, 57 - 3.8*Math.max(-most, Math.min(most, level))];
+    const lines = names.map((name, n) => {
+      const [cx, cy] = place(places[n]);
+      const line = draw('polyline', { points: points(levels[n].map((v, k) =>
+        place([k, v]))) });
+      const dot = draw('circle', { cx, cy, r: 4.5 });
+      const words = write(name, 250, 16 + 15*n, 'end');
+      return draw('g', { class: `live-chain-${n + 1}` }, line, dot, words);
+    });
+    const marks = [6, 0, -6].map((v) => write(signed(v).replace('.0', ''), 28,
+      place([0, v])[1] + 4, 'end'));
+    const [, top] = place([0, 6]);
+    const [, bottom] = place([0, -6]);
+    this.chart.replaceChildren(draw('svg', {
+      viewBox: '0 -12 256 140', role: 'img',
+      'aria-label': 'Log-SNR over the share of the chain for each schedule, with a ' +
+        'point where its picture is; from 6 to -6 there is something to learn',
+    },
+    draw('rect', { class: 'live-band', x: 34, y: top, width: 210, height: bottom - top }),
+    draw('path', { class: 'live-axis', d: 'M34 6V108H248' }),
+    ...marks, write('0', 34, 122, 'middle'), write('1', 244, 122, 'middle'),
+    write('t/T', 139, 122, 'middle'), write('log-SNR', 34, -1, 'middle'), ...lines));
+  }
+}
+
 // Estimate: noise a cell, and ask the network what it was
 
 class Estimate extends Figure {
@@ -484,7 +595,7 @@ class Estimate extends Figure {
   }
 
   get share() {
-    return 1/(1 + Math.exp(-this.facts.log_snr[this.t]));
+    return shareOf(this.facts.log_snr[this.t]);
   }
 
   tell() {
@@ -497,21 +608,10 @@ class Estimate extends Figure {
       `What the network takes the noised cell at step ${this.t} for`);
   }
 
-  // The pixels of the cell, -1 to 1
-  pixels() {
-    const { size, channels } = this.facts;
-    this.clean.tile(0, 2*this.cell);
-    const { data } = this.clean.canvas.getContext('2d').getImageData(0, 0, size, size);
-    const area = size*size;
-    return Float32Array.from({ length: channels*area }, (_, i) =>
-      data[4*(i % area) + Math.floor(i/area)]/127.5 - 1);
-  }
-
   show() {
     const { share, t } = this;
-    const eps = this.noise();
-    const [a, b] = [Math.sqrt(share), Math.sqrt(1 - share)];
-    const xt = this.pixels().map((v, i) => a*v + b*eps[i]);
+    this.clean.tile(0, 2*this.cell);
+    const xt = noised(this.pixels(this.clean.canvas), this.noise(), share);
     this.tell();
     this.noised.show(xt);
     this.work.start(async (ask) => {
@@ -632,7 +732,11 @@ class ToyWalk extends Figure {
 // Where figures stand: on a page of the site, or in a notebook
 
 const figures = {
-  guidance: Guidance, samplers: Samplers, estimate: Estimate, toy: ToyWalk,
+  guidance: Guidance,
+  samplers: Samplers,
+  schedules: Schedules,
+  estimate: Estimate,
+  toy: ToyWalk,
 };
 
 export async function mount(root, engine) {

@@ -12,7 +12,10 @@ from test_every_page import Watch, sideways
 from test_pages import pixels
 from cell_diffusion.core import decode
 from cell_diffusion.denoiser import load
-from cell_diffusion.process import q_sample
+from cell_diffusion.process import Schedule, q_sample
+from cell_diffusion.schedules import (
+    cosine_schedule, linear_schedule, log_snr_schedule, sigmoid_schedule,
+)
 from cell_diffusion.web import (
     LiveFigure, answer_question, ask_network, ddim, live_noise, live_script, rms,
     walk_network,
@@ -20,11 +23,14 @@ from cell_diffusion.web import (
 
 model = load('blood64-inpaint', 'cpu', 'float32')
 axe = root/'site'/'node_modules'/'axe-core'/'axe.min.js'
-figures = dict(process='estimate', samplers='samplers', conditioning='guidance',
-               flow_matching='toy')
+figures = dict(process='estimate', schedules='schedules', samplers='samplers',
+               conditioning='guidance', flow_matching='toy')
 every_figure = pytest.mark.parametrize('name', figures)
 heavy = '.onnx', '.wasm.gz', 'worker.js', 'network.json'
 most_bytes = 1_200_000
+
+# As much signal as noise
+half_and_half = Schedule(torch.tensor([.5]))
 
 
 class Figure:
@@ -161,6 +167,44 @@ def test_estimate(page, site_url):
     figure.wait('Noise 7')
     assert figure.bar.input_value() == str(t - 1)
     assert abs(before.astype(int) - figure.canvas(2)).mean() > 5
+
+
+def test_schedules(page, site_url):
+    figure = visit(page, site_url, 'schedules')
+    cell = page.evaluate('''() => {
+      const sheet = document.querySelector(".live-on > img");
+      const canvas = new OffscreenCanvas(64, 64);
+      const pen = canvas.getContext("2d");
+      pen.drawImage(sheet, 0, 0);
+      return [...pen.getImageData(0, 0, 64, 64).data];
+    }''')
+    cell = torch.tensor(cell).reshape(1, 64, 64, 4)[..., :3]
+    cell = cell.permute(0, 3, 1, 2)/127.5 - 1
+
+    # The same moment by key: pictures of four chains
+    figure.bar.focus()
+    page.keyboard.press('ArrowLeft')
+    assert figure.bar.get_attribute('aria-valuetext') == 't/T = 0.49'
+    chains = [f() for f in (linear_schedule, cosine_schedule, sigmoid_schedule,
+                            log_snr_schedule)]
+    for n, chain in enumerate(chains):
+        xt = q_sample(cell, 490, chain, live_noise(model))
+        assert close(xt[0].clamp(-1, 1), figure.canvas(n))
+
+    # The same log-SNR: one picture, at four moments
+    figure.box.locator('select').select_option(label='log-SNR')
+    figure.bar.fill('50')
+    assert all((figure.canvas(n) == figure.canvas(0)).all() for n in range(4))
+    words = page.locator('.live-cells figcaption').all_text_contents()
+    moments = [float(text.rsplit(' ', 1)[1]) for text in words]
+    for moment, chain in zip(moments, chains):
+        first = (chain.log_snr <= 0).nonzero()[0].item()
+        assert abs(moment - first/1000) <= .01
+    figure.box.locator('button').click()
+    assert (figure.canvas(3) == figure.canvas(0)).all()
+    xt = q_sample(cell, 0, half_and_half, live_noise(model, 8))
+    assert close(xt[0].clamp(-1, 1), figure.canvas(0))
+    assert not loads(page)
 
 
 def toy_says(figure):
