@@ -20,8 +20,7 @@ data   := $(if $(DATA),--data "$(DATA)",)
 tools  := PATH="$(abspath $(bin)):$$PATH"
 install := "$(bin)/python" -m pip install --disable-pip-version-check \
            $(addprefix -c ,$(CONSTRAINTS)) -e '.[dev,site,web]'
-pytest := OMP_NUM_THREADS=1 "$(bin)/python" -m pytest tests --ignore tests/site \
-          -n $(JOBS) --dist loadgroup
+pytest := OMP_NUM_THREADS=1 "$(bin)/python" -m pytest tests --ignore tests/site -n $(JOBS)
 # Before Python 3.12 this costs a third of the time of a test, so slow ones are left out
 # there (`tests/conftest.py`); chapters, which run in kernels, are not measured at all
 cover  := --cov=cell_diffusion --cov-report=term

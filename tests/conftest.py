@@ -58,22 +58,32 @@ def _make(to):
 
     alone = ['--no-deps', '--no-index', '--target', to/'installed']
     _call('pip', 'install', '--quiet', *alone, *(to/'dist').glob('*.whl'), cwd=to)
-    (to/'ready').touch()
 
 
 @pytest.fixture(scope='session')
-def built(tmp_path_factory, worker_id):
-    """The sdist, the wheel made from it, and a folder with the installed wheel alone.
+def once(tmp_path_factory, worker_id):
+    """Makes a folder by its name and a function that fills it.
 
-    Whichever of pytest's processes comes first makes them, once for all.
+    Whichever of pytest's processes comes first makes it, once for all.
     """
     base = tmp_path_factory.getbasetemp()
-    to = (base if worker_id == 'master' else base.parent)/'built'
-    with FileLock(f'{to}.lock'):
-        if not (to/'ready').exists():
-            shutil.rmtree(to, ignore_errors=True)
-            to.mkdir()
-            _make(to)
+
+    def folder(name, make):
+        to = (base if worker_id == 'master' else base.parent)/name
+        with FileLock(f'{to}.lock'):
+            if not (to/'ready').exists():
+                shutil.rmtree(to, ignore_errors=True)
+                to.mkdir()
+                make(to)
+                (to/'ready').touch()
+        return to
+    return folder
+
+
+@pytest.fixture(scope='session')
+def built(once):
+    "The sdist, the wheel made from it, and a folder with the installed wheel alone"
+    to = once('built', _make)
     sdist = next((to/'dist').glob('*.tar.gz'))
     wheel = next((to/'dist').glob('*.whl'))
     return Built(sdist, wheel, to/'installed')

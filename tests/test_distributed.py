@@ -10,34 +10,40 @@ from PIL import Image
 from common import root
 
 pytest.importorskip('accelerate')
-pytestmark = [pytest.mark.xdist_group('two_processes'),
-              pytest.mark.skipif(not hasattr(os, 'fork'), reason="needs fork")]
+pytestmark = pytest.mark.skipif(not hasattr(os, 'fork'), reason="needs fork")
 
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
+def write_cells(to):
     "Two classes of 20 images of random pixels: 28 cells to train on"
-    to = tmp_path_factory.mktemp('two')
     rng = np.random.default_rng(0)
     for name in ('a', 'b'):
         (to/'cells'/name).mkdir(parents=True)
         for i in range(20):
             pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(to/'cells'/name/f'{i}.png')
-    return to
 
 
-@pytest.fixture(scope='module')
 def environment(folder):
     return dict(os.environ, PYTHONPATH=str(root), OMP_NUM_THREADS='1',
                 CELL_DIFFUSION_DEVICE='cpu', CELL_DIFFUSION_CACHE=str(folder/'cache'))
 
 
+def train_together(to):
+    "Runs every function of `two_processes.py`"
+    write_cells(to)
+    program = [sys.executable, str(root/'tests'/'two_processes.py'), str(to)]
+    subprocess.run(program, env=environment(to), check=True, timeout=1800)
+
+
 @pytest.fixture(scope='module')
-def ended(folder, environment):
-    "How the processes of each function of `two_processes.py` ended"
-    program = [sys.executable, str(root/'tests'/'two_processes.py'), str(folder)]
-    subprocess.run(program, env=environment, check=True, timeout=1800)
+def folder(once):
+    "Cells, and what all functions of `two_processes.py` left beside them"
+    return once('two_processes', train_together)
+
+
+@pytest.fixture(scope='module')
+def ended(folder):
+    "How the processes of each function ended"
     return json.loads((folder/'ended.json').read_text())
 
 
@@ -134,14 +140,16 @@ def test_the_first_process_fails_alone(ended, folder):
     assert 'Another process' in said(folder, 'no_room', 1)[0]
 
 
-def test_the_launcher(folder, environment):
+def test_the_launcher(tmp_path):
     "The line of the README, on the CPU"
+    folder = tmp_path
+    write_cells(folder)
     launch = ['--multi_gpu', '--num_processes', '2', '--main_process_port', '0']
     words = f'--data {folder}/cells --bs 14 --dim 8 --epochs 1 --scored 0'.split()
     done = subprocess.run(
         [sys.executable, '-m', 'accelerate.commands.launch', *launch, '-m',
          'cell_diffusion', 'train', *words, '--out', str(folder/'launched')],
-        env=environment, capture_output=True, text=True, timeout=1800)
+        env=environment(folder), capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('# launched') == 1
     assert done.stderr.count('cell-diffusion: warning') == 1, done.stderr

@@ -138,7 +138,7 @@ def test_cells_from_the_cache_give_the_same_network_to_the_last_digit(tmp_path,
 @pytest.mark.slow
 def test_the_script_that_kills(tmp_path):
     "One kill of each of two commands; `tools/kill_runs.py` makes 30 by default"
-    command = [sys.executable, root/'tools'/'kill_runs.py', 'train', 'download',
+    command = [sys.executable, root/'tools'/'kill_runs.py', 'classifier', 'download',
                '--kills', '1', '--every', '.5']
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -11,7 +11,7 @@ import pytest
 
 from common import module_file, modules, package, root
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('built')]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')

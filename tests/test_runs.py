@@ -209,7 +209,7 @@ def test_checkpoints_of_older_versions(loop, kill, monkeypatch, tmp_path):
     assert torch.load(file)['steps'] == 8
 
 @pytest.mark.parametrize('loop', [minutes, gan, classifier], ids=lambda f: f.__name__)
-def test_a_full_disk(loop, monkeypatch, tmp_path):
+def test_a_full_disk(loop, clock, monkeypatch, tmp_path):
     "One sentence with the file; the last good checkpoint stays, and nothing else"
     file = tmp_path/'checkpoint.pt'
     write_before_each_batch(monkeypatch)
