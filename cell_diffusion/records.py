@@ -292,18 +292,17 @@ def _check_outside(out, data):
                          "classes: name a folder elsewhere.")
 
 def _check_writable(out):
-    "Write a temporary file, and leave nothing behind"
-    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    """Write a temporary file into a folder, or into the one in which it would be made
+
+    The folder itself is not made: it would have to be removed again, and another
+    process may have begun to work in it."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out):
+        there = next(folder for folder in (out, *out.parents)
+                     if folder.exists() or folder.is_symlink())
+        with TemporaryFile(dir=there):
             pass
     except OSError as e:
         raise cannot_write(e, out) from e
-    finally:
-        for folder in new:
-            with suppress(OSError):
-                folder.rmdir()
 
 # %% ../nbs/records.ipynb #n007
 @contextmanager

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from cell_diffusion.cli import app
 from cell_diffusion.core import encode, generator
 from cell_diffusion.gan import Generator
+from cell_diffusion.records import part_name
 from cell_diffusion.splits import dihedral_hash
 from cell_diffusion.studies import augmentation
 from cell_diffusion.studies.augmentation import (
@@ -669,6 +670,17 @@ def test_four_processes_and_kills_do_each_job_once(tmp_path, noise, untrained):
     # A killed process may have ended a job and not written it
     assert len(set(jobs)) == 16 and len(jobs) <= 18
     assert not [f for f in tmp_path.rglob('*') if f.suffix in ('.part', '.lock')]
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path, noise, untrained):
+    manifest = part_name(tmp_path/'manifests'/'ddpm-f0-r0-rare.json')
+    weights = part_name(tmp_path/'work'/'judge-f0-d0'/'model.safetensors')
+    for part in manifest, weights:
+        part.parent.mkdir(parents=True)
+        part.touch()
+    a_study(tmp_path, arms='ddpm+turns+filter', replicates=1, folds=2).run()
+    assert weights.parent.exists() and manifest.parent.exists()
+    assert not manifest.exists() and not weights.exists()
 
 
 def test_processes_of_joblib_know_an_arm_of_ones_own(tmp_path, monkeypatch):

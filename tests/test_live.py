@@ -69,6 +69,7 @@ def test_the_script_knows_log_snr_along_each_schedule(model):
     facts = facts_of(LiveFigure('schedules', model).html)
     levels = dict(zip(facts['names'], np.array(facts['levels'])))
     assert all(len(v) == 101 and (np.diff(v) < 0).all() for v in levels.values())
+    assert all(v[0] >= 8 and v[100] <= -8 for v in levels.values()), 'see `places`'
     linear = np.prod(1 - np.linspace(1e-4, .02, 1000)[:501])
     assert levels['linear'][50] == pytest.approx(np.log(linear/(1 - linear)), abs=.006)
     assert levels['cosine'][50] == pytest.approx(0, abs=.06)

@@ -15,7 +15,8 @@ from pathlib import Path
 from filelock import FileLock
 import cell_diffusion.records as stored
 from cell_diffusion.records import (
-    Records, file_name, jobs_of, locked, machine, part_name, write_json, write_whole)
+    Records, check_out, file_name, jobs_of, locked, machine, part_name, write_json,
+    write_whole)
 
 grid = dict(arm=['plain', 'balanced'], seed=range(3))
 needs_fork = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no fork')
@@ -545,6 +546,22 @@ def test_folders_that_cannot_be_written(tmp_path, monkeypatch, mend):
     with pytest.raises(PermissionError, match=said) as e:
         write(tmp_path/'new')
     assert e.value.errno == 13
+
+
+def test_a_new_folder_is_not_made_to_try_it(tmp_path, monkeypatch):
+    "It would have to be removed again, perhaps under the feet of another process"
+    monkeypatch.setattr(Path, 'mkdir', forbidden)
+    check_out(tmp_path/'new'/'run', 'study')
+    assert not contents(tmp_path)
+    monkeypatch.setattr(stored, 'TemporaryFile', forbidden)
+    with pytest.raises(PermissionError, match='Cannot write .*run .Permission denied'):
+        check_out(tmp_path/'new'/'run', 'study')
+
+
+def test_a_link_to_nowhere_is_refused(tmp_path):
+    (tmp_path/'link').symlink_to(tmp_path/'nowhere')
+    with pytest.raises(OSError, match='Cannot write .*link'):
+        check_out(tmp_path/'link', 'study')
 
 
 @needs_fork

@@ -53,8 +53,8 @@ def _no_picture():
 def watch(file):
     """From now on, append a line for each figure that is shown to a file.
 
-    Figures are laid out, and not painted: painting them twice, as Jupyter does, takes a
-    third of the time of a chapter, and nobody looks at them. What is saved is painted.
+    Figures are laid out, and not painted: Jupyter paints each of them twice, a quarter
+    of the time of a chapter, and nobody looks at them. What is saved is painted.
     """
     def print_figure(fig, *args, **kwargs):
         if not fig.axes and not fig.lines:

@@ -505,15 +505,13 @@ class Schedules extends Figure {
     return highest - 2*highest*this.at/100;
   }
 
-  // Where each chain is: hundredths of its way, and its log-SNR there
+  // Where each chain is: hundredths of its way, and its log-SNR there. All of them
+  // pass through every log-SNR from `highest` to its negative
   places() {
-    const { at, wanted } = this;
-    return this.facts.levels.map((levels) => {
-      if (!this.byLevel) return [at, levels[at]];
-      const k = levels.findIndex((v) => v <= wanted);
-      if (k < 0) return [100, levels[100]];
-      return [k, Math.min(wanted, levels[0])];
-    });
+    const { at, wanted, byLevel } = this;
+    return this.facts.levels.map((levels) => byLevel
+      ? [levels.findIndex((v) => v <= wanted), wanted]
+      : [at, levels[at]]);
   }
 
   show() {

@@ -37,7 +37,7 @@ from cell_diffusion.gan import gan_learner, gan_sample, halvings
 from cell_diffusion.metrics import c2st, memorisation, thumbnails
 from cell_diffusion.process import q_sample
 from cell_diffusion.records import (
-    Records, check_out, locked, read_json, write_json, write_whole)
+    Records, check_out, locked, read_json, remove_parts, write_json, write_whole)
 from cell_diffusion.sampling import check_room_for, sample
 from cell_diffusion.splits import assert_disjoint, kfold_cells, pixel_hash, split_cells
 from cell_diffusion.studies.comparison import (
@@ -828,6 +828,7 @@ def kept_network(
     if kept := read_network(folder, mark): return kept
     with locked(folder.parent, f'training {folder.name}', folder.name, wait):
         if kept := read_network(folder, mark): return kept
+        remove_parts(folder)
         checkpoint = folder.with_name(f'{folder.name}-{digest(mark)[:8]}.pt')
         network, known = make(checkpoint)
         save(network, folder)
@@ -896,6 +897,13 @@ class Pool:
     manifest:dict     # Hashes, and what training and sampling took
 
 @patch
+def keep_manifest(self:Job, name:str, known:dict):
+    "Write what is known of a pool or of the judge; one process at a time"
+    folder = self.study.out/'manifests'
+    with locked(folder, f'writing {name}.json', name, wait=True):
+        write_json(folder/f'{name}.json', known)
+
+@patch
 def pool(self:Job,
     kind:str,         # `ddpm`, `gan`, or another name in `generators`
     which:str='rare', # Cells for the small classes, or `every` class up to the goal
@@ -907,7 +915,7 @@ def pool(self:Job,
     make = partial(self.generate, kind, which, wait)
     kept = kept_arrays(file, self.study.mark, make, wait)
     manifest = json.loads(str(kept['manifest']))
-    write_json(self.study.out/'manifests'/f'{name}.json', manifest)
+    self.keep_manifest(name, manifest)
     return Pool(kept['images'], kept['labels'], manifest)
 
 
@@ -938,7 +946,7 @@ def judge(self:Job)->tuple: # A classifier, and what is known of it
     study = self.study
     name = f'judge-f{self.fold}-d{study.draw(self.replicate)}'
     judge, known = kept_network(study.work()/name, study.mark, self.train_judge)
-    write_json(study.out/'manifests'/f'{name}.json', known)
+    self.keep_manifest(name, known)
     return judge, known
 
 @patch
