@@ -92,6 +92,18 @@ def test_a_kernel_notes_its_figures(tmp_path):
     assert [text for _, text in too_small(file)] == ['7']
 
 
+def test_a_kernel_lays_figures_out_first(tmp_path):
+    "Long labels make a figure wider, and its letters smaller, until there is a layout"
+    draw = ('import matplotlib.pyplot as plt\n'
+            'fig, ax = plt.subplots(figsize=(10, 2), layout="constrained")\n'
+            'ax.set_yticks([0, 1], ["a long name of a row"*3]*2, fontsize=9.8)\n'
+            'plt.xticks([]);')
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(draw)])
+    file = tmp_path/'figures.jsonl'
+    run(nb, 'toy', tmp_path, figures=file)
+    assert file.exists() and too_small(file) == []
+
+
 # Figures of the library
 
 def class_accuracy():

@@ -73,6 +73,9 @@ def test_the_script_knows_log_snr_along_each_schedule(model):
     linear = np.prod(1 - np.linspace(1e-4, .02, 1000)[:501])
     assert levels['linear'][50] == pytest.approx(np.log(linear/(1 - linear)), abs=.006)
     assert levels['cosine'][50] == pytest.approx(0, abs=.06)
+    low, here, high = 1/(1 + np.exp([3, 3 - 6*.251, -3]))
+    sigmoid = (high - here)/(high - low)
+    assert levels['sigmoid'][25] == pytest.approx(np.log(sigmoid/(1 - sigmoid)), abs=.006)
     ends = [-2*np.log(sigma) for sigma in (.002, 80)]
     assert levels['uniform'][[0, 100]] == pytest.approx(ends, abs=.006)
 
