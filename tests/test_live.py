@@ -74,8 +74,8 @@ def test_the_script_knows_log_snr_along_each_schedule(model):
     assert levels['linear'][50] == pytest.approx(np.log(linear/(1 - linear)), abs=.006)
     assert levels['cosine'][50] == pytest.approx(0, abs=.06)
     low, here, high = 1/(1 + np.exp([3, 3 - 6*.251, -3]))
-    sigmoid = (high - here)/(high - low)
-    assert levels['sigmoid'][25] == pytest.approx(np.log(sigmoid/(1 - sigmoid)), abs=.006)
+    share = (high - here)/(high - low)
+    assert levels['sigmoid'][25] == pytest.approx(np.log(share/(1 - share)), abs=.006)
     ends = [-2*np.log(sigma) for sigma in (.002, 80)]
     assert levels['uniform'][[0, 100]] == pytest.approx(ends, abs=.006)
 

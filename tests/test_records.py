@@ -461,7 +461,9 @@ def hold(folder):
     "In a process of its own: hold the folder, with a file half written, and stay"
     with locked(folder, 'training'):
         part_name(folder/'checkpoint.pt').write_text('half')
-        (folder/'checkpoint.pt').write_text('whole')
+        # By another name first: who waits for it must not find it empty
+        (folder/'new').write_text('whole')
+        (folder/'new').rename(folder/'checkpoint.pt')
         time.sleep(60)
 
 
