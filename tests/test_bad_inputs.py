@@ -691,6 +691,7 @@ import cell_diffusion.recipes as recipes
 read = recipes.cell_dls
 seconds = {}
 early = []
+moves = []
 def note(name): seconds.setdefault(name, time.process_time())
 def cell_dls(*args, **kwargs):
     dls = read(*args, **kwargs)
@@ -705,7 +706,7 @@ class Terminal:
             early.append('torch._dynamo' not in sys.modules)
             import torch._dynamo
             note('loaded')
-        if 'loss' in text: note('moves')
+        if 'loss' in text: moves.append(time.process_time())
     def flush(self): pass
     def isatty(self): return True
 
@@ -716,17 +717,22 @@ recipes.cell_dls = cell_dls
 recipes.run_record = over
 errors, sys.stderr = sys.stderr, Terminal()
 try:
-    recipes.train_model('simulated', 32, n=200, minutes=.02, out=sys.argv[1])
+    recipes.train_model('simulated', 32, n=200, epochs=1, out=sys.argv[1])
 except Over:
-    print(seconds['bar'] - seconds['cells'], seconds['moves'] - seconds['loaded'],
+    a_batch = moves[1] - moves[0]
+    print(seconds['bar'] - seconds['cells'], moves[0] - seconds['loaded'] - a_batch,
           *early)
 '''
 
 
 def test_a_bar_within_two_seconds_after_the_cells(tmp_path):
-    "In processor seconds, because a machine may have other work"
+    """In processor seconds of one thread, because a machine may have other work.
+
+    The bar moves with the first batch. How long a batch takes is the processor's, so
+    what is measured is the time that the first one takes longer than the second."""
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', bar_times,
-                           str(tmp_path/'run')], capture_output=True, text=True)
+                           str(tmp_path/'run')], capture_output=True, text=True,
+                          env=os.environ | {'OMP_NUM_THREADS': '1'})
     comes, moves, before = done.stdout.split()
-    assert float(comes) < 2 and float(moves) < 2, (comes, moves)
+    assert float(comes) < 2 and float(moves) < 1, (comes, moves)
     assert before == 'True', 'the bar came after the optimizer'
