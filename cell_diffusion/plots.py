@@ -5,6 +5,168 @@
 # %% auto #0
 __all__ = ['draw_unet', 'plot_class_accuracy', 'plot_bias', 'show_nearest', 'plot_report', 'plot_cost', 'plot_guidance', 'plot_scores', 'plot_confusion']
 
+
+# %% ../nbs/00_core.ipynb #co02
+import math
+import matplotlib.colors as mcolors
+import matplotlib.pyplot as plt
+
+# Each stands out from white at 3:1 or more
+blue = '#3b6fb6'
+rust = '#c0492b'
+green = '#2e8050'
+violet = '#7b4fc4'
+gold = '#a97900'
+pink = '#cc3d78'
+teal = '#00838f'
+brown = '#765341'
+grey = '#6b6b6b'
+navy = '#27335e'
+olive = '#6f7d1c'
+
+# What is compared in figures: measured cells, generators, training configs, samplers,
+# arms of studies, and classes
+name_colours = {
+    'real': grey, 'real cells': grey, 'generated': blue, 'held-out real': grey,
+    'real against real': grey, 'generated against real': blue,
+    'ddpm': blue, 'gan': rust, 'flow': teal, 'flow-mid': rust, 'flow-uniform': grey,
+    'cosine': violet, 'v': gold, 'min-snr': brown, 'edm': pink, 'edm-mid': green,
+    'eps-mid': navy, 'transformer-mid': olive, 'adamw': blue, 'muon': rust,
+    'dpm_solver': green, 'ddim': blue, 'euler': gold, 'heun': violet,
+    'ancestral': rust, 'repaint': teal, 'distilled': pink,
+    'nothing': grey, 'copies': gold, 'adjusted': green, 'last-layer': teal,
+    'remix': violet, 'plain': grey, 'balanced': gold,
+    'clamp': rust, 'trained': blue, 'everywhere': blue, 'in the interval': rust,
+    'basophil': navy, 'eosinophil': rust, 'erythroblast': pink, 'ig': gold,
+    'lymphocyte': blue, 'monocyte': teal, 'neutrophil': violet, 'platelet': green,
+    'G1': blue, 'S': gold, 'G2': green, 'Prophase': violet, 'Metaphase': rust,
+    'Anaphase': pink, 'Telophase': navy,
+}
+
+# %% ../nbs/00_core.ipynb #co03
+def colour_of(name):
+    "The colour of a name in every figure, or None where the table has none"
+    if name in name_colours: return name_colours[name]
+    first, *more = str(name).lower().split('+')
+    if first not in name_colours: return None
+    variants = len([part for part in more if part != 'turns'])
+    rgb = mcolors.to_rgb(name_colours[first])
+    return mcolors.to_hex([part*.65**variants for part in rgb])
+
+def colours_of(
+    names, # Of a figure, in any order and any number of times
+)->dict: # For `palette=` of seaborn
+    "One colour for each name, the same in every figure"
+    names = list(dict.fromkeys(names))
+    known = {name: colour_of(name) for name in names}
+    every = blue, rust, green, violet, gold, pink, teal, brown, grey, navy, olive
+    free = [c for c in every if c not in known.values()] or every
+    unknown = [name for name in names if known[name] is None]
+    return known | {name: free[i % len(free)] for i, name in enumerate(unknown)}
+
+
+# %% ../nbs/00_core.ipynb #fi02
+import re
+import pandas as pd
+import seaborn as sns
+from cell_diffusion.core import as_text
+
+words = {
+    'fd': 'Fréchet distance', 'kid': 'kernel distance', 'nfe': 'network calls',
+    'f1': 'F1', 'ig': 'immature granulocyte', 'nucleus_area': 'area of the nucleus',
+    'cell_area': 'area of the cell', 'ratio': 'nucleus / cell',
+}
+
+def in_words(name, longest=30):
+    "A name as one would say it, in place of an identifier"
+    spoken = words.get(name, str(name).replace('_', ' '))
+    return as_text(re.sub(r' (\d+)$', r', channel \1', spoken), longest)
+
+def error_bars(value, low, high):
+    "Lengths of error bars to both sides, as matplotlib asks for them"
+    return [(value - low).clip(lower=0), (high - value).clip(lower=0)]
+
+# %% ../nbs/00_core.ipynb #fi03
+def spread_apart(heights, gap):
+    "The same heights, moved up where one is less than `gap` above the one below it"
+    moved = list(heights)
+    in_order = sorted(range(len(moved)), key=moved.__getitem__)
+    for below, above in zip(in_order, in_order[1:]):
+        moved[above] = max(moved[above], moved[below] + gap)
+    return moved
+
+def last_seen(ax, line):
+    "The last point of a line that is not to the right of the axes"
+    points = line.get_xydata()
+    x = ax.transData.transform(points)[:, 0]
+    seen = points[x < ax.bbox.x1 + 1]
+    return (seen if len(seen) else points)[-1]
+
+def label_lines(
+    ax,        # Axes whose lines, or error bars, have labels
+    size=8.5,  # Of the letters, in points
+):
+    "Name each line at its right end, in its colour, in place of a legend"
+    handles, names = ax.get_legend_handles_labels()
+    lines = [h[0] if isinstance(h, tuple) else h for h in handles]
+    if ax.get_legend(): ax.get_legend().remove()
+    sns.despine(ax=ax) # A frame would run through the names
+    ax.figure.draw_without_rendering()
+    ends = [last_seen(ax, line) for line in lines]
+    points = 72/ax.figure.dpi
+    heights = [points*ax.transData.transform(end)[1] for end in ends]
+    places = spread_apart(heights, 1.15*size)
+    for line, name, end, y, place in zip(lines, names, ends, heights, places):
+        ax.annotate(name, end, (6, place - y), textcoords='offset points',
+                    va='center', fontsize=size, color=line.get_color())
+
+
+# %% ../nbs/00_core.ipynb #fi04
+def colour_words(
+    where,   # Axes or a figure
+    colours, # From a name to its colour
+    **style, # Of `legend`, such as `loc`
+):
+    "The names of a figure's colours in these colours, above it in as few rows as fit"
+    handles = [plt.Rectangle((0, 0), 1, 1, fc=c, ec='none') for c in colours.values()]
+    names = [as_text(name) for name in colours]
+    if not isinstance(where, plt.Figure):
+        style = dict(loc='lower center', bbox_to_anchor=(.5, 1)) | style
+
+    # A letter is about 5 points wide, a mark with its gaps 4 letters
+    letters = sum(len(name) + 4 for name in names)
+    rows = math.ceil(5*letters/72/where.figure.get_figwidth())
+    style = dict(loc='outside upper center', ncols=math.ceil(len(names)/max(1, rows)),
+                 frameon=False, fontsize=9, handlelength=.7, handleheight=.7,
+                 columnspacing=1.5, labelcolor=[*colours.values()]) | style
+    return where.legend(handles, names, **style)
+
+# %% ../nbs/00_core.ipynb #fi05
+def short_number(value):
+    "A number in at most four signs, such as .97, 4.3, 130 or 4e7"
+    if pd.isna(value): return ''
+    size = abs(value)
+    if size >= 1e4: return f'{value:.0e}'.replace('e+0', 'e').replace('e+', 'e')
+    if size >= 9.95: return f'{value:.0f}'
+    if size >= .995: return f'{value:.1f}'
+    if size < .005: return '0'
+    return f'{value:.2f}'.replace('0.', '.')
+
+def heat_map(
+    ax,
+    table,       # Data frame, whose values become colours
+    values=None, # Numbers to write into the cells, by default those of the table
+    size=7.5,    # Of these numbers, in points
+    **style,     # Of `seaborn.heatmap`
+):
+    "A table as colours, with its numbers in them and no bar of colours beside"
+    numbers = (table if values is None else values).map(short_number)
+    sns.heatmap(table, annot=numbers, fmt='', annot_kws=dict(size=size), cbar=False,
+                ax=ax, **style)
+    ax.set(xlabel='', ylabel='')
+    ax.tick_params(length=0)
+    return ax
+
 # %% ../nbs/05_unet.ipynb #c004b
 from dataclasses import dataclass
 import matplotlib.pyplot as plt, torch
@@ -192,158 +354,6 @@ def draw_unet(
     title += f'{n_params(model):,} parameters'
     fig.suptitle(title, y=1 - .08/height, fontsize=11, va='top')
     return fig
-
-# %% ../nbs/06_ddpm.ipynb #co02
-import matplotlib.colors as mcolors
-
-# Each stands out from white at 3:1 or more
-blue = '#3b6fb6'
-rust = '#c0492b'
-green = '#2e8050'
-violet = '#7b4fc4'
-gold = '#a97900'
-pink = '#cc3d78'
-teal = '#00838f'
-brown = '#765341'
-grey = '#6b6b6b'
-navy = '#27335e'
-olive = '#6f7d1c'
-
-# What is compared in figures: measured cells, generators, training configs, samplers,
-# arms of studies, and classes
-name_colours = {
-    'real': grey, 'real cells': grey, 'generated': blue, 'held-out real': grey,
-    'real against real': grey, 'generated against real': blue,
-    'ddpm': blue, 'gan': rust, 'flow': teal, 'flow-mid': rust, 'flow-uniform': grey,
-    'cosine': violet, 'v': gold, 'min-snr': brown, 'edm': pink, 'edm-mid': green,
-    'eps-mid': navy, 'transformer-mid': olive, 'adamw': blue, 'muon': rust,
-    'dpm_solver': green, 'ddim': blue, 'euler': gold, 'heun': violet,
-    'ancestral': rust, 'repaint': teal, 'distilled': pink,
-    'nothing': grey, 'copies': gold, 'adjusted': green, 'last-layer': teal,
-    'remix': violet, 'plain': grey, 'balanced': gold,
-    'clamp': rust, 'trained': blue, 'everywhere': blue, 'in the interval': rust,
-    'basophil': navy, 'eosinophil': rust, 'erythroblast': pink, 'ig': gold,
-    'lymphocyte': blue, 'monocyte': teal, 'neutrophil': violet, 'platelet': green,
-    'G1': blue, 'S': gold, 'G2': green, 'Prophase': violet, 'Metaphase': rust,
-    'Anaphase': pink, 'Telophase': navy,
-}
-
-# %% ../nbs/06_ddpm.ipynb #co03
-def colour_of(name):
-    "The colour of a name in every figure, or None where the table has none"
-    if name in name_colours: return name_colours[name]
-    first, *more = str(name).lower().split('+')
-    if first not in name_colours: return None
-    variants = len([part for part in more if part != 'turns'])
-    rgb = mcolors.to_rgb(name_colours[first])
-    return mcolors.to_hex([part*.65**variants for part in rgb])
-
-def colours_of(
-    names, # Of a figure, in any order and any number of times
-)->dict: # For `palette=` of seaborn
-    "One colour for each name, the same in every figure"
-    names = list(dict.fromkeys(names))
-    known = {name: colour_of(name) for name in names}
-    every = blue, rust, green, violet, gold, pink, teal, brown, grey, navy, olive
-    free = [c for c in every if c not in known.values()] or every
-    unknown = [name for name in names if known[name] is None]
-    return known | {name: free[i % len(free)] for i, name in enumerate(unknown)}
-
-
-# %% ../nbs/06_ddpm.ipynb #fi02
-import math
-import re
-import pandas as pd
-import seaborn as sns
-from cell_diffusion.core import as_text
-
-words = {
-    'fd': 'Fréchet distance', 'kid': 'kernel distance', 'nfe': 'network calls',
-    'f1': 'F1', 'ig': 'immature granulocyte', 'nucleus_area': 'area of the nucleus',
-    'cell_area': 'area of the cell', 'ratio': 'nucleus / cell',
-}
-
-def in_words(name, longest=30):
-    "A name as one would say it, in place of an identifier"
-    spoken = words.get(name, str(name).replace('_', ' '))
-    return as_text(re.sub(r' (\d+)$', r', channel \1', spoken), longest)
-
-def error_bars(value, low, high):
-    "Lengths of error bars to both sides, as matplotlib asks for them"
-    return [(value - low).clip(lower=0), (high - value).clip(lower=0)]
-
-# %% ../nbs/06_ddpm.ipynb #fi03
-def spread_apart(heights, gap):
-    "The same heights, moved up where one is less than `gap` above the one below it"
-    moved = list(heights)
-    in_order = sorted(range(len(moved)), key=moved.__getitem__)
-    for below, above in zip(in_order, in_order[1:]):
-        moved[above] = max(moved[above], moved[below] + gap)
-    return moved
-
-def label_lines(
-    ax,        # Axes whose lines, or error bars, have labels
-    size=8.5,  # Of the letters, in points
-):
-    "Name each line at its right end, in its colour, in place of a legend"
-    handles, names = ax.get_legend_handles_labels()
-    lines = [h[0] if isinstance(h, tuple) else h for h in handles]
-    if ax.get_legend(): ax.get_legend().remove()
-    ax.figure.draw_without_rendering()
-    ends = [(line.get_xdata()[-1], line.get_ydata()[-1]) for line in lines]
-    points = 72/ax.figure.dpi
-    heights = [points*ax.transData.transform(end)[1] for end in ends]
-    places = spread_apart(heights, 1.15*size)
-    for line, name, end, y, place in zip(lines, names, ends, heights, places):
-        ax.annotate(name, end, (6, place - y), textcoords='offset points',
-                    va='center', fontsize=size, color=line.get_color())
-
-
-# %% ../nbs/06_ddpm.ipynb #fi04
-def colour_words(
-    where,   # Axes or a figure
-    colours, # From a name to its colour
-    **style, # Of `legend`, such as `loc`
-):
-    "The names of a figure's colours in these colours, above it in as few rows as fit"
-    handles = [plt.Rectangle((0, 0), 1, 1, fc=c, ec='none') for c in colours.values()]
-    names = [as_text(name) for name in colours]
-    if not isinstance(where, plt.Figure):
-        style = dict(loc='lower center', bbox_to_anchor=(.5, 1)) | style
-
-    # A letter is about 5 points wide, a mark with its gaps 4 letters
-    letters = sum(len(name) + 4 for name in names)
-    rows = math.ceil(5*letters/72/where.figure.get_figwidth())
-    style = dict(loc='outside upper center', ncols=math.ceil(len(names)/max(1, rows)),
-                 frameon=False, fontsize=9, handlelength=.7, handleheight=.7,
-                 columnspacing=1.5, labelcolor=[*colours.values()]) | style
-    return where.legend(handles, names, **style)
-
-# %% ../nbs/06_ddpm.ipynb #fi05
-def short_number(value):
-    "A number in at most four signs, such as .97, 4.3, 130 or 4e7"
-    if pd.isna(value): return ''
-    size = abs(value)
-    if size >= 1e4: return f'{value:.0e}'.replace('e+0', 'e').replace('e+', 'e')
-    if size >= 9.95: return f'{value:.0f}'
-    if size >= .995: return f'{value:.1f}'
-    if size < .005: return '0'
-    return f'{value:.2f}'.replace('0.', '.')
-
-def heat_map(
-    ax,
-    table,       # Data frame, whose values become colours
-    values=None, # Numbers to write into the cells, by default those of the table
-    size=7.5,    # Of these numbers, in points
-    **style,     # Of `seaborn.heatmap`
-):
-    "A table as colours, with its numbers in them and no bar of colours beside"
-    numbers = (table if values is None else values).map(short_number)
-    sns.heatmap(table, annot=numbers, fmt='', annot_kws=dict(size=size), cbar=False,
-                ax=ax, **style)
-    ax.set(xlabel='', ylabel='')
-    ax.tick_params(length=0)
-    return ax
 
 # %% ../nbs/07_evaluation.ipynb #n016
 import matplotlib.pyplot as plt

@@ -206,6 +206,19 @@ def test_lines_are_named_at_their_ends_and_names_do_not_meet():
     assert all(low.y0 + .7*low.height < high.y0 for low, high in zip(boxes, boxes[1:]))
 
 
+@pytest.mark.parametrize('limits', [(0, 1), (3, 1)])
+def test_a_line_that_goes_on_is_named_where_it_leaves(limits):
+    fig, ax = plt.subplots()
+    ax.plot(np.linspace(3, 0, 31) if limits[0] else np.linspace(0, 3, 31),
+            np.zeros(31), label='one')
+    ax.set_xlim(*limits)
+    plots.label_lines(ax)
+    assert ax.texts[0].xy[0] == pytest.approx(1)
+    drawn(fig)
+    assert ax.texts[0].get_window_extent().x0 > ax.bbox.x1
+    assert not ax.spines['right'].get_visible()
+
+
 def test_words_in_place_of_identifiers():
     assert plots.in_words('fd') == 'Fréchet distance'
     assert plots.in_words('near_copies') == 'near copies'
