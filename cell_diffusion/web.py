@@ -17,8 +17,10 @@ from pathlib import Path
 from string import Template
 from tempfile import TemporaryDirectory
 import matplotlib.pyplot as plt, numpy as np, torch, torch.nn as nn
+import torch.nn.functional as F
 from PIL import Image
 from fastcore.basics import patch
+from .classifier import CellClassifier
 from .core import as_path, decode, generator
 from .simulation import simulate_blood
 from .process import q_sample
@@ -96,9 +98,10 @@ def need(name):
             f"This needs {name}, which is not installed: "
             "pip install cell_diffusion[web]") from e
 
-def trace(model):
-    "The graph of a `DenoiserStep`, as bytes; batch, height and width stay free"
-    inputs = step_inputs(model)
+def trace(step, inputs, output):
+    """The graph of a module, as bytes. `inputs` are tensors by name, `output` a name.
+
+    Batch, height and width stay free."""
     axes = {}
     for name, x in inputs.items():
         axes[name] = {0: 'batch'}
@@ -106,13 +109,15 @@ def trace(model):
 
     file = io.BytesIO()
     names = list(inputs)
-    args = inputs.pop('x'), inputs.pop('t'), inputs
+    args = *inputs.values(), {}
     with warnings.catch_warnings(), torch.no_grad():
         # The checks of shapes and timesteps are left behind on purpose
         warnings.simplefilter('ignore')
         torch.onnx.export(
-            DenoiserStep(model), args, file, input_names=names, output_names=['x0'],
-            dynamic_axes={**axes, 'x0': axes['x']}, opset_version=18, dynamo=False)
+            step, args, file, input_names=names, output_names=[output],
+            dynamic_axes={**axes, output: axes['x']}, opset_version=18, dynamo=False,
+            # Else norms are multiplied into weights, which no longer fit into 16 bits
+            training=torch.onnx.TrainingMode.PRESERVE)
     return file.getvalue()
 
 # %% ../nbs/web.ipynb #c022
@@ -138,6 +143,16 @@ def store_in_half(graph):
     del graph.node[:]
     graph.node.extend(nodes)
 
+def onnx_bytes(step, inputs, output, about):
+    "The content of an ONNX file with the graph of a module; see `trace`"
+    onnx = need('onnx')
+    proto = onnx.load_from_string(trace(step, inputs, output))
+    store_in_half(proto.graph)
+    proto.doc_string = about
+    onnx.checker.check_model(proto)
+    return proto.SerializeToString()
+
+
 # %% ../nbs/web.ipynb #c024a
 def walk(schedule, t):
     "Timesteps that a sampler visits, with their signal and noise"
@@ -155,13 +170,16 @@ def walks_of(model, steps):
     return {k: walk(schedule, timesteps(schedule, k, spacing).tolist())
             for k in steps if k <= schedule.T}
 
+def file_facts(file, data):
+    "By what a page finds a file and knows that it is whole"
+    sha256 = hashlib.sha256(data).hexdigest()
+    return dict(file=file.name, bytes=len(data), sha256=sha256)
+
 def page_facts(model, file, data, about, steps):
     "What a page must know about an exported network"
     schedule = model.schedule
     return dict(
-        file=file.name,
-        bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
+        **file_facts(file, data),
         inputs=DenoiserStep(model).inputs,
         channels=model.channels,
         size=model.size,
@@ -210,7 +228,6 @@ def export_onnx(
     and `ImportError` without onnx.
     """
     file = as_path(file)
-    onnx = need('onnx')
     if not isinstance(model, Denoiser):
         raise TypeError(
             "A `Denoiser` can be exported, with its schedule and scale, "
@@ -222,12 +239,7 @@ def export_onnx(
         warnings.warn(note)
         about = f'{about} {note}'.strip()
     model = single_precision(model)
-    proto = onnx.load_from_string(trace(model))
-    store_in_half(proto.graph)
-    proto.doc_string = about
-    onnx.checker.check_model(proto)
-
-    data = proto.SerializeToString()
+    data = onnx_bytes(DenoiserStep(model), step_inputs(model), 'x0', about)
     facts = page_facts(model, file, data, about, steps)
     write_together({file.with_suffix('.json'): json_text(facts), file: data})
     return file
@@ -315,6 +327,45 @@ def browser_noise(
     z = np.stack([r*np.cos(2*np.pi*v), r*np.sin(2*np.pi*v)], axis=1)
     return torch.from_numpy(z.ravel()[:n].astype(np.float32)).reshape(shape)
 
+# %% ../nbs/web.ipynb #wy02
+class ClassMaps(nn.Module):
+    "A classifier with a score for each class at each place, see @eq-web-maps"
+    def __init__(self, model:CellClassifier):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x): # `(batch, classes, height, width)`, smaller than the images
+        "Maps of images `(batch, channel, height, width)` in -1..1"
+        head = self.model.head
+        return F.conv2d(self.model.body(x), head.weight[..., None, None], head.bias)
+
+def export_classifier(
+    model:CellClassifier, # A trained classifier
+    file:Path, # Name that ends in `.onnx`; a `.json` of the same name goes beside it
+    about:str='', # Credit, licence and limits, kept in both files
+    **facts, # More that a page should know
+)->Path: # The `.onnx` file
+    """Write the class maps of a classifier as ONNX, with what a page must know of them.
+
+    Raises `ValueError` where the mean of the exported maps is not the score."""
+    model = single_precision(model)
+    shape = 2, model.channels, model.size, model.size
+    x = torch.randn(shape, generator=generator(0))
+    data = onnx_bytes(ClassMaps(model), dict(x=x), 'maps', about)
+    facts |= file_facts(file, data)
+    for name in 'classes', 'channels', 'size':
+        facts[name] = getattr(model, name)
+    write_together({file.with_suffix('.json'): json_text(dict(facts, about=about)),
+                    file: data})
+
+    maps = run_session(onnx_session(file), dict(x=x))
+    with torch.no_grad():
+        scores = model(x).numpy()
+    allowed = 1e-4*max(1, np.abs(scores).max())
+    if not largest_difference(maps.mean((2, 3)), scores) <= allowed:
+        raise ValueError(f"{file.name} differs from PyTorch.")
+    return file
+
 # %% ../nbs/web.ipynb #c048
 def cell_strip(images):
     "Cells side by side, as one picture"
@@ -353,20 +404,37 @@ def browser_cells(
     images = torch.cat([images, simulated.images])
     return cell_strip(images), titles + cell_titles(drawn, 'drawn')
 
+# %% ../nbs/web.ipynb #wy05
+def limits_of(name):
+    "What the card of weights says of licence and limits, as one line"
+    card = folder_of(name)/'README.md'
+    text = card.read_text(encoding='utf-8') if card.is_file() else ''
+    return ' '.join(text.partition('## Licence and limits')[2].split())
+
+def export_judge(name:str, file:Path):
+    "A shipped classifier for the page, with what it learned from and how good it is"
+    record = read_json(shipped(name)/'record.json', 'install the package again.')
+    right = record['accuracy'][-1]
+    export_classifier(
+        load(name, 'cpu', 'float32', kind=CellClassifier), file, limits_of(name),
+        learned_from=record['cells']['train'], tried_on=right['n'],
+        right=right['share'])
+
+
 # %% ../nbs/web.ipynb #c049
 def write_browser_files(
     folder, # Where the pages look for them: `browser/model` beside them
     name:str='blood64-inpaint', # Shipped weights of an inpainting network with classes
     photographs=None, # A strip of cells to show, see `browser_cells`
+    judge:str='blood-classifier-64-judge', # Shipped classifier that says why
 )->list: # The files, under names that do not depend on the weights
-    "Write what the two pages need: the network, compared with PyTorch, and the cells"
+    "Write what the two pages need: networks, compared with PyTorch, and the cells"
     folder = as_path(folder)
     model = load(name, 'cpu', 'float32')
-    card = (shipped(name)/'README.md').read_text(encoding='utf-8')
-    about = ' '.join(card.partition('## Licence and limits')[2].split())
     with all_or_none(folder) as made:
-        file = export_onnx(model, made/'network.onnx', about)
+        file = export_onnx(model, made/'network.onnx', limits_of(name))
         verify_onnx(file, model, batches=(1,))
+        export_judge(judge, made/'why.onnx')
         sheet, titles = browser_cells(model, photographs)
         sheet.save(made/'cells.png', optimize=True)
         write_json(made/'cells.json', titles)
@@ -421,11 +489,6 @@ def pack(file, folder):
     data = gzip.compress(file.read_bytes(), mtime=0)
     (folder/f'{file.name}.gz').write_bytes(data)
 
-def limits_of(name):
-    "What the card of weights says of licence and limits, as one line"
-    card = folder_of(name)/'README.md'
-    text = card.read_text(encoding='utf-8') if card.is_file() else ''
-    return ' '.join(text.partition('## Licence and limits')[2].split())
 
 # %% ../nbs/web.ipynb #n013
 page_texts = dict(

@@ -6,6 +6,9 @@ import gzip, hashlib, json, re, shutil, subprocess, sys
 from pathlib import Path
 import numpy as np, onnx, pytest, torch
 from PIL import Image
+from scipy.ndimage import map_coordinates
+from cell_diffusion import web
+from cell_diffusion.classifier import CellClassifier
 from common import cells, nbs, package
 from cell_diffusion.denoiser import Condition, Denoiser, load, save, set_guidance
 from cell_diffusion.core import encode
@@ -13,7 +16,7 @@ from cell_diffusion.inpainting import Inpainter, stained_masks
 from cell_diffusion.sampling import batched_denoise, dpm_solver, timesteps
 from cell_diffusion.simulation import simulate_blood
 from cell_diffusion.web import (
-    DenoiserStep, browser_cells, browser_noise, export_onnx, export_page, onnx_session,
+    DenoiserStep, browser_cells, browser_noise, export_classifier, export_onnx, export_page, onnx_session,
     page_facts, run_session, published, runtime_files, verify_onnx, write_browser_files)
 
 photographs = package.parent/'img'/'photographs.png'
@@ -204,9 +207,10 @@ def test_only_weights_that_lose_nothing_are_stored_in_half(tmp_path):
 
 def test_all_that_the_pages_need(tmp_path):
     files = write_browser_files(tmp_path, photographs=photographs)
-    names = ['cells.json', 'cells.png', 'network.json', 'network.onnx']
+    names = ['cells.json', 'cells.png', 'network.json', 'network.onnx', 'why.json',
+             'why.onnx']
     assert [f.name for f in files] == names
-    assert sum(f.stat().st_size for f in files) < 4.2e6
+    assert sum(f.stat().st_size for f in files) < 4.8e6
     about = json.loads(files[2].read_text())
     titles = json.loads(files[0].read_text())
     sheet = np.array(Image.open(files[1]))
@@ -219,6 +223,82 @@ def test_all_that_the_pages_need(tmp_path):
         title='basophil, photograph', label='basophil', kind='photograph')
     assert titles[-1]['title'] == 'platelet, drawn' and sheet.std() > 20
     assert len(about['cell_sizes']) == 8
+    why = json.loads(files[4].read_text())
+    assert why['classes'] == about['classes'] and why['size'] == about['size']
+    assert why['bytes'] == files[5].stat().st_size and why['right'] > .9
+
+# Why: maps that add up
+
+def small_classifier(**kwargs):
+    "An untrained classifier whose norms have seen something"
+    torch.manual_seed(0)
+    model = CellClassifier(('a', 'b', 'c'), size=32, dim=8, **kwargs)
+    model(torch.randn(16, model.channels, 32, 32) + .5)
+    return model.eval().requires_grad_(False)
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_the_maps_of_a_classifier_add_up_to_its_scores(channels, tmp_path):
+    model = small_classifier(channels=channels)
+    file = export_classifier(model, tmp_path/'why.onnx', 'mine', right=.5)
+    told = facts(file)
+    assert told['classes'] == ['a', 'b', 'c'] and told['channels'] == channels
+    assert told['right'] == .5 and told['about'] == 'mine'
+    assert told['sha256'] == hashlib.sha256(file.read_bytes()).hexdigest()
+    x = torch.rand(4, channels, 32, 32)*2 - 1
+    maps = run_session(onnx_session(file), dict(x=x))
+    assert maps.shape == (4, 3, 8, 8)
+    scores = model(x).numpy()
+    assert np.allclose(maps.mean((2, 3)), scores, atol=1e-4) and scores.std() > .01
+
+def test_weights_of_16_bits_stay_so_beside_norms(tmp_path):
+    file = export_classifier(small_classifier().half().float(), tmp_path/'why.onnx')
+    weights = onnx.load(file).graph.initializer
+    kinds = {w.data_type for w in weights if w.name.endswith('.half')}
+    halves = [w for w in weights if len(w.dims) == 4]
+    assert kinds == {onnx.TensorProto.FLOAT16} and len(halves) > 5
+    assert all(w.data_type == onnx.TensorProto.FLOAT16 for w in halves)
+
+def test_maps_that_do_not_add_up_are_refused(monkeypatch, tmp_path):
+    forward = web.ClassMaps.forward
+    monkeypatch.setattr(web.ClassMaps, 'forward', lambda self, x: 1.01*forward(self, x))
+    with pytest.raises(ValueError, match='why.onnx differs from PyTorch'):
+        export_classifier(small_classifier(), tmp_path/'why.onnx')
+
+read_map = '''
+import { atPixels, difference, scores } from '%s';
+import { readFileSync } from 'fs';
+const maps = Float32Array.from(JSON.parse(readFileSync('%s')));
+const gap = difference(maps, 3, 2, 0);
+console.log(JSON.stringify([scores(maps, 3), [...gap], [...atPixels(gap, 32)]]));
+'''
+
+@pytest.mark.skipif(shutil.which('node') is None, reason='needs node')
+def test_a_page_reads_maps(tmp_path):
+    maps = np.random.default_rng(0).normal(size=(3, 4, 4))
+    (tmp_path/'maps.json').write_text(json.dumps(maps.ravel().tolist()))
+    (tmp_path/'package.json').write_text('{"type": "module"}')
+    for name in 'why', 'common', 'address', 'picture':
+        shutil.copy(package/'browser'/f'{name}.js', tmp_path)
+    script = read_map % (tmp_path/'why.js', tmp_path/'maps.json')
+    said = subprocess.run(['node', '--input-type=module', '-e', script], check=True,
+                          capture_output=True)
+    found, gap, spread = map(np.array, json.loads(said.stdout))
+    assert np.allclose(found, maps.mean((1, 2)), atol=1e-6)
+    assert np.allclose(gap.reshape(4, 4), maps[2] - maps[0], atol=1e-6)
+
+    # Place i of 4 lies at pixel 8i of 32
+    places = np.meshgrid(*[np.arange(32)/8]*2, indexing='ij')
+    ours = map_coordinates(maps[2] - maps[0], places, order=1, mode='nearest')
+    assert np.allclose(spread.reshape(32, 32), ours, atol=1e-6)
+
+def test_a_place_of_a_map_lies_at_every_fourth_pixel():
+    "What lies there moves the map there most; at 32 pixels there is one stride less"
+    maps = web.ClassMaps(small_classifier())
+    x = torch.zeros(1, 3, 32, 32, requires_grad=True)
+    maps(x)[0, 1, 3, 5].backward()
+    weight = x.grad.abs().sum((0, 1))
+    middle = [(weight.sum(1 - k)*torch.arange(32)).sum()/weight.sum() for k in (0, 1)]
+    assert torch.tensor(middle) == pytest.approx(torch.tensor([12., 20.]), abs=1)
 
 def test_without_photographs_the_network_makes_the_cells():
     sheet, titles = browser_cells(load('blood64-inpaint', 'cpu', 'float32'))

@@ -6,6 +6,7 @@ import { noise } from './diffusion.js';
 import { Frame } from './frame.js';
 import { seen, putBack, enlarge, softenSeam } from './picture.js';
 import { stainedMasks } from './stain.js';
+import { askWhy, whyPage } from './why.js';
 
 const root = document.getElementById('paint-a-cell'), $ = s => root.querySelector(s), megapixels = 12;
 
@@ -49,13 +50,14 @@ async function begin() {
   const [cells, picture] = await Promise.all([fetchFrom(`${beside}cells.json`, 'The list of cells').then(r => r.json()),
     fetchFrom(`${beside}cells.png`, 'The picture of the cells').then(r => r.blob())]);
   const whole = { top: 0, left: 0, side: size }, strip = await createImageBitmap(picture), four = Math.min(4, classes.length);
-  root.innerHTML = page;
+  root.innerHTML = page + (root.dataset.why ? whyPage : '');
   fillIn(root, about, [...(four > 1 ? [['side', `${['two', 'three', 'four'][four - 2]}, side by side`, true]] : []), ['any', 'any']], four > 1 ? 'side' : 'any');
   const engine = new Engine(about), canvas = new HoleCanvas($('.cd-easel'), () => named('brush').valueAsNumber/100, tellBrush);
   const hindrance = () => canvas.down ? 'The brush is down: lift it first.' : canvas.painted ? '' : 'Nothing is hidden yet: paint on the cell first, or take one of the ready-made holes.';
   const more = () => chosen ? { cell: nameOf(chosen), hole } : {};
   const { say, fail, changed, keep, end } = wire(root, engine, fill, { hindrance, more });
   const frame = new Frame(root, about, cutAgain), thumbnails = URL.createObjectURL(picture);
+  const why = root.dataset.why ? await askWhy(root, about, inView) : null;
   let masks = {}, result = null, chosen = null, hole = null;                      // hole: the name of a ready-made one
   $('.cd-cells').append(...cells.map(thumbnail));
   named('kinds').textContent = [...new Set(cells.map(c => kinds[c.kind])), 'A picture of your own stays in your browser.'].join(' ');
@@ -85,6 +87,7 @@ async function begin() {
     masks = channels === 3 ? stainedMasks(pixels) : {};
     for (const [name, mask] of [['nucleus', masks.nucleus], ['body', masks.cell]]) named(name).disabled = !mask?.includes(1);
     result = null; $('.cd-result').hidden = true; $('.cd-empty').hidden = false;
+    why?.forget();
     fail(''); say('');
   }
 
@@ -192,6 +195,8 @@ async function begin() {
     if (result.focus) input.focus();                                             // it was on a fill that is gone
     pick(one);
   }
+
+  function inView() { return result ? $('.cd-shown').getContext('2d').getImageData(0, 0, size, size) : canvas.pixels; }
 
   function truth() {
     draw(canvasOf(result.pixels), `What was there: ${result.truth}`);

@@ -52,6 +52,9 @@ function asker(n, { channels, size, inputs } = info, known = new Float32Array(ch
 // One question: the estimates at timestep `t`, as the network gives them
 const answer = async ({ x, t, label }) => tell('done', { x0: await asker(label.length)(x, t, label) });
 
+// The maps of a classifier, of one picture
+const classify = async ({ x }) => tell('done', { maps: (await session.run({ x: new ort.Tensor('float32', x, [1, info.channels, info.size, info.size]) })).maps.data });
+
 // One job: noise `x` (n, channels, size, size), `labels` (n numbers, or null), `w`, `steps`; `known` and `mask` of one picture, for all n.
 // With `calls` it ends after so many, with a rough answer.
 async function run({ x, labels = null, w = 1, steps, calls, known, mask }) {
@@ -79,6 +82,6 @@ function explain(error) {
 self.onmessage = async ({ data: { type, ...job } }) => {
   if (type === 'cancel') { cancelled = true; return; }
   cancelled = false;
-  try { await ({ load, run, ask: answer })[type](job); }
+  try { await ({ load, run, classify, ask: answer })[type](job); }
   catch (error) { tell('error', { name: error?.name ?? 'Error', message: globalThis.WebAssembly ? explain(error) : error.message }); }
 };

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.ndimage import map_coordinates
 
+from cell_diffusion.classifier import CellClassifier
 from cell_diffusion.core import encode
 from cell_diffusion.denoiser import Condition, load
 from cell_diffusion.inpainting import (
     crop_window, put_back, resize, seam_energy, stained_masks)
 from cell_diffusion.sampling import batched_denoise, stored_walk, timesteps
-from cell_diffusion.web import browser_noise
+from cell_diffusion.web import ClassMaps, browser_noise
 from conftest import root
 from assets import network
 
@@ -744,6 +746,79 @@ def test_what_a_browser_lacks_is_said(page, site_url, lost, words):
     assert words in error(page)
 
 
+# Why
+
+def ask_why(page):
+    page.click('[name=ask]')
+    page.wait_for_selector('.cd-because:visible', timeout=minute)
+    assert not page.is_visible('.cd-unasked'), page.inner_text('.cd-unasked')
+    return page.inner_text('.cd-called')
+
+
+def maps_of(picture):
+    "The maps of a picture `(height, width, 3)`, by name of the class"
+    judge = load('blood-classifier-64-judge', 'cpu', 'float32', kind=CellClassifier)
+    with torch.no_grad():
+        maps = ClassMaps(judge)(batch(picture))[0].numpy()
+    return dict(zip(judge.classes, maps))
+
+
+def tinted(picture, gap):
+    "The picture under a map of 8 × 8 places, which lie at every eighth pixel"
+    places = np.meshgrid(*[np.arange(64)/8]*2, indexing='ij')
+    gap = map_coordinates(gap, places, order=1, mode='nearest')[..., None]
+    share = .65*abs(gap)/abs(gap).max()
+    return (1 - share)*picture + share*np.where(gap > 0, [178, 24, 43], [33, 102, 172])
+
+
+@pytest.mark.parametrize('n', [2, 5])
+def test_a_class_is_named_and_the_map_adds_up(page, site_url, n):
+    visit(page, site_url, 'paint')
+    pick_cell(page, n)
+    said = ask_why(page)
+    maps = maps_of(photographs[n])
+    first, second = sorted(maps, key=lambda name: -maps[name].mean())[:2]
+    assert first == model.classes[n]
+    assert said == f'The classifier says {first}, and next {second}.'
+    seen = pixels(page, '.cd-because canvas')[..., :3].astype(float)
+    wanted = tinted(photographs[n], maps[first] - maps[second])
+    assert np.abs(seen - wanted).max() < 3
+
+    # Another rival, another map
+    page.select_option('[name=rival]', label='platelet')
+    gap = maps[first] - maps['platelet']
+    seen = pixels(page, '.cd-because canvas')[..., :3].astype(float)
+    assert np.abs(seen - tinted(photographs[n], gap)).max() < 3
+    assert f'{gap.mean():.1f}' in page.inner_text('.cd-because')
+    disabled = page.locator('[name=rival] option:disabled').all_text_contents()
+    assert disabled == [first]
+
+
+def test_a_fill_is_asked_about_and_an_answer_is_forgotten(page, site_url):
+    visit(page, site_url, 'paint')
+    pick_cell(page, 6)
+    choose(page, 1)
+    go(page)
+    fill = pixels(page, '.cd-shown')[..., :3]
+    assert not np.array_equal(fill, photographs[6])
+    said = ask_why(page)
+    maps = maps_of(fill)
+    first = max(maps, key=lambda name: maps[name].mean())
+    assert said.startswith(f'The classifier says {first},')
+    pick_cell(page, 1)
+    assert not page.is_visible('.cd-because') and not page.inner_text('.cd-called')
+
+
+def test_a_classifier_that_does_not_come(page, site_url):
+    visit(page, site_url, 'paint')
+    page.route('**/why.onnx', lambda r: r.fulfill(status=404, body=''))
+    page.click('[name=ask]')
+    page.wait_for_selector('.cd-unasked:visible', timeout=minute)
+    assert 'why.onnx' in page.inner_text('.cd-unasked')
+    page.unroute('**/why.onnx')
+    assert 'neutrophil' in ask_why(page)
+
+
 # What it costs, and who can use it
 
 def _bytes(responses):
@@ -794,6 +869,8 @@ def test_a_phone_and_a_screen_reader(new_page, site_url, name, scheme):
     visit(page, site_url, name)
     choose(page, 2 if name == 'paint' else None)
     go(page)
+    if name == 'paint':
+        ask_why(page)
     assert page.evaluate('document.documentElement.scrollWidth') <= 375
     page.add_script_tag(content=axe.read_text(encoding='utf-8'))
     faults = page.evaluate(grave_faults)
