@@ -73,6 +73,16 @@ def checksum(weights):
     return json.loads((path/'record.json').read_text(encoding='utf-8'))['weights']
 
 
+def others(says):
+    "Scores of others in this game, which were measured before, if it is still the same"
+    file = folder/'home.json'
+    if not file.exists():
+        return []
+    before = json.loads(file.read_text(encoding='utf-8'))
+    same = all(before.get(key) == says[key] for key in ('sha256', 'seed', 'each'))
+    return before.get('others', []) if same else []
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--weights', default='blood64-classes', help='name or folder')
@@ -101,6 +111,7 @@ def main():
         weights=args.weights, sha256=checksum(args.weights), seed=args.seed,
         size=model.size, classes=list(model.classes), each=args.each,
         forming=list(forming), signal=signal)
+    says['others'] = others(says)
     text = json.dumps(says, indent=1)
     (folder/'home.json').write_text(text + '\n', encoding='utf-8')
 

@@ -8,7 +8,7 @@ export const whyPage = `
     <p class="cd-called" role="status"></p>
     <p class="cd-error cd-unasked" role="alert" hidden></p>
     <div class="cd-frame cd-because" hidden>
-      <div class="cd-stage"><canvas role="img"></canvas></div>
+      <div class="cd-stage cd-map"><canvas role="img"></canvas></div>
       <div><label class="cd-wide">Rather than <select name="rival" class="form-select"></select></label>
       <p class="cd-hint"></p></div></div></section>`;
 
@@ -76,7 +76,7 @@ export async function askWhy(root, about, inView) {
     canvas.getContext('2d').drawImage(canvasOf(tint(pixels, atPixels(difference(maps, n, first, other), size))), 0, 0);
     canvas.setAttribute('aria-label', `What speaks for ${classes[first]}, rather than ${classes[other]}`);
     $('.cd-because .cd-hint').textContent = `Red speaks for ${classes[first]}, blue for ${classes[other]}. The mean of the map, ${gap.toFixed(1)}, is the difference of the two scores, with nothing left over. `
-      + `The classifier learned from ${facts.learned_from.toLocaleString('en')} photographs that the network never saw, and of ${facts.tried_on.toLocaleString('en')} others it named ${Math.round(100*facts.right)} % right. It knows these ${n} classes at this scale and nothing else, so it names anything, and surely.`;
+      + `The classifier learned from ${facts.learned_from.toLocaleString('en')} photographs that the network never saw, and of ${facts.tried_on.toLocaleString('en')} others it named ${Math.round(100*facts.right)} % right. It knows these ${n} classes at this scale and nothing else, and it has a name for anything.`;
     $('.cd-because').hidden = false;
   }
 
