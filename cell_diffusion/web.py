@@ -109,7 +109,8 @@ def trace(step, inputs, output):
 
     file = io.BytesIO()
     names = list(inputs)
-    args = *inputs.values(), {}
+    others = dict(inputs)
+    args = others.pop('x'), others
     with warnings.catch_warnings(), torch.no_grad():
         # The checks of shapes and timesteps are left behind on purpose
         warnings.simplefilter('ignore')
