@@ -196,8 +196,9 @@ class Game {
   }
 
   score() {
+    const others = this.says.others ?? [];
     const rows = [["You", this.hits, this.picks]];
-    for (const { who, hits, picks } of this.says.others ?? [])
+    for (const { who, hits, picks } of others)
       rows.push([who, hits, picks]);
     const bars = rows.map(([who, hits, picks]) => {
       const [low, high] = wilson(hits, picks);
@@ -213,7 +214,7 @@ class Game {
     box.innerHTML = bars.join("") +
       "<p>Real cells among those you chose, with Wilson's 95% interval (it is a little " +
       "wide: four picks of one round depend on each other). Guessing finds 50%, the " +
-      "line in the middle.</p>";
+      `line in the middle. ${others.map(({ how }) => how).join(" ")}</p>`;
     box.hidden = false;
   }
 }

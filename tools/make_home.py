@@ -6,6 +6,9 @@
 They go to img/home/, with what they show in home.json. Make them again when other
 weights ship. No cell is chosen by hand: generated ones are the first of a seed, and
 real ones the first test cells of each class. A network has seen none of these.
+
+`others` in home.json are those who played before a visitor, and how many of the
+cells that they chose are real. They stay as long as the pictures do.
 """
 import argparse
 import json

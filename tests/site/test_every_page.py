@@ -166,7 +166,8 @@ def _paper(page):
 @pytest.mark.parametrize('name', names)
 def test_page(page, site_url, name):
     watch = Watch(page, site_url)
-    page.goto(f'{site_url}{name}.html', wait_until='networkidle')
+    page.goto(f'{site_url}{name}.html')
+    page.wait_for_load_state('networkidle')
     bad = _weight(watch, name) + _content(page)
     page.add_script_tag(path=axe)
     shoot(page, f'{name}-light')

@@ -7,7 +7,8 @@ from conftest import docs, root
 
 
 def visit(page, site_url, name):
-    page.goto(f'{site_url}{name}.html', wait_until='networkidle')
+    page.goto(f'{site_url}{name}.html')
+    page.wait_for_load_state('networkidle')
 
 
 # Search

@@ -16,6 +16,7 @@ sizes = pytest.mark.parametrize('width', [1360, 375])
 names = sorted(p.stem for p in docs.glob('*.html'))
 home = 'https://cell-diffusion.github.io/cell_diffusion'
 says = json.loads((root/'img'/'home'/'home.json').read_text(encoding='utf-8'))
+others = says['others']
 
 
 def visit(page, site_url, name='index'):
@@ -125,6 +126,9 @@ def test_the_game(page, site_url, how):
         score = page.inner_text('.game-score')
         assert f'{percent(hits/(4*n))} of {4*n}' in score
         assert f'{low} to {high}' in score and 'Guessing finds 50%' in score
+        for other in others:
+            share = percent(other['hits']/other['picks'])
+            assert f"{share} of {other['picks']}" in score and other['how'] in score
         before = page.eval_on_selector_all(
             '.game-cells canvas', 'all => all.map((c) => c.toDataURL())')
         page.keyboard.press('Enter')  # The button for eight more has the focus

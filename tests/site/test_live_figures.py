@@ -62,7 +62,8 @@ class Figure:
 def visit(page, site_url, name):
     page.fetched = []
     page.on('request', lambda r: page.fetched.append(r.url))
-    page.goto(f'{site_url}{name}.html', wait_until='networkidle')
+    page.goto(f'{site_url}{name}.html')
+    page.wait_for_load_state('networkidle')
     return Figure(page)
 
 

@@ -40,7 +40,8 @@ def visit(page, address, heard):
     page.on('pageerror', lambda e: heard.append(str(e)))
     page.on('requestfailed', lambda r: heard.append(r.url))
     page.on('response', lambda r: heard.append(r.url) if r.status >= 400 else None)
-    page.goto(address, wait_until='networkidle')
+    page.goto(address)
+    page.wait_for_load_state('networkidle')
 
 
 @pytest.mark.parametrize('channels', [1, 2, 3])
@@ -101,7 +102,8 @@ def test_own_holes_are_filled(page, serve, tmp_path, channels, classes):
     assert 10 < changed.sum() < 80
 
     # The address holds the class, whatever it is called
-    page.reload(wait_until='networkidle')
+    page.reload()
+    page.wait_for_load_state('networkidle')
     if classes:
         asked = page.locator('[name=label] option:checked').text_content()
         assert asked == names[1]
