@@ -67,6 +67,7 @@ def colours_of(
 
 # %% ../nbs/00_core.ipynb #fi02
 import re
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from cell_diffusion.core import as_text
@@ -96,21 +97,25 @@ def spread_apart(heights, gap):
     return moved
 
 def last_seen(ax, line):
-    "The last point of a line that is not to the right of the axes"
+    "The point of a line within the axes that is furthest to the right"
     points = line.get_xydata()
-    x = ax.transData.transform(points)[:, 0]
-    seen = points[x < ax.bbox.x1 + 1]
-    return (seen if len(seen) else points)[-1]
+    places = ax.transData.transform(points)
+    box = ax.bbox.padded(1)
+    inside = ((places >= box.min) & (places <= box.max)).all(1)
+    furthest = np.where(inside, places[:, 0], -np.inf).argmax()
+    return points[furthest]
 
 def label_lines(
     ax,        # Axes whose lines, or error bars, have labels
     size=8.5,  # Of the letters, in points
 ):
-    "Name each line at its right end, in its colour, in place of a legend"
+    """Name each line at its right end, in its colour, in place of a legend.
+
+    Takes the frame away too, which would run through the names."""
     handles, names = ax.get_legend_handles_labels()
     lines = [h[0] if isinstance(h, tuple) else h for h in handles]
     if ax.get_legend(): ax.get_legend().remove()
-    sns.despine(ax=ax) # A frame would run through the names
+    sns.despine(ax=ax)
     ax.figure.draw_without_rendering()
     ends = [last_seen(ax, line) for line in lines]
     points = 72/ax.figure.dpi
@@ -118,7 +123,8 @@ def label_lines(
     places = spread_apart(heights, 1.15*size)
     for line, name, end, y, place in zip(lines, names, ends, heights, places):
         ax.annotate(name, end, (6, place - y), textcoords='offset points',
-                    va='center', fontsize=size, color=line.get_color())
+                    va='center', fontsize=size, color=line.get_color(),
+                    annotation_clip=False)
 
 
 # %% ../nbs/00_core.ipynb #fi04

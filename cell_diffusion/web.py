@@ -254,14 +254,19 @@ def onnx_session(
 
     Raises `FileNotFoundError`, or `ImportError` without onnxruntime.
     """
-    onnxruntime = need('onnxruntime')
+    need('onnxruntime')
     file = as_path(file)
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist: write it with `export_onnx`.")
+    return start_session(str(file))
+
+def start_session(model):
+    "A session on one thread of the CPU, of a file or of its bytes"
+    onnxruntime = need('onnxruntime')
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(
-        str(file), options, providers=['CPUExecutionProvider'])
+        model, options, providers=['CPUExecutionProvider'])
 
 # %% ../nbs/web.ipynb #c029b
 def run_session(session, inputs):
@@ -340,31 +345,39 @@ class ClassMaps(nn.Module):
         head = self.model.head
         return F.conv2d(self.model.body(x), head.weight[..., None, None], head.bias)
 
+
+# %% ../nbs/web.ipynb #wy07
 def export_classifier(
     model:CellClassifier, # A trained classifier
-    file:Path, # Name that ends in `.onnx`; a `.json` of the same name goes beside it
+    file, # Name that ends in `.onnx`; a `.json` of the same name goes beside it
     about:str='', # Credit, licence and limits, kept in both files
     **facts, # More that a page should know
 )->Path: # The `.onnx` file
-    """Write the class maps of a classifier as ONNX, with what a page must know of them.
+    """
+    Write the class maps of a classifier as ONNX, with what a page must know of them.
 
-    Raises `ValueError` where the mean of the exported maps is not the score."""
+    Raises `TypeError` for anything but a `CellClassifier`, `ValueError` where the mean
+    of the maps is not the score, and `ImportError` without onnx and onnxruntime.
+    """
+    if not isinstance(model, CellClassifier):
+        raise TypeError(f"A `CellClassifier` has maps, not {type(model).__name__}.")
+    file = as_path(file)
     model = single_precision(model)
-    shape = 2, model.channels, model.size, model.size
-    x = torch.randn(shape, generator=generator(0))
+    shape = 4, model.channels, model.size, model.size
+    x = torch.rand(shape, generator=generator(0))*2 - 1
     data = onnx_bytes(ClassMaps(model), dict(x=x), 'maps', about)
-    facts |= file_facts(file, data)
-    for name in 'classes', 'channels', 'size':
-        facts[name] = getattr(model, name)
-    write_together({file.with_suffix('.json'): json_text(dict(facts, about=about)),
-                    file: data})
 
-    maps = run_session(onnx_session(file), dict(x=x))
+    maps = run_session(start_session(data), dict(x=x))
     with torch.no_grad():
         scores = model(x).numpy()
     allowed = 1e-4*max(1, np.abs(scores).max())
     if not largest_difference(maps.mean((2, 3)), scores) <= allowed:
-        raise ValueError(f"{file.name} differs from PyTorch.")
+        raise ValueError(f"{file.name} would differ from PyTorch.")
+
+    facts |= dict(file_facts(file, data), about=about)
+    for name in 'classes', 'channels', 'size':
+        facts[name] = getattr(model, name)
+    write_together({file.with_suffix('.json'): json_text(facts), file: data})
     return file
 
 # %% ../nbs/web.ipynb #c048
@@ -412,15 +425,30 @@ def limits_of(name):
     text = card.read_text(encoding='utf-8') if card.is_file() else ''
     return ' '.join(text.partition('## Licence and limits')[2].split())
 
-def export_judge(name:str, file:Path):
-    "A shipped classifier for the page, with what it learned from and how good it is"
-    record = read_json(shipped(name)/'record.json', 'install the package again.')
-    right = record['accuracy'][-1]
-    export_classifier(
-        load(name, 'cpu', 'float32', kind=CellClassifier), file, limits_of(name),
-        learned_from=record['cells']['train'], tried_on=right['n'],
-        right=right['share'])
+# %% ../nbs/web.ipynb #wy08
+def export_judge(
+    name:str, # A shipped classifier
+    network:str, # Shipped weights that have learned from other cells
+    file:Path,
+):
+    """A classifier for a page with a network, with what is known of both.
 
+    Raises `ValueError` where the two do not fit, or have learned from the same cells."""
+    judge = load(name, 'cpu', 'float32', kind=CellClassifier)
+    model = load(network, 'cpu', 'float32')
+    for key in 'classes', 'channels', 'size':
+        if getattr(judge, key) != getattr(model, key):
+            raise ValueError(f"{name} and {network} have other {key}.")
+    record, other = [read_json(shipped(n)/'record.json', 'install the package again.')
+                     for n in (name, network)]
+    if other['cells'].get('judge') != record['cells']['train']:
+        raise ValueError(f"{network} may have learned from the cells of {name}.")
+    *classes, every = record['accuracy']
+    least = min(classes, key=lambda row: row['share'])
+    export_classifier(
+        judge, file, limits_of(name), learned_from=record['cells']['train'],
+        tried_on=every['n'], right=every['share'],
+        least={key: least[key] for key in ('class', 'share')})
 
 # %% ../nbs/web.ipynb #c049
 def write_browser_files(
@@ -435,7 +463,7 @@ def write_browser_files(
     with all_or_none(folder) as made:
         file = export_onnx(model, made/'network.onnx', limits_of(name))
         verify_onnx(file, model, batches=(1,))
-        export_judge(judge, made/'why.onnx')
+        export_judge(judge, name, made/'why.onnx')
         sheet, titles = browser_cells(model, photographs)
         sheet.save(made/'cells.png', optimize=True)
         write_json(made/'cells.json', titles)

@@ -687,11 +687,20 @@ def processor_seconds():
 bar_times = '''
 import sys, time
 import cell_diffusion.recipes as recipes
+from cell_diffusion.optimizers import Muon
 
 read = recipes.cell_dls
 seconds = {}
 early = []
-moves = []
+batches = []
+step = Muon.step
+
+def timed(self, *args, **kwargs):
+    loss = step(self, *args, **kwargs)
+    batches.append(time.process_time())
+    return loss
+
+Muon.step = timed
 def note(name): seconds.setdefault(name, time.process_time())
 def cell_dls(*args, **kwargs):
     dls = read(*args, **kwargs)
@@ -706,7 +715,7 @@ class Terminal:
             early.append('torch._dynamo' not in sys.modules)
             import torch._dynamo
             note('loaded')
-        if 'loss' in text: moves.append(time.process_time())
+        if 'loss' in text: note('moves')
     def flush(self): pass
     def isatty(self): return True
 
@@ -719,20 +728,21 @@ errors, sys.stderr = sys.stderr, Terminal()
 try:
     recipes.train_model('simulated', 32, n=200, epochs=1, out=sys.argv[1])
 except Over:
-    a_batch = moves[1] - moves[0]
-    print(seconds['bar'] - seconds['cells'], moves[0] - seconds['loaded'] - a_batch,
-          *early)
+    a_batch = batches[1] - batches[0]
+    print(seconds['bar'] - seconds['cells'], seconds['moves'] - batches[0],
+          batches[0] - seconds['loaded'] - a_batch, *early)
 '''
 
 
-def test_a_bar_within_two_seconds_after_the_cells(tmp_path):
+def test_a_bar_within_two_seconds_after_the_cells_that_moves_at_once(tmp_path):
     """In processor seconds of one thread, because a machine may have other work.
 
-    The bar moves with the first batch. How long a batch takes is the processor's, so
-    what is measured is the time that the first one takes longer than the second."""
+    It moves with the first batch. How long a batch takes is the processor's, so what is
+    measured is the time that the first one takes longer than the second."""
     done = subprocess.run([sys.executable, '-W', 'ignore', '-c', bar_times,
                            str(tmp_path/'run')], capture_output=True, text=True,
                           env=os.environ | {'OMP_NUM_THREADS': '1'})
-    comes, moves, before = done.stdout.split()
-    assert float(comes) < 2 and float(moves) < 1, (comes, moves)
+    *taken, before = done.stdout.split()
+    comes, moves, longer = map(float, taken)
+    assert comes < 2 and moves < .5 and longer < 1, taken
     assert before == 'True', 'the bar came after the optimizer'

@@ -206,16 +206,28 @@ def test_lines_are_named_at_their_ends_and_names_do_not_meet():
     assert all(low.y0 + .7*low.height < high.y0 for low, high in zip(boxes, boxes[1:]))
 
 
-@pytest.mark.parametrize('limits', [(0, 1), (3, 1)])
-def test_a_line_that_goes_on_is_named_where_it_leaves(limits):
+along = np.linspace(0, 3, 31)
+
+
+@pytest.mark.parametrize(('x', 'y', 'settings', 'end'), [
+    (along, 0*along, dict(xlim=(0, 1)), (1, 0)),
+    (along[::-1], 0*along, dict(xlim=(0, 1)), (1, 0)),
+    (3 - along, 0*along, dict(xlim=(3, 1)), (1, 0)),
+    (along, along, dict(ylim=(0, 2)), (2, 2)),
+    (along, 3 - along, dict(yscale='log', ylim=(1, 10)), (2, 1)),
+    (along, 3 - along, dict(yscale='log'), (2.9, .1)),
+])
+def test_a_line_that_goes_on_is_named_where_it_leaves(x, y, settings, end):
     fig, ax = plt.subplots()
-    ax.plot(np.linspace(3, 0, 31) if limits[0] else np.linspace(0, 3, 31),
-            np.zeros(31), label='one')
-    ax.set_xlim(*limits)
+    ax.plot(x, y, label='one')
+    ax.set(**settings)
     plots.label_lines(ax)
-    assert ax.texts[0].xy[0] == pytest.approx(1)
-    drawn(fig)
-    assert ax.texts[0].get_window_extent().x0 > ax.bbox.x1
+    fig.canvas.draw()
+    text = ax.texts[0]
+    assert text.xy == pytest.approx(end)
+    assert text._check_xy(fig.canvas.get_renderer()), 'it is not drawn'
+    place = ax.transData.transform(text.xy)[0]
+    assert text.get_window_extent().x0 > place
     assert not ax.spines['right'].get_visible()
 
 

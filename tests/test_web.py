@@ -16,8 +16,9 @@ from cell_diffusion.inpainting import Inpainter, stained_masks
 from cell_diffusion.sampling import batched_denoise, dpm_solver, timesteps
 from cell_diffusion.simulation import simulate_blood
 from cell_diffusion.web import (
-    DenoiserStep, browser_cells, browser_noise, export_classifier, export_onnx, export_page, onnx_session,
-    page_facts, run_session, published, runtime_files, verify_onnx, write_browser_files)
+    DenoiserStep, browser_cells, browser_noise, export_classifier, export_onnx,
+    export_page, onnx_session, page_facts, run_session, published, runtime_files,
+    verify_onnx, write_browser_files)
 
 photographs = package.parent/'img'/'photographs.png'
 
@@ -226,6 +227,8 @@ def test_all_that_the_pages_need(tmp_path):
     why = json.loads(files[4].read_text())
     assert why['classes'] == about['classes'] and why['size'] == about['size']
     assert why['bytes'] == files[5].stat().st_size and why['right'] > .9
+    assert why['least']['class'] in why['classes']
+    assert .5 < why['least']['share'] <= why['right']
 
 # Why: maps that add up
 
@@ -261,15 +264,30 @@ def test_weights_of_16_bits_stay_so_beside_norms(tmp_path):
 def test_maps_that_do_not_add_up_are_refused(monkeypatch, tmp_path):
     forward = web.ClassMaps.forward
     monkeypatch.setattr(web.ClassMaps, 'forward', lambda self, x: 1.01*forward(self, x))
-    with pytest.raises(ValueError, match='why.onnx differs from PyTorch'):
+    with pytest.raises(ValueError, match='why.onnx would differ from PyTorch'):
         export_classifier(small_classifier(), tmp_path/'why.onnx')
+    with pytest.raises(TypeError, match='A `CellClassifier` has maps, not Denoiser'):
+        export_classifier(tiny(), tmp_path/'why.onnx')
+    assert not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize(('judge', 'network', 'said'), [
+    ('blood-classifier-32-judge', 'blood64-inpaint', 'have other size'),
+    ('jurkat-classifier-40', 'blood64-inpaint', 'have other classes'),
+    ('blood-classifier-64', 'blood64-inpaint', 'may have learned from the cells'),
+])
+def test_a_classifier_that_does_not_fit_the_network(judge, network, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        write_browser_files(tmp_path/'model', network, judge=judge)
+    assert not (tmp_path/'model').exists() or not list((tmp_path/'model').iterdir())
 
 read_map = '''
-import { atPixels, difference, scores } from '%s';
+import { atPixels, difference, largestAt, scores } from '%s';
 import { readFileSync } from 'fs';
 const maps = Float32Array.from(JSON.parse(readFileSync('%s')));
 const gap = difference(maps, 3, 2, 0);
-console.log(JSON.stringify([scores(maps, 3), [...gap], [...atPixels(gap, 32)]]));
+const place = i => largestAt(Float32Array.from({ length: 9 }, (_, k) => +(k === i)));
+console.log(JSON.stringify([scores(maps, 3), [...gap], [...atPixels(gap, 32)],
+  [0, 4, 5, 7].map(place)]));
 '''
 
 @pytest.mark.skipif(shutil.which('node') is None, reason='needs node')
@@ -282,7 +300,8 @@ def test_a_page_reads_maps(tmp_path):
     script = read_map % (tmp_path/'why.js', tmp_path/'maps.json')
     said = subprocess.run(['node', '--input-type=module', '-e', script], check=True,
                           capture_output=True)
-    found, gap, spread = map(np.array, json.loads(said.stdout))
+    found, gap, spread, places = map(np.array, json.loads(said.stdout))
+    assert [*places] == ['upper left', 'middle', 'right', 'lower']
     assert np.allclose(found, maps.mean((1, 2)), atol=1e-6)
     assert np.allclose(gap.reshape(4, 4), maps[2] - maps[0], atol=1e-6)
 

@@ -76,14 +76,12 @@ def checksum(weights):
     return json.loads((path/'record.json').read_text(encoding='utf-8'))['weights']
 
 
-def others(says):
-    "Scores of others in this game, which were measured before, if it is still the same"
-    file = folder/'home.json'
-    if not file.exists():
-        return []
-    before = json.loads(file.read_text(encoding='utf-8'))
-    same = all(before.get(key) == says[key] for key in ('sha256', 'seed', 'each'))
-    return before.get('others', []) if same else []
+def played():
+    "The picture of the game, and who has played with it; nothing before the first time"
+    if not (folder/'home.json').exists():
+        return b'', []
+    says = json.loads((folder/'home.json').read_text(encoding='utf-8'))
+    return (folder/'game.webp').read_bytes(), says.get('others', [])
 
 
 def main():
@@ -96,6 +94,7 @@ def main():
     args = parser.parse_args()
 
     folder.mkdir(parents=True, exist_ok=True)
+    game, others = played()
     model = load(args.weights, precision='float32')
     rows, signal = form(model, args.frames, args.seed)
     save(sheet(rows), 'forming.webp', 62)
@@ -114,7 +113,7 @@ def main():
         weights=args.weights, sha256=checksum(args.weights), seed=args.seed,
         size=model.size, classes=list(model.classes), each=args.each,
         forming=list(forming), signal=signal)
-    says['others'] = others(says)
+    says['others'] = others if (folder/'game.webp').read_bytes() == game else []
     text = json.dumps(says, indent=1)
     (folder/'home.json').write_text(text + '\n', encoding='utf-8')
 

@@ -1,7 +1,7 @@
 // What the two pages share: the network in its worker, the settings, messages, and files to download
 import { share, shared, sharedNumber } from './address.js';
 
-const runtimeBytes = 3_730_000;                                                   // of onnxruntime-web, packed
+export const runtimeBytes = 3_730_000;                                            // of onnxruntime-web, packed
 const url = path => new URL(path, import.meta.url);
 
 // Where the network and its runtime lie, beside this file or at another address: `data-model` and `data-runtime` of the page's element

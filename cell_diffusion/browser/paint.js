@@ -57,7 +57,7 @@ async function begin() {
   const more = () => chosen ? { cell: nameOf(chosen), hole } : {};
   const { say, fail, changed, keep, end } = wire(root, engine, fill, { hindrance, more });
   const frame = new Frame(root, about, cutAgain), thumbnails = URL.createObjectURL(picture);
-  const why = root.dataset.why ? await askWhy(root, about, inView) : null;
+  const why = root.dataset.why ? askWhy(root, about, inView) : null;
   let masks = {}, result = null, chosen = null, hole = null;                      // hole: the name of a ready-made one
   $('.cd-cells').append(...cells.map(thumbnail));
   named('kinds').textContent = [...new Set(cells.map(c => kinds[c.kind])), 'A picture of your own stays in your browser.'].join(' ');
@@ -173,6 +173,7 @@ async function begin() {
 
   function draw(source, text) {
     const shown = $('.cd-shown');
+    why?.forget();
     shown.getContext('2d').drawImage(source, 0, 0);
     shown.setAttribute('aria-label', text);
   }
@@ -196,14 +197,16 @@ async function begin() {
     pick(one);
   }
 
-  function inView() { return result ? $('.cd-shown').getContext('2d').getImageData(0, 0, size, size) : canvas.pixels; }
+  function inView() { return result ? result.finished : canvas.pixels; }               // undefined while a fill forms
 
   function truth() {
+    result.finished = result.pixels;
     draw(canvasOf(result.pixels), `What was there: ${result.truth}`);
     named('step').disabled = true; hideDownloads();
   }
 
   function pick({ filled, frames, label, seed, steps, w, name }) {
+    result.finished = filled;
     const finished = canvasOf(filled), asked = labelName(about, label), what = label === 'any' ? 'no class asked for' : `asked for: ${asked}`, { place } = result;
     trajectory(root, frames.length, step => step === frames.length ? draw(finished, `${name}, ${what}`) : inHole(frames[step]));
     const notes = { label: asked, seed, steps, ...(!about.few && { guidance: w }) }, file = `synthetic-${fileName(asked)}-${seed}.png`;

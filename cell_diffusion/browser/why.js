@@ -1,5 +1,5 @@
-// "Ask why": which class a classifier gives to the picture in view, and where in the picture its answer comes from. See web.ipynb.
-import { Engine, canvasOf, fetchFrom } from './common.js';
+// "Ask why": which class a classifier gives to the picture in view, and which regions its scores come from. See web.ipynb.
+import { Engine, canvasOf, fetchFrom, runtimeBytes } from './common.js';
 import { seen } from './picture.js';
 
 export const whyPage = `
@@ -34,6 +34,12 @@ export function atPixels(map, size) {
   });
 }
 
+// In words where a square map is largest
+export function largestAt(map) {
+  const side = Math.sqrt(map.length), i = map.indexOf(map.reduce((a, b) => Math.max(a, b))), third = v => Math.floor(3*v/side);
+  return [['upper', '', 'lower'][third(Math.floor(i/side))], ['left', '', 'right'][third(i%side)]].filter(Boolean).join(' ') || 'middle';
+}
+
 const red = [178, 24, 43], blue = [33, 102, 172];
 
 // A picture under a map: red where it is above zero, blue where it is below
@@ -43,46 +49,60 @@ export function tint({ data, width, height }, map) {
   return out;
 }
 
-// Wires the section up; `inView()` is the picture that is asked about. `forget()` hides an answer to an earlier one.
-export async function askWhy(root, about, inView) {
-  const $ = s => root.querySelector(s), canvas = $('.cd-because canvas'), rival = $('[name=rival]'), { dataset } = root;
-  const facts = await (await fetchFrom(dataset.why, 'The description of the classifier')).json(), { classes, size, channels } = facts, n = classes.length;
-  const engine = new Engine({ ...facts, place: { ...about.place, model: dataset.why } });
-  let answer = null;
+// Wires the section up; `inView()` is the picture that is asked about, or null while none is finished. `forget()` takes an answer back when another picture comes into view.
+export function askWhy(root, about, inView) {
+  const $ = s => root.querySelector(s), canvas = $('.cd-because canvas'), rival = $('[name=rival]'), error = $('.cd-unasked'), button = $('[name=ask]'), model = root.dataset.why;
+  let engine = null, answer = null, turn = 0;
 
-  rival.append(...classes.map((name, i) => new Option(name, i)));
+  async function load() {
+    if (!engine) {
+      const facts = await (await fetchFrom(model, 'The description of the classifier')).json();
+      engine = new Engine({ ...facts, place: { ...about.place, model } });
+      rival.replaceChildren(...facts.classes.map((name, i) => Object.assign(new Option(name, i), { dir: 'auto' })));
+    }
+    if (!engine.ready) $('.cd-called').textContent = `Loading the classifier and what runs it, ${((engine.about.bytes + runtimeBytes)/1e6).toFixed(1)} MB.`;
+    await engine.load();
+  }
 
   async function ask() {
-    const pixels = inView(), whole = new Uint8Array(size*size), error = $('.cd-unasked');
-    error.hidden = true;
-    $('[name=ask]').disabled = true;
+    forget();
+    const mine = turn, pixels = inView();
+    if (!pixels) { fail('The fill is not finished yet: ask when it is.'); return; }
+    button.disabled = true;
     try {
-      if (!engine.ready) $('.cd-called').textContent = `Loading the classifier, ${(facts.bytes/1e6).toFixed(1)} MB, and what runs it.`;
-      await engine.load();
-      const { maps } = await engine.send({ type: 'classify', x: seen(pixels, whole, channels).known }), marks = scores(maps, n);
-      const order = marks.map((_, i) => i).sort((a, b) => marks[b] - marks[a]);
-      answer = { pixels, maps, marks, first: order[0] };
-      [...rival.options].forEach((option, i) => { option.disabled = i === order[0]; });
-      rival.value = order[1];
-      $('.cd-called').textContent = `The classifier says ${classes[order[0]]}, and next ${classes[order[1]]}.`;
-      show();
-    } catch (e) { forget(); error.textContent = e.message; error.hidden = false; }
-    $('[name=ask]').disabled = false;
+      await load();
+      const { classes, size, channels } = engine.about;
+      const { maps } = await engine.send({ type: 'classify', x: seen(pixels, new Uint8Array(size*size), channels).known });
+      if (mine === turn) name(pixels, maps, scores(maps, classes.length));
+    } catch (e) { if (mine === turn) { forget(); fail(e.message); } }
+    button.disabled = false;
+  }
+
+  function name(pixels, maps, marks) {
+    const order = marks.map((_, i) => i).sort((a, b) => marks[b] - marks[a]);
+    answer = { pixels, maps, marks, first: order[0] };
+    [...rival.options].forEach((option, i) => { option.disabled = i === order[0]; });
+    rival.value = order[1];
+    show();
   }
 
   function show() {
-    const { pixels, maps, marks, first } = answer, other = Number(rival.value), gap = marks[first] - marks[other];
+    const { pixels, maps, marks, first } = answer, { classes, size, learned_from, tried_on, right, least } = engine.about, n = classes.length;
+    const other = Number(rival.value), gap = (marks[first] - marks[other]).toFixed(1), map = difference(maps, n, first, other), side = Math.sqrt(map.length), share = v => `${Math.round(100*v)} %`;
     Object.assign(canvas, { width: size, height: size });
-    canvas.getContext('2d').drawImage(canvasOf(tint(pixels, atPixels(difference(maps, n, first, other), size))), 0, 0);
-    canvas.setAttribute('aria-label', `What speaks for ${classes[first]}, rather than ${classes[other]}`);
-    $('.cd-because .cd-hint').textContent = `Red speaks for ${classes[first]}, blue for ${classes[other]}. The mean of the map, ${gap.toFixed(1)}, is the difference of the two scores, with nothing left over. `
-      + `The classifier learned from ${facts.learned_from.toLocaleString('en')} photographs that the network never saw, and of ${facts.tried_on.toLocaleString('en')} others it named ${Math.round(100*facts.right)} % right. It knows these ${n} classes at this scale and nothing else, and it has a name for anything.`;
+    canvas.getContext('2d').drawImage(canvasOf(tint(pixels, atPixels(map, size))), 0, 0);
+    canvas.setAttribute('aria-label', `Most speaks for ${classes[first]} at the ${largestAt(map)}, and for ${classes[other]} at the ${largestAt(map.map(v => -v))}`);
+    $('.cd-called').textContent = `The classifier says ${classes[first]}, with a score ${gap} above that of ${classes[other]}.`;
+    $('.cd-because .cd-hint').textContent = `Red speaks for ${classes[first]}, blue for ${classes[other]}; the strongest place has the full colour. The mean over ${side} × ${side} places is the difference of the two scores, ${gap}, with nothing left over. A place sees more than its own pixels, so it points to a region. `
+      + `The classifier learned from ${learned_from.toLocaleString('en')} photographs that the network never saw, and of ${tried_on.toLocaleString('en')} others it named ${share(right)} right (${least.class}: ${share(least.share)}); fills were not among them. It knows these ${n} classes at this scale and nothing else, and it has a name for anything.`;
     $('.cd-because').hidden = false;
   }
 
-  function forget() { $('.cd-because').hidden = true; $('.cd-called').textContent = ''; }
+  function fail(text) { error.textContent = text; error.hidden = !text; }
 
-  $('[name=ask]').onclick = ask;
+  function forget() { turn++; fail(''); $('.cd-because').hidden = true; $('.cd-called').textContent = ''; }
+
+  button.onclick = ask;
   rival.onchange = show;
   return { forget };
 }

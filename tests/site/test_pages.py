@@ -750,9 +750,20 @@ def test_what_a_browser_lacks_is_said(page, site_url, lost, words):
 
 def ask_why(page):
     page.click('[name=ask]')
-    page.wait_for_selector('.cd-because:visible', timeout=minute)
+    page.wait_for_selector('[name=ask]:enabled', timeout=minute)
     assert not page.is_visible('.cd-unasked'), page.inner_text('.cd-unasked')
+    assert page.is_visible('.cd-because')
     return page.inner_text('.cd-called')
+
+
+def no_answer(page):
+    return not page.is_visible('.cd-because') and not page.inner_text('.cd-called')
+
+
+def says(maps, first, second):
+    gap = maps[first].mean() - maps[second].mean()
+    return (f'The classifier says {first}, with a score {gap:.1f} above that of '
+            f'{second}.')
 
 
 def maps_of(picture):
@@ -779,7 +790,7 @@ def test_a_class_is_named_and_the_map_adds_up(page, site_url, n):
     maps = maps_of(photographs[n])
     first, second = sorted(maps, key=lambda name: -maps[name].mean())[:2]
     assert first == model.classes[n]
-    assert said == f'The classifier says {first}, and next {second}.'
+    assert said == says(maps, first, second)
     seen = pixels(page, '.cd-because canvas')[..., :3].astype(float)
     wanted = tinted(photographs[n], maps[first] - maps[second])
     assert np.abs(seen - wanted).max() < 3
@@ -789,6 +800,7 @@ def test_a_class_is_named_and_the_map_adds_up(page, site_url, n):
     gap = maps[first] - maps['platelet']
     seen = pixels(page, '.cd-because canvas')[..., :3].astype(float)
     assert np.abs(seen - tinted(photographs[n], gap)).max() < 3
+    assert page.inner_text('.cd-called') == says(maps, first, 'platelet')
     assert f'{gap.mean():.1f}' in page.inner_text('.cd-because')
     disabled = page.locator('[name=rival] option:disabled').all_text_contents()
     assert disabled == [first]
@@ -805,17 +817,49 @@ def test_a_fill_is_asked_about_and_an_answer_is_forgotten(page, site_url):
     maps = maps_of(fill)
     first = max(maps, key=lambda name: maps[name].mean())
     assert said.startswith(f'The classifier says {first},')
+
+    # What is beside another picture would be read as an answer about it
+    page.check('[name=fill][value=truth]', force=True)
+    assert no_answer(page)
+    assert ask_why(page).startswith('The classifier says neutrophil,')
+    page.check('[name=fill][value="0"]', force=True)
+    assert no_answer(page)
+    assert ask_why(page) == said
+    page.focus('[name=step]')
+    page.keyboard.press('Home')
+    assert no_answer(page)
     pick_cell(page, 1)
-    assert not page.is_visible('.cd-because') and not page.inner_text('.cd-called')
+    assert ask_why(page).startswith('The classifier says eosinophil,')
+    pick_cell(page, 2)
+    assert no_answer(page)
+
+
+def test_a_late_answer_is_not_given_for_another_cell(page, site_url):
+    visit(page, site_url, 'paint')
+    held = []
+    page.route('**/why.onnx', lambda r: held.append(r))
+    page.click('[name=ask]')
+    page.wait_for_selector('[name=ask]:disabled')
+    page.wait_for_function("document.querySelector('.cd-called').textContent")
+    while not held:
+        page.wait_for_timeout(50)
+    pick_cell(page, 1)
+    held[0].continue_()
+    page.wait_for_selector('[name=ask]:enabled', timeout=minute)
+    assert no_answer(page) and not page.is_visible('.cd-unasked')
+    assert ask_why(page).startswith('The classifier says eosinophil,')
 
 
 def test_a_classifier_that_does_not_come(page, site_url):
     visit(page, site_url, 'paint')
-    page.route('**/why.onnx', lambda r: r.fulfill(status=404, body=''))
-    page.click('[name=ask]')
-    page.wait_for_selector('.cd-unasked:visible', timeout=minute)
-    assert 'why.onnx' in page.inner_text('.cd-unasked')
-    page.unroute('**/why.onnx')
+    for file in 'why.json', 'why.onnx':
+        page.route(f'**/{file}', lambda r: r.fulfill(status=404, body=''))
+        page.click('[name=ask]')
+        page.wait_for_selector('.cd-unasked:visible', timeout=minute)
+        assert file in page.inner_text('.cd-unasked')
+        page.unroute(f'**/{file}')
+        pick_cell(page, 1 if file == 'why.json' else 6)
+        assert not page.is_visible('.cd-unasked')
     assert 'neutrophil' in ask_why(page)
 
 
