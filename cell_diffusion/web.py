@@ -153,6 +153,10 @@ def onnx_bytes(step, inputs, output, about):
     onnx.checker.check_model(proto)
     return proto.SerializeToString()
 
+def file_facts(file, data):
+    "By what a page finds a file and knows that it is whole"
+    sha256 = hashlib.sha256(data).hexdigest()
+    return dict(file=file.name, bytes=len(data), sha256=sha256)
 
 # %% ../nbs/web.ipynb #c024a
 def walk(schedule, t):
@@ -170,11 +174,6 @@ def walks_of(model, steps):
     *_, spacing = stored_walk(model)
     return {k: walk(schedule, timesteps(schedule, k, spacing).tolist())
             for k in steps if k <= schedule.T}
-
-def file_facts(file, data):
-    "By what a page finds a file and knows that it is whole"
-    sha256 = hashlib.sha256(data).hexdigest()
-    return dict(file=file.name, bytes=len(data), sha256=sha256)
 
 def page_facts(model, file, data, about, steps):
     "What a page must know about an exported network"
@@ -433,7 +432,7 @@ def export_judge(
 ):
     """A classifier for a page with a network, with what is known of both.
 
-    Raises `ValueError` where the two do not fit, or have learned from the same cells."""
+    Raises `ValueError` where the two do not fit, or may have seen the same cells."""
     judge = load(name, 'cpu', 'float32', kind=CellClassifier)
     model = load(network, 'cpu', 'float32')
     for key in 'classes', 'channels', 'size':

@@ -6,7 +6,7 @@ import { noise } from './diffusion.js';
 import { Frame } from './frame.js';
 import { seen, putBack, enlarge, softenSeam } from './picture.js';
 import { stainedMasks } from './stain.js';
-import { askWhy, whyPage } from './why.js';
+import { askWhy } from './why.js';
 
 const root = document.getElementById('paint-a-cell'), $ = s => root.querySelector(s), megapixels = 12;
 
@@ -50,7 +50,7 @@ async function begin() {
   const [cells, picture] = await Promise.all([fetchFrom(`${beside}cells.json`, 'The list of cells').then(r => r.json()),
     fetchFrom(`${beside}cells.png`, 'The picture of the cells').then(r => r.blob())]);
   const whole = { top: 0, left: 0, side: size }, strip = await createImageBitmap(picture), four = Math.min(4, classes.length);
-  root.innerHTML = page + (root.dataset.why ? whyPage : '');
+  root.innerHTML = page;
   fillIn(root, about, [...(four > 1 ? [['side', `${['two', 'three', 'four'][four - 2]}, side by side`, true]] : []), ['any', 'any']], four > 1 ? 'side' : 'any');
   const engine = new Engine(about), canvas = new HoleCanvas($('.cd-easel'), () => named('brush').valueAsNumber/100, tellBrush);
   const hindrance = () => canvas.down ? 'The brush is down: lift it first.' : canvas.painted ? '' : 'Nothing is hidden yet: paint on the cell first, or take one of the ready-made holes.';

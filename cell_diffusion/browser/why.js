@@ -2,15 +2,15 @@
 import { Engine, canvasOf, fetchFrom, runtimeBytes } from './common.js';
 import { seen } from './picture.js';
 
-export const whyPage = `
-  <section class="cd-all" aria-labelledby="cd-4"><h2 id="cd-4"><b>4</b> Ask why</h2>
+const page = `
+    <h2 id="cd-4"><b>4</b> Ask why</h2>
     <div class="cd-row"><button type="button" name="ask">Which class is it, and why?</button></div>
     <p class="cd-called" role="status"></p>
     <p class="cd-error cd-unasked" role="alert" hidden></p>
     <div class="cd-frame cd-because" hidden>
       <div class="cd-stage cd-map"><canvas role="img"></canvas></div>
       <div><label class="cd-wide">Rather than <select name="rival" class="form-select"></select></label>
-      <p class="cd-hint"></p></div></div></section>`;
+      <p class="cd-hint"></p></div></div>`;
 
 // The mean of each of `n` maps, one after the other: the scores of the classes
 export function scores(maps, n) {
@@ -49,8 +49,13 @@ export function tint({ data, width, height }, map) {
   return out;
 }
 
-// Wires the section up; `inView()` is the picture that is asked about, or null while none is finished. `forget()` takes an answer back when another picture comes into view.
+// Adds the section to a page; `inView()` is the picture that is asked about, or null while none is finished. `forget()` takes an answer back when another picture comes into view.
 export function askWhy(root, about, inView) {
+  const section = Object.assign(document.createElement('section'), { className: 'cd-all' });
+  section.innerHTML = page;
+  section.setAttribute('aria-labelledby', 'cd-4');
+  root.append(section);
+
   const $ = s => root.querySelector(s), canvas = $('.cd-because canvas'), rival = $('[name=rival]'), error = $('.cd-unasked'), button = $('[name=ask]'), model = root.dataset.why;
   let engine = null, answer = null, turn = 0;
 
