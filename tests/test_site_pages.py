@@ -2,6 +2,7 @@
 
 The landing page, the head of a chapter, cards of shared links, search, folds.
 """
+import hashlib
 import json
 import re
 import sys
@@ -323,6 +324,8 @@ def test_sprites_of_the_landing_page():
     record = root/'cell_diffusion'/'weights'/says['weights']/'record.json'
     now = json.loads(record.read_text(encoding='utf-8'))['weights']
     assert says['sha256'] == now, 'other weights ship: run tools/make_home.py again'
+    picture = hashlib.sha256((folder/'game.webp').read_bytes()).hexdigest()
+    assert says['game'] == picture, 'the scores are of another picture'
 
 
 def test_the_other_page_has_its_own_title_and_no_hero():

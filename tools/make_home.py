@@ -11,6 +11,7 @@ real ones the first test cells of each class. A network has seen none of these.
 cells that they chose are real. They stay as long as the pictures do.
 """
 import argparse
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -76,12 +77,12 @@ def checksum(weights):
     return json.loads((path/'record.json').read_text(encoding='utf-8'))['weights']
 
 
-def played():
-    "The picture of the game, and who has played with it; nothing before the first time"
+def others(game):
+    "Who has played with the picture of this checksum, as the file of before says"
     if not (folder/'home.json').exists():
-        return b'', []
+        return []
     says = json.loads((folder/'home.json').read_text(encoding='utf-8'))
-    return (folder/'game.webp').read_bytes(), says.get('others', [])
+    return says['others'] if says.get('game') == game else []
 
 
 def main():
@@ -94,7 +95,6 @@ def main():
     args = parser.parse_args()
 
     folder.mkdir(parents=True, exist_ok=True)
-    game, others = played()
     model = load(args.weights, precision='float32')
     rows, signal = form(model, args.frames, args.seed)
     save(sheet(rows), 'forming.webp', 62)
@@ -109,11 +109,11 @@ def main():
     pairs = zip(real, made.split(args.each))
     save(sheet([torch.cat(pair) for pair in pairs]), 'game.webp', 80)
 
+    game = hashlib.sha256((folder/'game.webp').read_bytes()).hexdigest()
     says = dict(
         weights=args.weights, sha256=checksum(args.weights), seed=args.seed,
         size=model.size, classes=list(model.classes), each=args.each,
-        forming=list(forming), signal=signal)
-    says['others'] = others if (folder/'game.webp').read_bytes() == game else []
+        forming=list(forming), signal=signal, game=game, others=others(game))
     text = json.dumps(says, indent=1)
     (folder/'home.json').write_text(text + '\n', encoding='utf-8')
 
