@@ -21,16 +21,17 @@ tools  := PATH="$(abspath $(bin)):$$PATH"
 install := "$(bin)/python" -m pip install --disable-pip-version-check \
            $(addprefix -c ,$(CONSTRAINTS)) -e '.[dev,site,web]'
 pytest := OMP_NUM_THREADS=1 "$(bin)/python" -m pytest tests --ignore tests/site -n $(JOBS)
-# Before Python 3.12 this costs a third of the time of a test, so slow ones are left out
-# there (`tests/conftest.py`); chapters, which run in kernels, are not measured at all
-cover  := --cov=cell_diffusion --cov-report=term
+# Coverage, where Python can measure it at hardly any cost: from 3.12. Chapters, which
+# run in kernels, are not measured.
+can_monitor = $(shell "$(bin)/python" -c 'import sys; sys.monitoring' 2>&1 || echo no)
+cover  = $(if $(can_monitor),,--cov=cell_diffusion --cov-report=term)
 
 .PHONY: help course test test-fast lint lab site test-site outputs export student
 .PHONY: clean-notebooks readme cards home minutes dist clean constraints
 help:
 	@echo "make course                run every chapter; notebooks, pages, pictures in course/"
 	@echo "make course SCALE=gpu      the same for a GPU;  DATA=folder  on real cells"
-	@echo "make test                  all tests, every chapter at smoke scale, and coverage"
+	@echo "make test                  all tests, and every chapter at smoke scale"
 	@echo "make test-fast             the tests without the slow ones: about a minute"
 	@echo "make test JOBS=4           the same in four processes of one thread (here: $(JOBS))"
 	@echo "make lint                  ruff, and the style that ruff has no rule for"

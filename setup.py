@@ -16,7 +16,7 @@ version = re.search(r'__version__ = "(.*?)"', begin)[1]
 
 extras = 'dev', 'gpus', 'web', 'fid', 'site'
 shipped = ['weights/**/*.safetensors', 'weights/**/*.json', 'weights/**/*.md',
-           'results/**/*.csv', 'results/**/*.json',
+           'results/**/*.csv', 'results/**/*.json', 'results/**/*.png',
            'browser/*.js', 'browser/*.css', 'browser/*.html']
 
 setup(

@@ -30,17 +30,11 @@ def _is_slow(item, slow):
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the slow tests; `make test-fast` leaves them out.
-
-    Before Python 3.12 coverage takes a third of a test's time, so it is measured in the
-    other tests alone.
-    """
+    "Mark the slow tests; `make test-fast` leaves them out"
     slow = set(_listed('slow.txt'))
     for item in items:
         if isinstance(item, pytest.Function) and _is_slow(item, slow):
             item.add_marker(pytest.mark.slow)
-            if sys.version_info < (3, 12):
-                item.add_marker(pytest.mark.no_cover)
 
 
 def _call(*args, cwd):

@@ -44,6 +44,7 @@ cuts = {
     'augmentation_study': (
         '12b_augmentation_study', 'augmentation-toy-painted', (0, .5, 1, 1)),
     'comparison': ('12c_comparison', 'comparison-price', whole),
+    'answer': ('12d_answer', 'answer-arms', whole),
     'flow_matching': ('13_flow_matching', 'flow-lines', (0, 0, .53, 1)),
     'few_calls': ('13b_few_calls', 'few-map', (0, 0, .515, 1)),
     # Its own figures once it has been run
