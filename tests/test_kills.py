@@ -3,12 +3,14 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+import kill_runs
 import numpy as np
 import pytest
 import torch
 from common import root
 from rare_cells import some_cells
 from cell_diffusion.augmentation import balance, generator_dls
+from cell_diffusion.cli import build
 from cell_diffusion.data import cell_dls
 from cell_diffusion.imageio import save_image
 from cell_diffusion.recipes import train_model, train_reference_classifier
@@ -133,6 +135,13 @@ def test_cells_from_the_cache_give_the_same_network_to_the_last_digit(tmp_path,
     again = cell_dls('folder', tmp_path/'cells', size=32, bs=8)
     assert first.cells.images.strides == again.cells.images.strides
     assert pixel_statistics(first) == pixel_statistics(again)
+
+
+@pytest.mark.parametrize('name', sorted(set(kill_runs.commands) - {'download'}))
+def test_the_script_that_kills_knows_the_command_line(name, tmp_path):
+    command, *words = kill_runs.commands[name]
+    given = [str(tmp_path) if word == 'CELLS' else word for word in words]
+    build(command).make_context(command, [*given, '--out', 'run'])
 
 
 @pytest.mark.slow
