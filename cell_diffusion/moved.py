@@ -244,7 +244,7 @@ where |= {
     'augmentation.verdict':              'studies.comparison.verdict',
     'augmentation.judged':               'studies.comparison.judged',
     'augmentation.wide':                 'studies.comparison.report',
-    'augmentation.plot_scores':          'plots.plot_scores',
+    'augmentation.plot_scores':          'studies.comparison.plot_precision',
     'augmentation.plot_confusion':       'plots.plot_confusion',
     'augmentation.write_results':        'studies.augmentation.write_results',
     'augmentation.told_apart':           'metrics.c2st',

@@ -2,7 +2,6 @@
 
 `test_notebooks.py` measures each figure that a chapter draws in the same way.
 """
-from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -14,6 +13,7 @@ import torch
 
 from cell_diffusion import plots
 from cell_diffusion.core import show_cells
+from cell_diffusion.studies.comparison import Scores
 from cell_diffusion.unet import UNet
 from measure_figures import measure, page_width, smallest, too_small
 from run_notebooks import run
@@ -136,17 +136,10 @@ def guidance():
     return plots.plot_guidance(pd.DataFrame(rows).assign(**{'class': 'all'}))
 
 
-def scores():
-    return plots.plot_scores(pd.DataFrame([
-        dict(ends, arm=arm, cls=cls, measure=measure) for arm in arms
-        for cls in phases for measure in ('precision', 'recall', 'f1')]))
-
-
 def confusion():
     truth = np.arange(700) % 7
-    return plots.plot_confusion(SimpleNamespace(
-        truth=truth, tested=np.ones(700, bool), classes=phases,
-        predicted={arm: np.stack([truth, np.roll(truth, 1)]) for arm in arms[:3]}))
+    log_p = np.log(np.full((2, 700, 7), .02) + .86*np.eye(7)[truth])
+    return plots.plot_confusion(Scores(phases, [truth], dict.fromkeys(arms, [log_p])))
 
 
 def cost():
@@ -163,7 +156,7 @@ def rows_of_cells():
     return show_cells(torch.zeros(16, 3, 8, 8), ['immature granulocyte']*16, zoom=1)
 
 
-figures = [class_accuracy, bias, report, guidance, scores, confusion, cost, unet,
+figures = [class_accuracy, bias, report, guidance, confusion, cost, unet,
            rows_of_cells]
 
 
