@@ -340,7 +340,8 @@ def test_weights_of_the_first_release_are_checked_as_strictly(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['blood33', '', 'no/such/folder', 'blood32/', '../x'])
-def test_unknown_names(name):
+def test_unknown_names(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     if name == 'blood32/': name = 'BLOOD32'
     says = 'which has .*blood32, .*jurkat40' if name else 'names no file or folder'
     with pytest.raises(ValueError, match=says) as e:
