@@ -23,8 +23,8 @@ install := "$(bin)/python" -m pip install --disable-pip-version-check \
 pytest := OMP_NUM_THREADS=1 "$(bin)/python" -m pytest tests --ignore tests/site -n $(JOBS)
 # Coverage, where Python can measure it at hardly any cost: from 3.12. Chapters, which
 # run in kernels, are not measured.
-can_monitor = $(shell "$(bin)/python" -c 'import sys; sys.monitoring' 2>&1 || echo no)
-cover  = $(if $(can_monitor),,--cov=cell_diffusion --cov-report=term)
+can_monitor = $(shell "$(bin)/python" -c 'import sys; sys.monitoring; print(1)' 2>/dev/null)
+cover  = $(if $(can_monitor),--cov=cell_diffusion --cov-report=term)
 
 .PHONY: help course test test-fast lint lab site test-site outputs export student
 .PHONY: clean-notebooks readme cards home minutes dist clean constraints

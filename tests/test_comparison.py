@@ -10,6 +10,7 @@ from sklearn.metrics import (
     average_precision_score, balanced_accuracy_score, f1_score, precision_recall_curve)
 from statsmodels.stats import multitest
 
+from cell_diffusion.plots import confusion_shares
 from cell_diffusion.simulation import jurkat_phases
 from cell_diffusion.studies import comparison
 from cell_diffusion.studies.comparison import (
@@ -485,3 +486,13 @@ def test_the_plan_in_words_is_the_plan_that_is_read():
     assert f'margin of {plan.margin:g}'.replace('0.', '.') in words
     phases = [jurkat_phases[k] for k in plan.endpoint.classes]
     assert phases == ['Prophase', 'Metaphase', 'Anaphase', 'Telophase']
+
+
+def test_confusion_by_hand():
+    "Two trainings and two folds: rows are true classes, and sum to 1"
+    def sure(called): return np.log(np.eye(3)[called] + 1e-6)
+    labels = [np.array([0, 0, 1]), np.array([1, 2, 2])]
+    first = sure([[0, 1, 1], [0, 0, 2]])
+    second = sure([[1, 2, 2], [0, 2, 0]])
+    shares = confusion_shares(Scores(tuple('abc'), labels, dict(a=[first, second])), 'a')
+    assert np.allclose(shares, [[3/4, 1/4, 0], [1/4, 2/4, 1/4], [1/4, 0, 3/4]])
