@@ -494,5 +494,6 @@ def test_confusion_by_hand():
     labels = [np.array([0, 0, 1]), np.array([1, 2, 2])]
     first = sure([[0, 1, 1], [0, 0, 2]])
     second = sure([[1, 2, 2], [0, 2, 0]])
-    shares = confusion_shares(Scores(tuple('abc'), labels, dict(a=[first, second])), 'a')
+    scores = Scores(tuple('abc'), labels, dict(a=[first, second]))
+    shares = confusion_shares(scores, 'a')
     assert np.allclose(shares, [[3/4, 1/4, 0], [1/4, 2/4, 1/4], [1/4, 0, 3/4]])
