@@ -402,6 +402,7 @@ ablation_arms = {
     'v, outside 1': dict(config='edm-mid', outside=1.),
     'ε same levels, outside 0.1': dict(config='eps-mid', outside=.1),
     'ε cosine, outside 0.1': dict(config='cosine', outside=.1),
+    'ε linear, outside 0.1': dict(config='ddpm', outside=.1),
 }
 
 # %% ../../nbs/10b_inpainting_study.ipynb #n052
