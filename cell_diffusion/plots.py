@@ -514,7 +514,7 @@ import seaborn as sns
 # %% ../nbs/08_samplers.ipynb #c074
 def plot_cost(
     table:pd.DataFrame, # From `quality_against_cost`
-    key:str='fd', # Which column: `fd`, `kid` or `class_accuracy`
+    key:str='fd', # Which column: `fd`, `kid`, `recall` or `class_accuracy`
     ax=None, # Axes to draw on; by default new ones
 )->plt.Axes: # The axes
     """Draw quality against network calls, a line for each sampler.
@@ -525,9 +525,11 @@ def plot_cost(
     runs = table[~is_real]
     reference = table[is_real][key].mean()
     most = runs.nfe.max()
+    # All draws share one class accuracy
+    interval = None if key == 'class_accuracy' else ('pi', 95)
 
     sns.lineplot(runs, x='nfe', y=key, hue='sampler', style='sampler', markers=True,
-                 palette=colours_of(runs.sampler), errorbar=('pi', 95),
+                 palette=colours_of(runs.sampler), errorbar=interval,
                  err_style='bars', ax=ax)
     ax.axhline(reference, color='grey', ls=':')
     ax.text(most, reference, 'real cells', ha='right', va='bottom', color='grey',

@@ -41,7 +41,8 @@ class SamplerStudy:
         return dict(
             weights=weights_hash(self.model), precision=self.model.precision,
             classifier=weights_hash(self.classifier), real=len(self.real),
-            cells=pixel_hash(self.x.cpu().numpy()), labels=self.y.tolist(),
+            cells=pixel_hash(self.x.cpu().numpy()),
+            labels=pixel_hash(self.y.cpu().numpy()),
             n=self.n, draws=self.draws, seed=self.seed)
 
 # %% ../../nbs/08_samplers.ipynb #n010a
