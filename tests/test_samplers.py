@@ -27,7 +27,6 @@ from cell_diffusion.schedules import (
 from cell_diffusion.studies import samplers as study
 from cell_diffusion.studies.samplers import contestants, quality_against_cost
 from cell_diffusion.toys import Oracle, Toy
-from common import root
 
 short = dict(euler=euler, ddim=ddim, heun=heun, dpm_solver=dpm_solver)
 each_short = pytest.mark.parametrize('name', short)
@@ -464,6 +463,7 @@ def test_results_of_other_settings_are_refused(tiny):
 
 def test_the_shipped_table_is_of_the_shipped_network():
     settings = json.loads((results_folder/'samplers.json').read_text())
-    assert weights_hash(load('blood32', 'cpu', precision='float32')) == settings['weights']
+    model = load('blood32', 'cpu', precision='float32')
+    assert weights_hash(model) == settings['weights']
     judge = load('blood-classifier-32-judge', 'cpu', precision='float32')
     assert weights_hash(judge) == settings['classifier']
