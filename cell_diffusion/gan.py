@@ -217,7 +217,7 @@ def check_label(self:Generator, label):
 class DiscriminatorBlock(nn.Module):
     """Halves height and width: two convolutions, added to a shrunken copy of the input
 
-    Spectral norm bounds how much every layer can stretch distances (Miyato et al. 2018)."""
+    Spectral norm bounds how far a layer can stretch distances (Miyato et al. 2018)."""
     def __init__(self,
         dim_in:int, # Channels that come in
         dim_out:int, # Channels that go out
