@@ -299,7 +299,8 @@ def check_name(name):
 def keep_entry(line, out):
     "Add a line to a leaderboard, or replace an earlier one of its name; write its card"
     def is_same(row): return all(row[key] == line[key] for key in ('track', 'name'))
-    rows = [row for row in read_table(out) if not is_same(row)] if out.exists() else []
+    earlier = read_table(out, strict=True) if out.exists() else []
+    rows = [row for row in earlier if not is_same(row)]
     table = pd.DataFrame([*rows, line], columns=columns)
     table = table.assign(fd=table.fd.astype(float)).sort_values(['track', 'fd'])
     card = out.parent/'cards'/f"{line['name']}-{line['track']}.md"

@@ -461,7 +461,7 @@ def save_each(x, folder, name, notes, **form):
     manifest = folder/'manifest.csv'
     with locked(folder, 'writing cells', wait=True):
         remove_parts(folder/name) # What a killed call left half written
-        earlier = read_table(manifest) if manifest.exists() else []
+        earlier = read_table(manifest, strict=True) if manifest.exists() else []
         table = pd.DataFrame([*earlier, *rows])
         listed = table.drop_duplicates('file', keep='last').to_csv(index=False)
         # The manifest first: a folder with some files is known as one of cells
@@ -780,7 +780,7 @@ def balance_(
 
 # %% ../nbs/cli.ipynb #c025
 @command('sources.download', leave_out=['path', 'size', 'url', 'checksum'],
-         kept='Nothing half-finished was kept.')
+         kept='What has come is kept: the same command goes on from there.')
 def download_(
     download, # The function that does the work
     source:str, # pbc, bloodmnist or jurkat

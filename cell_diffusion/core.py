@@ -217,12 +217,17 @@ def decode(
 def pixel_batch(
     x, # Images `(batch, channel, height, width)`: floats in -1..1 or uint8 pixels
 )->torch.Tensor: # uint8 on the CPU, of the same shape
-    "Pixels of a batch of images. Raises `ValueError` for any other shape."
+    """Pixels of a batch of images.
+
+    Raises `ValueError` for any other shape, `TypeError` for other whole numbers."""
     x = x if torch.is_tensor(x) else torch.as_tensor(np.asarray(x))
     if x.ndim != 4 or not len(x):
         raise ValueError("Expected images of shape (batch, channel, height, width), "
             f"at least one, got {tuple(x.shape)}.")
-    return (x if x.dtype == torch.uint8 else decode(x)).cpu()
+    if x.dtype == torch.uint8: return x.cpu()
+    if not x.is_floating_point():
+        raise TypeError(f"Expected floats in -1..1 or uint8 pixels, got {x.dtype}.")
+    return decode(x).cpu()
 
 # %% ../nbs/00_core.ipynb #c037b
 def title_size(ncols, zoom):
@@ -283,7 +288,7 @@ def show_cells(
     images = pixels.transpose(0, 2, 3, 1) if colour else pixels[:, 0]
 
     titles = [] if titles is None else [as_text(t, 60) for t in titles]
-    titles += ['']*(len(images) - len(titles))
+    titles = [*titles, *['']*len(images)][:len(images)]
     ncols = min(ncols, len(images))
     fig, axes = image_grid(titles, ncols, zoom, head=.3 if title else 0)
     for ax, image, text in zip(axes.flat, images, titles):

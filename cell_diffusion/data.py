@@ -44,6 +44,12 @@ def center_side(
     if keep > 1: return min(keep, field)
     return 200 if 350 <= field <= 380 else keep*field
 
+def check_crop(crop):
+    "Raise `ValueError` for an unknown crop"
+    if crop not in ('field', 'center'):
+        raise ValueError(
+            f"Unknown crop {crop!r}: use 'field' (all of it) or 'center' (its middle).")
+
 def crop_box(
     width:int,          # Width of the image, in pixels
     height:int,         # Height of the image, in pixels
@@ -51,9 +57,7 @@ def crop_box(
     keep:float=200/360, # What `center` keeps, see `center_side`
 )->tuple: # Left, top, right, bottom, in (fractional) pixels
     "The square that is kept of an image. Raises `ValueError` for an unknown crop."
-    if crop not in ('field', 'center'):
-        raise ValueError(
-            f"Unknown crop {crop!r}: use 'field' (all of it) or 'center' (its middle).")
+    check_crop(crop)
     side = field = min(width, height)
     if crop == 'center': side = center_side(field, keep)
     left = (width - side)/2
@@ -397,6 +401,11 @@ class Listing:
     bits:int      # Of each file: 8 or 16
     keep:float    # As in `center_side`
 
+def check_colour(channels):
+    "Raise `ValueError` unless blood cells are asked for in colour"
+    if channels in (None, 3): return
+    raise ValueError(f"Blood cells have 3 channels, not {channels!r}.")
+
 def list_folder(
     folder:Path,
     source:str, # `pbc`, `jurkat` or `folder`
@@ -412,7 +421,10 @@ def list_folder(
     if source == 'jurkat': return Listing(names, items, odd, 1, bits, keep=40)
     if channels is not None:
         channels = check_number('channels', channels, 1, whole=True)
-    channels = 3 if source == 'pbc' else channels or first_channels
+    if source == 'pbc':
+        check_colour(channels)
+        channels = 3
+    channels = channels or first_channels
     return Listing(names, items, odd, channels, bits, keep=200/360)
 
 # %% ../nbs/02_data.ipynb #n006
@@ -447,8 +459,11 @@ def load_folder(
     return replace(cells, left_out=tuple(odd))
 
 # %% ../nbs/02_data.ipynb #c051
-def load_bloodmnist(path, size:int, crop:str, n:int, seed:int)->CellImages:
+def load_bloodmnist(
+    path, size:int, crop:str, channels, n:int, seed:int,
+)->CellImages:
     "BloodMNIST with its own splits; the arguments are those of `load_cells`"
+    check_colour(channels)
     if crop == 'field':
         raise ValueError("BloodMNIST is cropped to its center already: source='pbc' "
                          "has the whole field.")
@@ -480,9 +495,7 @@ def load_simulated(
     drawing = dict(size=size, seed=seed)
     if source == 'simulated':
         simulate = simulate_blood
-        if channels not in (None, 3):
-            raise ValueError(
-                f"Simulated blood cells have 3 channels, not {channels!r}.")
+        check_colour(channels)
     else:
         simulate = simulate_jurkat
         channels = channel_names(channels)
@@ -635,12 +648,13 @@ def load_cells(
     """
     size, n, seed = check_limits(size=size, n=n, seed=seed)
     source, path = resolve_source(source, path)
+    if crop is not None: check_crop(crop)
     drawn = source.startswith('simulated')
     crop = None if drawn else crop or default_crop(source)
     if drawn:
         cells = load_simulated(source, size, channels, n, seed, cache)
     elif source == 'bloodmnist':
-        cells = load_bloodmnist(path, size, crop, n, seed)
+        cells = load_bloodmnist(path, size, crop, channels, n, seed)
     else:
         folder = find_folder(source, path)
         cells = load_folder(folder, source, size, crop, channels, n, seed, cache, white)
@@ -655,10 +669,11 @@ def few_of_each(
     k:int=4,    # Cells of each class
     seed:int=0, # Decides which
 )->np.ndarray: # Indices, class by class; a class with fewer than `k` cells repeats some
-    "Pick `k` cells of every class, for a picture"
+    "Pick `k` cells of every class, for a picture. `ValueError` for no cell at all"
     k = check_number('k', k, 1, whole=True)
     seed, = check_limits(seed=seed)
     labels = np.asarray(labels)
+    if not len(labels): raise ValueError("few_of_each needs a cell to pick, got none.")
     rng = np.random.default_rng(seed)
     picked = []
     for c in np.unique(labels):
@@ -871,7 +886,7 @@ def check_split(cells:CellImages, idxs:dict, split):
 def split_of(cells:CellImages, split, seed:int, set_aside:float=0.)->dict:
     "Indices of each side: the split that a source came with, or a new one"
     if cells.splits:
-        idxs = cells.splits
+        idxs = dict(cells.splits)
     else:
         idxs = split_cells(cells.labels, cells.hashes, split, seed, cells.files)
         if cells.files: check_split(cells, idxs, split)
@@ -970,7 +985,9 @@ def subsample_class(
     name:str, # The class to make rare
     keep:int, # Training cells of it that stay
 ): # The same `dls`
-    "Leave few training cells of a class. Raises `ValueError` for an unknown class."
+    """Leave few training cells of a class, the first of them.
+
+    Raises `ValueError` for an unknown class, and where less than a batch is left."""
     keep = check_number('keep', keep, 0, whole=True)
     if name not in dls.vocab:
         raise ValueError(
@@ -978,6 +995,10 @@ def subsample_class(
     idxs = torch.as_tensor(dls.train.idxs)
     is_rare = dls.train.labels[idxs].cpu() == dls.vocab.index(name)
     stays = ~is_rare | (is_rare.cumsum(0) <= keep)
+    if stays.sum() < dls.train.bs:
+        raise ValueError(f"keep={keep} leaves {stays.sum()} training cells, fewer than "
+                         f"a batch of {dls.train.bs}: keep more, or take smaller "
+                         "batches.")
     dls.train.idxs = dls.idxs['train'] = idxs[stays]
     return dls
 

@@ -303,9 +303,12 @@ def distillation_learner(
     seed:int=0, # Seed of the walks and of their order
     file=None, # Where to keep the walks, for a run that is killed
     progress:bool=True, # Show a progress bar
-    **kwargs, # More arguments of `ddpm_learner`
+    **kwargs, # More arguments of `ddpm_learner`, but those of noise and its weights
 ): # A fastai Learner, for `fit_for`
     "Let a teacher walk, and make the learner of a student"
+    unused = {'noise_levels', 'gamma', 'label_dropout'} & set(kwargs)
+    if unused:
+        raise ValueError(f"A student learns jumps: {unused.pop()} means nothing here.")
     jumps = jump_timesteps(teacher, calls)
     settings = dict(network_settings(teacher), cells=fingerprint(dls), jumps=jumps,
                     n=n, seed=seed)

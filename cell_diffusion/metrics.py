@@ -147,8 +147,8 @@ def kernel_distance(
     Raises `ValueError` for fewer than 2 cells: one alone has no pair to average over.
     """
     check_features('kernel_distance', real, fake, least=2)
-    check_number('subset', subset, 2, whole=True)
-    check_limits(draws=draws, seed=seed)
+    subset = check_number('subset', subset, 2, whole=True)
+    draws, seed = check_limits(draws=draws, seed=seed)
     return kernel_draws(real, fake, subset, draws, seed)[0]
 
 # %% ../nbs/07_evaluation.ipynb #n091
@@ -318,7 +318,7 @@ def nearest_cells(
     Raises `ValueError` for a pool of fewer than k cells or other features."""
     views = features if features.ndim == 3 else features[None]
     check_features('nearest_cells', pool, *views, least=0)
-    check_number('k', k, 1, len(pool), whole=True)
+    k = check_number('k', k, 1, len(pool), whole=True)
     exact_pool = pool.double()
     found = [_nearest(batch, pool, exact_pool, k) for batch in views.split(bs, 1)]
     gaps, idx = zip(*found)

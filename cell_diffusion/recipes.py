@@ -217,7 +217,7 @@ def train_model(
     minutes:float=10., # Minutes of the whole run; a larger number goes on
     epochs:int=None, # Passes over the training cells in all, in place of minutes
     out='runs/cells', # Folder for the results; a killed run goes on there
-    config:str='edm-mid', # ddpm, cosine, v, min-snr, edm, edm-mid or eps-mid
+    config:str='edm-mid', # One of `training_configs`, such as ddpm, edm-mid or flow-mid
     bs:int=32, # Cells in a batch
     optimizer:str='muon', # adamw or muon
     lr:float=None, # Highest learning rate; by default 1e-3 for adamw, 4e-3 for muon
@@ -638,10 +638,11 @@ def add_score(model, dls, record, run):
 
 def add_guidance(model, dls, record, run):
     "Find guidance for a network of this run, unless it has or cannot have it"
+    few = len(dls.idxs['valid']) < 100
+    if 'guidance' in record or run.inpaint or few: return
     early = run.out/'early'
     weak = load(early, model.device, model.precision) if run.early_at else None
-    few = len(dls.idxs['valid']) < 100
-    if 'guidance' in record or run.inpaint or few or not (model.classes or weak): return
+    if not (model.classes or weak): return
     search_guidance(model, weak, early, dls, run_scales, run.guided, run.steps, run.out,
                     run.progress)
     record.update(read_record(run.out))
@@ -740,12 +741,12 @@ def cells_to_score(network, record, run):
 def cells_as_trained(network, record, run):
     "Cells, read and split as the record of a network says"
     channels = run.channels
-    where = named_source(run.data, run.source)
-    trained = record.get('white', network.white), record.get('bits', network.bits)
-    white = white_for(where, run.white, *trained, channels)
     if channels is None:
         channels = record.get('channel_names')
         if record.get('source') == 'folder': channels = record['channels']
+    where = named_source(run.data, run.source)
+    trained = record.get('white', network.white), record.get('bits', network.bits)
+    white = white_for(where, run.white, *trained, channels)
     dls = cell_dls(*where, size=network.size, bs=1, crop=run.crop or record.get('crop'),
                    channels=channels, n=run.n or record.get('loaded'), white=white,
                    set_aside=record.get('set_aside', 0))
@@ -823,6 +824,7 @@ def choose_guidance(
         weak = load(guide, kind=Denoiser) if guide else None
         check_guidance(network, weak, scales, folder)
         dls = cells_to_score(network, read_record(folder), run)
+        check_guided(network, dls)
         return search_guidance(network, weak, guide, dls, scales, scored, steps, folder,
                                progress)
 
@@ -916,6 +918,14 @@ def guidance_row(
         for measure in ('fd', 'precision', 'recall'):
             row[prefix + measure] = score[side][measure]['mean']
     return row
+
+def check_guided(network, dls):
+    "Raise `ValueError` for fewer validation cells than settings are compared by"
+    n = np.bincount(dls.cells.labels[dls.idxs['valid']], minlength=len(dls.vocab))
+    halves = (n//2).sum() if network.classes else n.sum()//2
+    if halves < 4:
+        raise ValueError(f"{n.sum()} validation cells are too few to choose guidance "
+                         "by: add cells.")
 
 def keep_guidance(network, folder, found):
     "Save weights with their guidance; a score without it is no longer theirs"

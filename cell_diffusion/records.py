@@ -57,7 +57,9 @@ def write_together(
     contents:dict, # As of `write_whole`, for each path
 ):
     "As `write_whole`, for files that belong together: all are written, then renamed"
-    parts = {as_path(path): part_name(path) for path in contents}
+    # A link stays one: what it leads to is replaced
+    paths = [as_path(path).resolve() for path in contents]
+    parts = {path: part_name(path) for path in paths}
     try:
         for (path, part), content in zip(parts.items(), contents.values()):
             _write_synced(path, part, content)
@@ -105,7 +107,9 @@ def write_json(
     path, # File to write; missing folders are made
     obj,  # Dicts, lists, numbers, text; also arrays, tensors and paths
 ):
-    "Write JSON whole or not at all. Raises `TypeError` for what JSON cannot hold."
+    """Write JSON whole or not at all. Raises `TypeError` for what JSON cannot hold.
+
+    NaN is written as Python writes it."""
     write_whole(path, json_text(obj))
 
 def json_text(obj):
@@ -168,6 +172,7 @@ def table_text(file)->str:
 
 def read_table(
     file:Path, # With columns between commas, semicolons or tabs
+    strict:bool=False, # Raise `ValueError` for a damaged table, which is to be rewritten
 )->list: # A dict a row; none where there is no file, or no table
     "The rows of a CSV file, saved by Excel or not"
     text = table_text(file)
@@ -175,9 +180,13 @@ def read_table(
     rows = csv.DictReader(io.StringIO(text, newline=''),
                           delimiter=max(',;\t', key=header.count))
     found = []
-    with suppress(csv.Error):
+    try:
         for row in rows:
             found.append(row)
+    except csv.Error as e:
+        if strict:
+            raise ValueError(f"{file} is damaged after row {len(found)}: correct it, "
+                             "or move it away.") from e
     return found
 
 def table_columns(file:Path)->list:
@@ -613,7 +622,7 @@ def machine()->dict: # Device, processor threads, versions
     on_gpu = device.type == 'cuda'
     return dict(
         device=device.type,
-        name=torch.cuda.get_device_name() if on_gpu else _cpu_name(),
+        name=torch.cuda.get_device_name(device) if on_gpu else _cpu_name(),
         threads=torch.get_num_threads(),
         bfloat16=fast_bfloat16(device),
         python=platform.python_version(),

@@ -152,8 +152,9 @@ def nfe(
     T:int=1000, # Timesteps of the schedule, all of which `ancestral` visits
     **options, # Of the sampler, such as `jump` and `repeats` of `repaint`
 )->int: # Number of function evaluations: network calls for each cell
-    "What a sampler costs"
+    "What a sampler costs. `ValueError` for an option that it does not have"
     sampler = find_sampler(sampler)
+    check_options(sampler, options)
     steps = check_number('steps', steps, 1, whole=True)
     return T if sampler.every_timestep else sampler.nfe(steps, **options)
 
@@ -475,7 +476,7 @@ def slerp(
     a:torch.Tensor, # Noise `(batch, ...)`
     b:torch.Tensor, # Noise of the same shape
     share:float, # From 0, which gives `a`, to 1, which gives `b`
-)->torch.Tensor: # Of the same shape, with a length between theirs
+)->torch.Tensor: # Of the same shape; of the same length where both have the same
     """Spherical interpolation, along the great circle between noises (Shoemake 1985)
 
     Raises `ValueError` for opposite noises, which no single great circle joins."""

@@ -158,8 +158,10 @@ def find_data(
     """Find a source's folder: the class folders lie in `path` or a step or two below.
 
     Raises `FileNotFoundError` where `path` or `CELL_DIFFUSION_DATA` is no folder, or
-    `path` does not hold the cells.
+    `path` does not hold the cells, and `ValueError` for another source.
     """
+    if source not in layouts:
+        raise ValueError(f"find_data finds {' and '.join(layouts)}, not {source!r}.")
     named_by = 'path'
     root = path
     if path is None:
@@ -241,7 +243,7 @@ def resolve_source(
 
     folder = as_path(source)
     if source == '' or not folder.is_dir():
-        if isinstance(source, Path) or os.sep in source: check_folder(folder)
+        if not isinstance(source, str) or os.sep in source: check_folder(folder)
         raise ValueError(
             f"Unknown source {source!r}: use one of {', '.join(sources)}, "
             "or the path of a folder of class folders.")
@@ -284,6 +286,9 @@ def channel_names(
     if channels is None: return 'brightfield', 'darkfield'
     single = isinstance(channels, (str, int))
     names = (channels,) if single else tuple(channels)
+    if not names:
+        raise ValueError(f"channels={channels!r} names none: choose from "
+                         f"{', '.join(channel_codes)}.")
     for name in names:
         if name not in channel_codes:
             raise ValueError(

@@ -18,7 +18,7 @@ from .transforms import dihedral_views
 def pixel_hash(
     pixels:np.ndarray, # Of any shape
 )->str: # 16 hexadecimal digits
-    "A text that two pictures share only if all their pixels agree"
+    "A text that two pictures of one shape share only if all their pixels agree"
     raw = np.ascontiguousarray(pixels).tobytes()
     return hashlib.blake2b(raw, digest_size=8).hexdigest()
 

@@ -684,6 +684,9 @@ def open_bar(self:Budget):
 
 @patch
 def before_fit(self:Budget):
+    if not len(self.learn.dls.train):
+        raise ValueError("There is no batch to train on: read more cells, or take "
+                         "smaller batches.")
     if self.bar is None: self.open_bar()
 
 @patch
@@ -816,6 +819,7 @@ def random_states(self:Checkpoint):
     noise = getattr(self.learn, 'noise', None)
     return dict(
         torch=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
         noise=noise.rng.get_state() if noise and self.batches else None,
         loader=getattr(self.learn.dls.train, 'epoch', None),
     )
@@ -948,6 +952,8 @@ def restore(self:Checkpoint, state):
 def restore_random(self:Checkpoint, random):
     "Put the random numbers where they were"
     torch.set_rng_state(random['torch'].cpu())
+    if random.get('cuda') is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random['cuda'].cpu())
     self.pending = random['noise']
     if random['loader'] is not None and hasattr(self.learn.dls.train, 'set_epoch'):
         self.learn.dls.train.set_epoch(random['loader'])
@@ -1021,6 +1027,7 @@ def gamma_of(
     t = sigma_rel**-2
     return float(np.roots([1, 7, 16 - t, 12 - t]).real.max())
 
+@torch.no_grad()
 def update_mean(
     mean:list, # Tensors of the mean of `step - 1` steps, changed in place
     weights:list, # Tensors after this step
@@ -1054,6 +1061,9 @@ class AtShares(Callback):
         self.last = used
         if passed and not rank_distrib(): self.act()
 
+def holds_network(folder):
+    return (as_path(folder)/'model.safetensors').is_file()
+
 class KeepEarly(AtShares):
     "Saves the running mean of `EMA` once, as a weaker network to guide away from"
 
@@ -1063,6 +1073,12 @@ class KeepEarly(AtShares):
     ):
         store_attr()
         self.shares = [share]
+
+    def before_train(self):
+        super().before_train()
+        # A run that goes on with fewer minutes may be past the share already
+        late = self.last >= self.share
+        if late and not holds_network(self.folder) and not rank_distrib(): self.act()
 
     def act(self):
         "Save the running mean as it is now"

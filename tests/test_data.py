@@ -1,5 +1,7 @@
 "Cells from every source, good and bad: small made images, no network"
 import hashlib, io, os
+from pathlib import PurePosixPath
+from types import SimpleNamespace
 import numpy as np, pytest, tifffile, torch
 from PIL import Image
 from cell_diffusion import data, sources
@@ -7,7 +9,9 @@ from cell_diffusion.classifier import judge_loaders
 from cell_diffusion.core import decode
 from cell_diffusion.data import (
     CellLoader, cell_dls, choose_cells, few_of_each, load_cells, subsample_class)
+from cell_diffusion.recipes import cells_as_trained, check_guided
 from cell_diffusion.simulation import blood_classes, jurkat_phases
+from cell_diffusion.sources import find_data
 from cell_diffusion.splits import fingerprint
 
 @pytest.fixture(autouse=True)
@@ -895,3 +899,59 @@ def test_bloodmnist_has_no_whole_pictures(tmp_path):
     bloodmnist_file(tmp_path/'b')
     with pytest.raises(ValueError, match='whole field'):
         cell_dls('bloodmnist', tmp_path/'b', size=28, bs=4, scales=(.4, 1))
+
+
+@pytest.mark.parametrize('source', ['pbc', 'bloodmnist', 'simulated'])
+def test_blood_cells_are_in_colour(source, tmp_path):
+    folder = None
+    if source == 'pbc': folder = class_folders(tmp_path, blood_classes, n=1)
+    if source == 'bloodmnist': folder = bloodmnist_file(tmp_path/'m')
+    with pytest.raises(ValueError, match='Blood cells have 3 channels, not 1'):
+        load_cells(source, folder, size=28, channels=1, n=8)
+
+
+@pytest.mark.parametrize('source', ['simulated', 'simulated-jurkat'])
+def test_an_unknown_crop_is_refused_for_drawn_cells_too(source):
+    with pytest.raises(ValueError, match="Unknown crop 'nonsense'"):
+        load_cells(source, size=16, n=8, crop='nonsense')
+
+
+def test_less_than_a_batch_is_no_rare_class(tmp_path):
+    dls = cell_dls(class_folders(tmp_path, n=20), size=16, bs=20)
+    subsample_class(dls, 'b', 6)
+    assert len(dls.train) == 1
+    with pytest.raises(ValueError, match='leaves 19 training cells, fewer than'):
+        subsample_class(dls, 'b', 5)
+    assert len(dls.train) == 1
+
+
+def test_no_channel_no_cell_and_no_source():
+    with pytest.raises(ValueError, match='names none: choose from'):
+        load_cells('simulated-jurkat', size=16, n=8, channels=())
+    with pytest.raises(ValueError, match='needs a cell to pick'):
+        few_of_each([])
+    with pytest.raises(ValueError, match="pbc and jurkat, not 'bloodmnist'"):
+        find_data('bloodmnist')
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        load_cells(PurePosixPath('/nowhere/x'), size=16)
+
+def test_a_network_of_one_jurkat_channel_finds_its_cells(tmp_path):
+    "Also where the folder holds no other channel"
+    folder = jurkat_folder(tmp_path, n=12, codes=('Ch3',))
+    network = SimpleNamespace(white=255, bits=8, size=40, channels=1, classes=())
+    run = SimpleNamespace(data=str(folder), source='jurkat', channels=None, white=None,
+                          crop=None, n=None, judged='valid', model='run')
+    record = dict(source='jurkat', channel_names=['brightfield'], bits=8)
+    assert cells_as_trained(network, record, run).cells.images.shape[1] == 1
+
+
+def test_guidance_is_not_chosen_by_a_handful_of_cells():
+    def check(n, classes):
+        cells = SimpleNamespace(labels=np.arange(n) % 2)
+        dls = SimpleNamespace(cells=cells, idxs=dict(valid=np.arange(n)), vocab='ab')
+        check_guided(SimpleNamespace(classes=classes), dls)
+    for n, classes in ((7, ()), (6, ('a', 'b')), (7, ('a', 'b'))):
+        with pytest.raises(ValueError, match=f'{n} validation cells are too few'):
+            check(n, classes)
+    check(8, ())
+    check(8, ('a', 'b'))

@@ -411,3 +411,9 @@ def test_several_processes_are_told_at_once(what, work, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=f'{what} runs in one process: start it witho'):
         work(tmp_path/'new')
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', ['gamma', 'label_dropout', 'noise_levels'])
+def test_what_a_student_does_not_learn_by_is_refused(cells, name):
+    with pytest.raises(ValueError, match=f'learns jumps: {name} means nothing'):
+        distillation_learner(cells, network(), 2, 30, 16, progress=False, **{name: .5})

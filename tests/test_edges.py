@@ -9,7 +9,7 @@ from cell_diffusion.classifier import (
     CellClassifier, classifier_folder, features_and_predictions, predict_classes,
     reference_classifier, train_classifier,
 )
-from cell_diffusion.core import generator
+from cell_diffusion.core import generator, show_cells
 from cell_diffusion.data import cell_dls
 from cell_diffusion.denoiser import Denoiser
 from cell_diffusion.metrics import (
@@ -370,3 +370,30 @@ def test_no_cells_at_all():
     assert dihedral_hash(pixels[:0]).dtype == dihedral_hash(pixels).dtype
     assert_disjoint(pixels, pixels[:0])
     assert_disjoint(pixels[:0], pixels)
+
+
+# ---- found by a close reading
+
+def test_whole_numbers_may_be_written_as_floats():
+    x = noise(6, 4)
+    gaps, idx = nearest_cells(x, x, 1.)
+    assert idx.flatten().tolist() == list(range(6))
+    assert kernel_distance(x, noise(6, 4, seed=1), subset=4.) == kernel_distance(
+        x, noise(6, 4, seed=1), subset=4)
+
+
+@pytest.mark.parametrize('name, options', [
+    ('euler', dict(eta=1.)), ('ancestral', dict(foo=1)), ('ddim', dict(jump=2))])
+def test_a_cost_is_of_options_that_a_sampler_has(name, options):
+    with pytest.raises(ValueError, match='has no option'):
+        nfe(name, 20, 1000, **options)
+
+
+def test_a_picture_is_not_drawn_of_numbers_that_are_no_pixels():
+    with pytest.raises(TypeError, match='floats in -1..1 or uint8 pixels, got .*int64'):
+        show_cells(torch.zeros(1, 3, 8, 8, dtype=torch.int64))
+
+
+def test_titles_beyond_the_last_picture_make_no_axes():
+    fig = show_cells(torch.zeros(2, 3, 8, 8), list('abcdefghi'))
+    assert [ax.get_title() for ax in fig.axes] == ['a', 'b']

@@ -15,8 +15,8 @@ from pathlib import Path
 from filelock import FileLock
 import cell_diffusion.records as stored
 from cell_diffusion.records import (
-    Records, check_out, file_name, jobs_of, locked, machine, part_name, write_json,
-    write_whole)
+    Records, check_out, file_name, jobs_of, locked, machine, part_name, read_table,
+    write_json, write_whole)
 
 grid = dict(arm=['plain', 'balanced'], seed=range(3))
 needs_fork = pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no fork')
@@ -610,3 +610,26 @@ def test_machine(monkeypatch):
     assert tuple(found) == names
     assert found['name'] and found['threads'] >= 1
     json.dumps(found)
+
+
+def test_a_link_to_a_file_stays_one(tmp_path):
+    "A checkpoint on another disk is written there"
+    (tmp_path/'far').mkdir()
+    real = tmp_path/'far'/'file.txt'
+    real.write_text('old')
+    link = tmp_path/'link.txt'
+    link.symlink_to(real)
+    write_whole(link, 'new')
+    assert link.is_symlink() and real.read_text() == 'new'
+    assert sorted(os.listdir(tmp_path)) == ['far', 'link.txt']
+    assert os.listdir(real.parent) == ['file.txt']
+
+
+def test_a_damaged_table_is_not_written_back_shorter(tmp_path):
+    rows = [f'cell{i}.png,{i}' for i in range(20_000)]
+    rows[2] = '"' + rows[2]
+    table = tmp_path/'manifest.csv'
+    table.write_text('\n'.join(['file,label', *rows]))
+    assert len(read_table(table)) == 2
+    with pytest.raises(ValueError, match='manifest.csv is damaged after row 2'):
+        read_table(table, strict=True)

@@ -251,3 +251,31 @@ def test_a_run_killed_before_its_first_checkpoint_may_begin_again(tmp_path, name
     check_out(tmp_path, 'denoiser')
     with pytest.raises(FileExistsError, match='holds a trained generator'):
         check_out(tmp_path, 'classifier')
+
+
+def test_means_remember_no_graph(tmp_path):
+    "A graph that grew with each step took the memory of a long run"
+    means = RunningMeans(tmp_path/'means', n=2)
+    cells = some_cells((16, 8))
+    dls = generator_dls(cells.images, cells.labels, cells.names, bs=8)
+    learn = diffusion_learner(dls, dim=4, patch=1, cbs=[means])
+    fit_for(learn, epochs=2, progress=False)
+    kept = [p for mean in means.means for p in mean.parameters()]
+    assert kept and not any(p.requires_grad or p.grad_fn for p in kept)
+
+
+@pytest.mark.parametrize('there', [False, True])
+def test_an_early_mean_is_kept_where_its_share_is_past_already(tmp_path, there):
+    "A killed run that goes on with fewer minutes may begin beyond it"
+    cells = some_cells((16, 8))
+    dls = generator_dls(cells.images, cells.labels, cells.names, bs=8)
+    learn = diffusion_learner(dls, dim=4, patch=1)
+    fit_for(learn, epochs=2, checkpoint=tmp_path/'run.pt', progress=False)
+
+    folder = tmp_path/'early'
+    if there: save(learn.ema.averaged, folder)
+    before = (folder/'model.safetensors').stat().st_mtime_ns if there else None
+    learn = diffusion_learner(dls, dim=4, patch=1, cbs=[KeepEarly(folder, .1)])
+    fit_for(learn, epochs=3, checkpoint=tmp_path/'run.pt', progress=False)
+    load(folder, 'cpu')
+    if there: assert (folder/'model.safetensors').stat().st_mtime_ns == before
