@@ -72,6 +72,7 @@ def write_together(
             with suppress(OSError):
                 part.unlink(missing_ok=True)
 
+# %% ../nbs/records.ipynb #n003b
 def _write_synced(path, part, content):
     "Write to `part`, on its way to `path`, down to the disk"
     if isinstance(content, str): content = content.encode('utf-8')
@@ -172,7 +173,7 @@ def table_text(file)->str:
 
 def read_table(
     file:Path, # With columns between commas, semicolons or tabs
-    strict:bool=False, # Raise `ValueError` for a damaged table, which is to be rewritten
+    strict:bool=False, # Raise `ValueError` for a damaged table, before it is rewritten
 )->list: # A dict a row; none where there is no file, or no table
     "The rows of a CSV file, saved by Excel or not"
     text = table_text(file)

@@ -1062,6 +1062,7 @@ class AtShares(Callback):
         if passed and not rank_distrib(): self.act()
 
 def holds_network(folder):
+    "Whether weights were saved in a folder"
     return (as_path(folder)/'model.safetensors').is_file()
 
 class KeepEarly(AtShares):
