@@ -55,8 +55,8 @@ from cell_diffusion.sources import channel_names, named_source
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import (
     KeepEarly, RunningMeans, check_one_process, check_processes, diffusion_learner,
-    first_then_others, fit_for, in_first, loss_by_timestep, read_checkpoint, together,
-    training_configs,
+    first_then_others, fit_for, holds_network, in_first, loss_by_timestep,
+    read_checkpoint, together, training_configs,
 )
 from cell_diffusion.unet import gflops, n_params
 
@@ -641,7 +641,9 @@ def add_guidance(model, dls, record, run):
     few = len(dls.idxs['valid']) < 100
     if 'guidance' in record or run.inpaint or few: return
     early = run.out/'early'
-    weak = load(early, model.device, model.precision) if run.early_at else None
+    weak = None
+    if run.early_at and holds_network(early):
+        weak = load(early, model.device, model.precision)
     if not (model.classes or weak): return
     search_guidance(model, weak, early, dls, run_scales, run.guided, run.steps, run.out,
                     run.progress)

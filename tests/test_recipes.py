@@ -584,6 +584,20 @@ def test_a_run_without_guidance(left_out, tmp_path):
         assert 'guidance' not in train_model('simulated', out=tmp_path/'run', **run)
 
 
+def test_a_run_without_its_early_mean_still_ends(tmp_path, monkeypatch):
+    "It is guided away from no class, or not at all"
+    asked = []
+    monkeypatch.setattr(recipes, 'search_guidance', lambda *args: asked.append(args[1]))
+    monkeypatch.setattr(recipes, 'read_record', lambda folder: {})
+    dls = SimpleNamespace(idxs=dict(valid=range(100)))
+    run = SimpleNamespace(out=tmp_path, inpaint=False, early_at=.1, guided=16, steps=2,
+                          progress=False)
+    for classes in (('a', 'b'), ()):
+        model = Denoiser(dict(dim=8, mults=[1, 2]), size=16, classes=classes)
+        recipes.add_guidance(model, dls, {}, run)
+    assert asked == [None]
+
+
 def test_guidance_is_not_stored_with_what_comes_with_the_package(tmp_path):
     with pytest.raises(ValueError, match='copy those weights'):
         choose_guidance('blood32', 'simulated')
