@@ -217,7 +217,7 @@ def train_model(
     minutes:float=10., # Minutes of the whole run; a larger number goes on
     epochs:int=None, # Passes over the training cells in all, in place of minutes
     out='runs/cells', # Folder for the results; a killed run goes on there
-    config:str='edm-mid', # One of `training_configs`, such as ddpm, edm-mid or flow-mid
+    config:str='edm-mid', # ddpm, cosine, v, min-snr, edm, edm-mid, eps-mid, flow, ...
     bs:int=32, # Cells in a batch
     optimizer:str='muon', # adamw or muon
     lr:float=None, # Highest learning rate; by default 1e-3 for adamw, 4e-3 for muon
