@@ -310,7 +310,7 @@ def test_shipped_weights_are_only_read(tmp_path):
 
 @pytest.mark.parametrize('given, says', [
     (dict(model='blood64', data='simulated-jurkat'), 'leaves class .* without'),
-    (dict(model='jurkat40', data='simulated'), 'blood cells have 3 channels, not '),
+    (dict(model='jurkat40', data='simulated'), 'Blood cells have 3 channels, not '),
     (dict(model='blood-classifier-32'), 'generates cells .Denoiser. is needed'),
     (dict(scored=2), 'scored=2'),
     (dict(judged='all'), "judged='all'"),
