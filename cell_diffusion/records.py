@@ -59,16 +59,16 @@ def write_together(
     "As `write_whole`, for files that belong together: all are written, then renamed"
     # A link stays one: what it leads to is replaced
     paths = [as_path(path).resolve() for path in contents]
-    parts = {path: part_name(path) for path in paths}
+    parts = [part_name(path) for path in paths]
     try:
-        for (path, part), content in zip(parts.items(), contents.values()):
+        for path, part, content in zip(paths, parts, contents.values()):
             _write_synced(path, part, content)
-        for path, part in parts.items():
+        for path, part in zip(paths, parts):
             os.replace(part, path)
     except OSError as e:
         raise cannot_write(e, path) from e
     finally:
-        for part in parts.values():
+        for part in parts:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
 

@@ -278,3 +278,14 @@ def test_lines_of_one_name_are_replaced(tmp_path):
     keep_entry(dict(first, fd=.5), tmp_path/'b.csv')
     table = pd.read_csv(tmp_path/'b.csv')
     assert list(table.name) == ['a', 'b'] and list(table.fd) == [.5, 1.]
+
+
+def test_a_damaged_leaderboard_is_not_written_back_shorter(tmp_path):
+    rows = [f'{i},{i}' for i in range(40_000)]
+    rows[1] = '"' + rows[1]
+    board = tmp_path/'board.csv'
+    board.write_text('\n'.join(['track,name', *rows]))
+    before = board.read_bytes()
+    with pytest.raises(ValueError, match='board.csv is damaged after row 1'):
+        keep_entry(dict(track='x', name='y'), board)
+    assert board.read_bytes() == before

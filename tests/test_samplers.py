@@ -449,6 +449,8 @@ def test_results_of_other_settings_are_refused(tiny):
     quality_against_cost(**tiny)
     with pytest.raises(ValueError, match='other settings.*draws'):
         quality_against_cost(**{**tiny, 'draws': 3})
+    with pytest.raises(ValueError, match='other settings.*labels'):
+        quality_against_cost(**{**tiny, 'y': tiny['y'].flip(0)})
 
     for name in ('model', 'classifier'):
         parameter = next(tiny[name].parameters())
