@@ -23,7 +23,7 @@ from cell_diffusion.denoiser import Condition, Denoiser, network_settings
 from cell_diffusion.inpainting import hole_mse, random_masks
 from cell_diffusion.records import write_whole
 from cell_diffusion.sampling import (
-    _walk, batched_denoise, stored_guidance, stored_walk, timesteps)
+    _walk, batched_denoise, begin_walk, stored_guidance, stored_walk, timesteps)
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.training import NoiseCallback, ddpm_learner
 from cell_diffusion.transforms import random_dihedral
@@ -88,16 +88,22 @@ class Walks:
         fields = self.states, self.label, self.known, self.mask
         return Walks(*[None if x is None else change(x) for x in fields], self.seconds)
 
-def walk(teacher, x, condition, jumps):
-    "Where the walk from noise `x` stands at some timesteps, and its end"
+def walk(teacher, x, ask, jumps):
+    "Where the walk from noisy images `x` stands at some timesteps, and its end"
     steps, sampler, spacing = stored_walk(teacher)
     ts = timesteps(teacher.schedule, steps, spacing)
     states = {}
     def keep(t, xt, x0):
         if t in jumps: states[t] = xt
-    ask = batched_denoise(teacher, condition)
     end = sampler.algorithm(ask, x, teacher.schedule, ts, None, keep)
     return torch.stack([*states.values(), end], 1)
+
+def states_from(teacher, eps, condition, jumps):
+    "The walk that `sample` makes of noise, but for a student's first state: noise alone"
+    x, ask = begin_walk(teacher, batched_denoise(teacher, condition), eps)
+    states = walk(teacher, x, ask, jumps)
+    states[:, 0] = teacher.noisiest(eps)
+    return states
 
 # %% ../nbs/distillation.ipynb #d011
 def random_condition(
@@ -146,8 +152,8 @@ def teacher_walks(
     for x0, label in tqdm(islice(endless(source), rounds), 'walking', rounds,
                           disable=not progress):
         condition = random_condition(teacher, x0, label, rng)
-        x = teacher.noisiest(torch.randn(x0.shape, generator=rng).to(x0.device))
-        states = walk(teacher, x, condition, jumps)
+        eps = torch.randn(x0.shape, generator=rng).to(x0.device)
+        states = states_from(teacher, eps, condition, jumps)
         seen = condition.seen_by(teacher)
         known = seen['known'].half() if seen else None
         parts.append((states.half(), condition.label, known, condition.mask))

@@ -19,7 +19,7 @@ from cell_diffusion.core import (
 from cell_diffusion.denoiser import (
     Condition, Denoiser, check_known, check_types, class_numbers, denoise,
     keep_known)
-from cell_diffusion.process import Schedule, noise_like, p_sample
+from cell_diffusion.process import Schedule, noise_like, p_sample, q_sample
 
 # %% ../nbs/06_ddpm.ipynb #c041
 def ancestral(
@@ -218,6 +218,23 @@ def _calls(sampler, steps, T, options):
     own = {k: v for k, v in options.items() if k not in ('known', 'mask')}
     return T if sampler.every_timestep else sampler.nfe(steps, **own)
 
+# %% ../nbs/06_ddpm.ipynb #n054b
+def begin_walk(
+    model:Denoiser, # Whose cells are to be generated
+    ask, # From `batched_denoise`
+    eps:torch.Tensor, # Normal noise `(batch, channel, height, width)`
+    t:int=None, # Timestep at which the walk begins, by default the last one
+): # Noisy images, and `ask`, whose first answer costs no call any more
+    "Noise with the trace of a cell that training leaves in it (Lin et al. 2023)"
+    x = model.noisiest(eps)
+    # The jumps of a distilled network were learned from noise as it is
+    if model.jumps: return x, ask
+    if t is None: t = model.schedule.T - 1
+    x0 = ask(x, t)
+    answers = [x0]
+    def ask_on(xt, t): return answers.pop() if answers else ask(xt, t)
+    return q_sample(x0, t, model.schedule, eps), ask_on
+
 # %% ../nbs/06_ddpm.ipynb #n055
 def _generate(model, n, condition, sampler, seed, steps, spacing, bs, progress,
               trajectory, options):
@@ -225,7 +242,6 @@ def _generate(model, n, condition, sampler, seed, steps, spacing, bs, progress,
     check_room_for(n, model.channels, model.size)
     rng = generator(seed)
     eps = torch.randn(n, model.channels, model.size, model.size, generator=rng)
-    x = model.noisiest(eps.to(model.device))
     every = sampler.every_timestep
     ts = None if every else timesteps(model.schedule, steps, spacing)
     if sampler.fills_holes: options.update(known=condition.known, mask=condition.mask)
@@ -240,6 +256,8 @@ def _generate(model, n, condition, sampler, seed, steps, spacing, bs, progress,
     bar = tqdm(total=calls, disable=not progress, desc='sampling')
     with _evaluating(model), bar:
         ask = batched_denoise(model, condition, bs, bar)
+        first = None if every else ts[0].item()
+        x, ask = begin_walk(model, ask, eps.to(model.device), first)
         x = sampler.algorithm(ask, x, model.schedule, ts, rng, callback, **options)
 
     # Some samplers round in their last step: what is known comes out as it went in

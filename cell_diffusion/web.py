@@ -32,7 +32,7 @@ from .denoiser import Condition, Denoiser, folder_of, load, shipped
 from .records import (
     check_out, json_text, locked, read_json, remove_parts, write_json, write_together)
 from .sampling import (
-    batched_denoise, ddim, dpm_solver, sample, stored_walk, timesteps)
+    batched_denoise, begin_walk, ddim, dpm_solver, sample, stored_walk, timesteps)
 from .viewer import as_image, grid_frame, inline, webp_bytes
 
 # %% ../nbs/web.ipynb #c014
@@ -170,7 +170,7 @@ def walks_of(model, steps):
     schedule = model.schedule
     if model.jumps:
         jumps = list(model.jumps)
-        return {len(jumps): dict(walk(schedule, jumps), ddim=True)}
+        return {len(jumps): dict(walk(schedule, jumps), ddim=True, distilled=True)}
     *_, spacing = stored_walk(model)
     return {k: walk(schedule, timesteps(schedule, k, spacing).tolist())
             for k in steps if k <= schedule.T}
@@ -613,8 +613,9 @@ def walk_network(model, z, labels, calls, guidance_scale=1., sampler=dpm_solver)
     "Cells of some classes, a number for each, that a walk makes of one noise `z`"
     condition = Condition(torch.tensor(labels), guidance_scale, model.interval)
     ts = timesteps(model.schedule, calls, 'early')
-    begin = model.noisiest(z).repeat(len(labels), 1, 1, 1)
-    return sampler(batched_denoise(model, condition), begin, model.schedule, ts)
+    ask = batched_denoise(model, condition)
+    begin, ask = begin_walk(model, ask, z.repeat(len(labels), 1, 1, 1))
+    return sampler(ask, begin, model.schedule, ts)
 
 # %% ../nbs/web.ipynb #v004
 live_seed = 7

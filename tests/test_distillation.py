@@ -16,8 +16,8 @@ from cell_diffusion.data import cell_dls
 from cell_diffusion.denoiser import (Condition, Denoiser, denoise, load, save,
                                      set_guidance, weights_hash)
 from cell_diffusion.distillation import (WalkLoader, Walks, distillation_learner,
-                                         jump_timesteps, jump_x0, student_of,
-                                         teacher_walks, walk)
+                                         jump_timesteps, jump_x0, states_from,
+                                         student_of, teacher_walks)
 from cell_diffusion.flows import likelihood, translate
 from cell_diffusion.gan import gan_learner
 from cell_diffusion.inpainting import Inpainter, fill_holes, inpaint
@@ -84,7 +84,7 @@ def test_exact_student_ends_where_the_teacher_does(calls):
     x = noise(3, 3, 28, 28)
     jumps = jump_timesteps(teacher, calls)
     with torch.no_grad():
-        states = walk(teacher, x, Condition(), jumps)
+        states = states_from(teacher, x, Condition(), jumps)
     assert states.shape == (3, calls + 1, 3, 28, 28)
 
     def perfect(xt, t):
@@ -296,7 +296,8 @@ def test_a_page_knows_the_jumps():
     facts = page_facts(student, Path('net.onnx'), b'', '', (5, 10, 20))
     signal = student.schedule.signal[[999, 500]].tolist()
     noise = student.schedule.noise[[999, 500]].tolist()
-    walk = dict(t=[999, 500], signal=signal, noise=noise, ddim=True)
+    walk = dict(t=[999, 500], signal=signal, noise=noise, ddim=True,
+                distilled=True)
     assert facts['walks'] == {2: walk}
     assert facts['guided'] is False
 

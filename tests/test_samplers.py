@@ -12,12 +12,13 @@ from diffusers import (
 
 from cell_diffusion.classifier import CellClassifier
 from cell_diffusion.core import generator
-from cell_diffusion.denoiser import Condition, Denoiser, load, weights_hash
+from cell_diffusion.denoiser import (
+    Condition, Denoiser, denoise, load, weights_hash)
 from cell_diffusion.plots import plot_cost
 from cell_diffusion.process import eps_from_x0, q_sample
 from cell_diffusion.records import results_folder
 from cell_diffusion.sampling import (
-    ancestral, batched_denoise, ddim, ddim_inverse, dpm_solver, early_timesteps, euler,
+    _generate, ancestral, batched_denoise, ddim, ddim_inverse, dpm_solver, early_timesteps, euler,
     heun, invert, karras_timesteps, nfe, sample, samplers, slerp, spacings, steps_for,
     timesteps,
 )
@@ -320,16 +321,77 @@ def test_sample_knows_them(network, name):
     assert torch.equal(x, sample(network, 2, **options))
 
 
-def test_sampling_begins_about_the_mean_of_the_data():
+class FlatPictures(torch.nn.Module):
+    "The exact denoiser of pictures of one grey each: normal about .5, deviation .1"
+    jumps = None
+    channels = 3
+    size = 32
+    classes = ()
+    device = torch.device('cpu')
+    sees_known = False
+    mean = .5
+    std = .1
+
+    def __init__(self):
+        super().__init__()
+        self.schedule = log_snr_schedule(1000)
+        self.noisiest = torch.nn.Identity()
+        self.asked = 0
+
+    def estimate(self, xt, t, label=None):
+        self.asked += 1
+        signal = self.schedule.at('signal', t, xt)
+        noise = self.schedule.at('noise', t, xt)
+        precision = xt[0].numel()*(signal/noise)**2
+        seen = xt.mean((1, 2, 3), keepdim=True)/signal
+        grey = (self.mean/self.std**2 + precision*seen)/(1/self.std**2 + precision)
+        return grey.expand_as(xt)
+
+
+def test_cells_are_as_bright_as_those_of_the_data():
+    model = FlatPictures()
+    eps = torch.randn(200, 3, 32, 32, generator=generator(0))
+    ts = timesteps(model.schedule, 20, 'early')
+    ask = batched_denoise(model, Condition())
+    dark = dpm_solver(ask, eps, model.schedule, ts).mean((1, 2, 3))
+    assert dark.mean() < .48, 'noise alone is the end of dark pictures'
+    x = _generate(model, 200, Condition(), samplers['dpm_solver'], 0, 20, 'early', 256,
+                  False, False, {})
+    grey = x.mean((1, 2, 3))
+    # The mean of 200 greys has a deviation of .007
+    assert abs(grey.mean() - .5) < .02
+    assert abs(grey.std() - .1) < .02
+
+
+def test_a_walk_begins_with_the_trace_of_the_first_estimate():
     mean = [.6, .3, -.2]
     model = Denoiser(dict(dim=16, mults=[1, 2]), schedule='log_snr', prediction='v',
                      data_mean=mean, size=16)
-    _, path = sample(model, 2, seed=2, steps=4, trajectory=True, progress=False)
+    last = model.schedule.T - 1
     eps = torch.randn(2, 3, 16, 16, generator=generator(2))
-    x0 = torch.tensor(mean).view(1, 3, 1, 1).expand_as(eps)
-    noisiest = q_sample(x0, model.schedule.T - 1, model.schedule, eps)
-    assert torch.allclose(path[0][1], noisiest, atol=1e-3)
-    assert not torch.allclose(path[0][1], eps, atol=1e-3)
+    options = dict(seed=2, steps=4, trajectory=True, progress=False)
+    _, path = sample(model, 2, **options)
+    _, xt, x0 = path[0]
+    assert torch.allclose(xt, q_sample(x0, last, model.schedule, eps), atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(x0, denoise(model, model.noisiest(eps), last), atol=1e-5)
+    about_the_mean = torch.tensor(mean).view(1, 3, 1, 1).expand_as(eps)
+    noisiest = q_sample(about_the_mean, last, model.schedule, eps)
+    assert torch.allclose(model.noisiest(eps), noisiest, atol=1e-3)
+
+    # A spacing of one's own may begin later
+    _, path = sample(model, 2, spacing=lambda *_: [700, 300], **options)
+    t, xt, x0 = path[0]
+    assert torch.allclose(xt, q_sample(x0, t, model.schedule, eps), atol=1e-5)
+
+
+@pytest.mark.parametrize('name', [*short, 'ancestral'])
+def test_the_first_estimate_costs_no_call(name):
+    model = FlatPictures()
+    model.schedule = log_snr_schedule(50)
+    _generate(model, 2, Condition(), samplers[name], 0, 4, 'early', 256, False, False,
+              {})
+    assert model.asked == nfe(name, 4, 50)
 
 
 def test_sample_passes_arguments_on(network):

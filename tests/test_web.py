@@ -4,6 +4,7 @@ to choose from, errors that are sentences
 """
 import gzip, hashlib, json, re, shutil, subprocess, sys
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np, onnx, pytest, torch
 from PIL import Image
 from scipy.ndimage import map_coordinates
@@ -13,12 +14,13 @@ from common import cells, nbs, package
 from cell_diffusion.denoiser import Condition, Denoiser, load, save, set_guidance
 from cell_diffusion.core import encode
 from cell_diffusion.inpainting import Inpainter, stained_masks
-from cell_diffusion.sampling import batched_denoise, dpm_solver, timesteps
+from cell_diffusion.sampling import (
+    batched_denoise, begin_walk, ddim, dpm_solver, timesteps)
 from cell_diffusion.simulation import simulate_blood
 from cell_diffusion.web import (
     DenoiserStep, browser_cells, browser_noise, export_classifier, export_onnx,
     export_page, onnx_session, page_facts, run_session, published, runtime_files,
-    verify_onnx, write_browser_files)
+    verify_onnx, walk, write_browser_files)
 
 photographs = package.parent/'img'/'photographs.png'
 
@@ -144,6 +146,41 @@ def test_a_page_guides_where_the_library_does(tmp_path):
     said = subprocess.run(['node', '--input-type=module', '-e', script], check=True,
                           capture_output=True)
     assert json.loads(said.stdout) == expected
+
+@pytest.mark.skipif(shutil.which('node') is None, reason='needs node')
+@pytest.mark.parametrize('distilled', [False, True])
+def test_a_page_begins_and_walks_as_the_library_does(tmp_path, distilled):
+    "With a network that is a formula"
+    schedule = tiny().schedule
+    model = SimpleNamespace(schedule=schedule, jumps=None, noisiest=lambda x: x + .1)
+    facts = dict(walk(schedule, timesteps(schedule, 6, 'early').tolist()), ddim=distilled)
+    if distilled:
+        model.jumps = facts['t']
+        facts['distilled'] = True
+    asked = []
+    def ask(x, t):
+        asked.append(t)
+        return (.7*x + t/100).clamp(-1, 1)
+    eps = browser_noise(3, (1, 1, 4, 4))
+    x, ask = begin_walk(model, ask, eps)
+    sampler = ddim if distilled else dpm_solver
+    ours = sampler(ask, x, schedule, torch.tensor(facts['t']))
+
+    shutil.copy(package/'browser'/'diffusion.js', tmp_path/'diffusion.mjs')
+    mean = .1/facts['signal'][0]
+    script = (f"import {{ noise, generate }} from '{tmp_path/'diffusion.mjs'}';"
+              "const asked = [];"
+              "const clip = v => Math.min(1, Math.max(-1, v));"
+              "const x0Of = async (x, t) => {"
+              "  asked.push(t); return x.map(v => clip(.7*v + t/100)); };"
+              f"const walk = {json.dumps(facts)};"
+              f"const x = await generate(x0Of, noise(3, 16), [{mean}], 16, walk);"
+              "console.log(JSON.stringify({ asked, x: [...x] }))")
+    said = subprocess.run(['node', '--input-type=module', '-e', script], check=True,
+                          capture_output=True)
+    theirs = json.loads(said.stdout)
+    assert theirs['asked'] == asked == facts['t']
+    assert np.allclose(theirs['x'], ours.flatten(), atol=1e-5)
 
 def test_another_network_is_noticed(tmp_path):
     file = export_onnx(tiny(), tmp_path/'net.onnx')

@@ -68,3 +68,15 @@ export async function sample(x0Of, x, { t, signal, noise, ddim }, watch = () => 
   }
   return x0;
 }
+
+// A cell from noise. Training leaves the trace of a cell in the noise of the last timestep, and so the first estimate is added as such a
+// trace; then the first question of `sample` is already answered (`begin_walk` of the library). A distilled network learned without it.
+export async function generate(x0Of, eps, mean, pixels, walk, watch) {
+  const { t, signal, noise, distilled } = walk;
+  const x = noisiest(eps, mean, signal[0], pixels);
+  if (distilled) return sample(x0Of, x, walk, watch);
+  const first = await x0Of(x, t[0]);
+  const answers = [first];
+  const ask = async (xt, at) => answers.pop() ?? x0Of(xt, at);
+  return sample(ask, eps.map((v, i) => noise[0]*v + signal[0]*first[i]), walk, watch);
+}

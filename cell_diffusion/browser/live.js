@@ -1,6 +1,6 @@
 // Live figures of the chapters: what one moves is computed at once, by the network
 // that the browser has, or by Python where a notebook shows the figure. See web.ipynb.
-import { noise, noisiest, sample, guided, scaleIn } from './diffusion.js';
+import { noise, generate, guided, scaleIn } from './diffusion.js';
 import { toPixels } from './picture.js';
 
 const make = (tag, props = {}, ...children) => {
@@ -230,10 +230,10 @@ class Figure {
     return noise(this.seed, channels*size*size);
   }
 
-  // Where a walk begins
-  start(walk) {
+  // Cells from the noise of this figure, `n` from the same
+  generate(x0Of, n, walk, watch) {
     const { mean, size } = this.facts;
-    return noisiest(this.noise(), mean, walk.signal[0], size*size);
+    return generate(x0Of, repeat(this.noise(), n), mean, size*size, walk, watch);
   }
 
   lay(pictures, ...controls) {
@@ -317,8 +317,7 @@ class Guidance extends Figure {
     const n = labels.length;
     const scale = scaleIn(interval, walk, w);
     const x0Of = guided(ask, labels, Array(n).fill(none), scale);
-    const begin = repeat(this.start(walk), n);
-    const x0 = await sample(x0Of, begin, walk, (step, xt, guess) =>
+    const x0 = await this.generate(x0Of, n, walk, (step, xt, guess) =>
       watch(step, walk.t.length, guess));
     this.done.set(`${seed} ${w}`, x0);
     return x0;
@@ -421,11 +420,10 @@ class Samplers extends Figure {
   async compute(ask, k, kind) {
     const { walks, most } = this.facts;
     const { label, found, far } = this;
-    const start = this.start(walks[k]);
     const one = (x, t) => ask(x, t, [label]);
     const x0Of = guided(one, [label], null, () => 1);
     const walk = (n, ddim, picture, words) =>
-      sample(x0Of, start, { ...walks[n], ddim }, (step, xt, x0) => {
+      this.generate(x0Of, 1, { ...walks[n], ddim }, (step, xt, x0) => {
         picture.show(x0);
         this.status.textContent = `${words}: call ${step + 1} of ${n}`;
       });

@@ -1,5 +1,5 @@
 // Runs the network beside the page, so that the page stays awake: onnxruntime-web as WebAssembly, and the sampler of diffusion.js
-import { sample, guided, noisiest, scaleIn } from './diffusion.js';
+import { generate, guided, scaleIn } from './diffusion.js';
 
 let ort, session, info, cancelled = false;
 const tell = (type, data = {}) => self.postMessage({ type, ...data });
@@ -61,8 +61,8 @@ async function run({ x, labels = null, w = 1, steps, calls, known, mask }) {
   const { channels, size, null_class } = info, n = x.length/(channels*size*size), ask = asker(n, info, known, mask);
   const started = performance.now();
   const whole = info.walks[steps], walk = calls ? beginning(whole, calls) : whole, scale = scaleIn(info.interval, walk, w);
-  const begin = noisiest(x, info.data_mean ?? [0], walk.signal[0], size*size);
-  const x0 = await sample(guided(ask, labels, new Array(n).fill(null_class), scale), begin, walk, async (step, xt, x0) => {
+  const x0Of = guided(ask, labels, new Array(n).fill(null_class), scale);
+  const x0 = await generate(x0Of, x, info.data_mean ?? [0], size*size, walk, async (step, xt, x0) => {
     tell('step', { step, steps: walk.t.length, xt, x0 });
     await new Promise(resolve => setTimeout(resolve));                           // a moment in which Cancel is heard
     if (cancelled) throw Object.assign(Error('Cancelled.'), { name: 'AbortError' });

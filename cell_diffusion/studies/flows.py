@@ -25,7 +25,8 @@ from cell_diffusion.flows import (
 from cell_diffusion.morphology import morphology
 from cell_diffusion.inpainting import Inpainter
 from cell_diffusion.records import Records, results_folder
-from cell_diffusion.sampling import _evaluating, invert, sample, stored_guidance
+from cell_diffusion.sampling import (
+    _evaluating, batched_denoise, invert, sample, stored_guidance)
 from cell_diffusion.splits import fingerprint
 from cell_diffusion.studies.inpainting import (
     NetworkArm, draw_of_each, score_arm, study_holes)
@@ -282,7 +283,8 @@ def own_walk(model, z, label):
     label = label.to(model.device)
     given = Condition(label, *stored_guidance(model, label, None, None, None))
     with _evaluating(model):
-        return walk(model, z.to(model.device), given, ())[:, -1].cpu()
+        ask = batched_denoise(model, given)
+        return walk(model, z.to(model.device), ask, ())[:, -1].cpu()
 
 class Lost:
     "Asks a teacher what its students cannot answer themselves, of some test cells"

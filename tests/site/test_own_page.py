@@ -12,7 +12,8 @@ from test_pages import go, pixels
 from cell_diffusion.core import decode
 from cell_diffusion.denoiser import Condition, Denoiser
 from cell_diffusion.inpainting import Inpainter
-from cell_diffusion.sampling import batched_denoise, dpm_solver, timesteps
+from cell_diffusion.sampling import (
+    batched_denoise, begin_walk, dpm_solver, timesteps)
 from cell_diffusion.web import browser_noise, export_page
 
 names = ('<img src=x onerror=alert(1)>', '"><script>alert(2)</script>', '$x_$^{', '_',
@@ -63,7 +64,8 @@ def test_own_cells_grow(page, serve, tmp_path, channels):
     x = browser_noise(5, (1, channels, 16, 16))
     with torch.no_grad():
         ts = timesteps(model.schedule, 5, 'early')
-        x = dpm_solver(ask, model.noisiest(x), model.schedule, ts)
+        begin, ask = begin_walk(model, ask, x)
+        x = dpm_solver(ask, begin, model.schedule, ts)
     ours = decode(x if channels == 3 else x[:, :1].expand(-1, 3, -1, -1))[0]
     theirs = pixels(page, '.cd-grid canvas')[..., :3].astype(int)
     assert abs(theirs - ours.permute(1, 2, 0).numpy()).max() <= 1

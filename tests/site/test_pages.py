@@ -17,7 +17,8 @@ from cell_diffusion.core import encode
 from cell_diffusion.denoiser import Condition, load
 from cell_diffusion.inpainting import (
     crop_window, put_back, resize, seam_energy, stained_masks)
-from cell_diffusion.sampling import batched_denoise, stored_walk, timesteps
+from cell_diffusion.sampling import (
+    batched_denoise, begin_walk, stored_walk, timesteps)
 from cell_diffusion.web import ClassMaps, browser_noise
 from conftest import root
 from assets import network
@@ -635,7 +636,8 @@ def fill_in_python(known, mask, x, label, guidance):
     condition = Condition(labels, guidance, known=known, mask=mask)
     ask = batched_denoise(model, condition)
     with torch.no_grad():
-        return sampler.algorithm(ask, model.noisiest(x), model.schedule, ts)
+        begin, ask = begin_walk(model, ask, x)
+        return sampler.algorithm(ask, begin, model.schedule, ts)
 
 
 def of_text(s, *shape):
