@@ -235,6 +235,16 @@ def begin_walk(
     def ask_on(xt, t): return answers.pop() if answers else ask(xt, t)
     return q_sample(x0, t, model.schedule, eps), ask_on
 
+# %% ../nbs/06_ddpm.ipynb #n055e
+def even_out(
+    x:torch.Tensor, # Images `(n, channel, height, width)`, sides of even length
+)->torch.Tensor: # Of the same shape
+    "Images without what repeats every two pixels: their four lattices get one mean"
+    squares = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+    of_lattice = squares.mean((2, 4), keepdim=True)
+    evened = squares - of_lattice + of_lattice.mean((3, 5), keepdim=True)
+    return evened.flatten(4).flatten(2, 3)
+
 # %% ../nbs/06_ddpm.ipynb #n055
 def _generate(model, n, condition, sampler, seed, steps, spacing, bs, progress,
               trajectory, options):
@@ -260,6 +270,7 @@ def _generate(model, n, condition, sampler, seed, steps, spacing, bs, progress,
         x, ask = begin_walk(model, ask, eps.to(model.device), first)
         x = sampler.algorithm(ask, x, model.schedule, ts, rng, callback, **options)
 
+    if condition.mask is None and model.unet.patch > 1: x = even_out(x).clamp(-1, 1)
     # Some samplers round in their last step: what is known comes out as it went in
     x = keep_known(x, condition).cpu()
     return (x, path) if trajectory else x

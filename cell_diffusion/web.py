@@ -184,6 +184,7 @@ def page_facts(model, file, data, about, steps):
         channels=model.channels,
         size=model.size,
         factor=model.unet.factor,
+        even_out=model.unet.patch > 1,
         classes=model.classes,
         null_class=len(model.classes),
         T=schedule.T,

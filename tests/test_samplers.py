@@ -1,5 +1,6 @@
 "Samplers: against diffusers, against a flow that is known, and there and back again"
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,9 +19,9 @@ from cell_diffusion.plots import plot_cost
 from cell_diffusion.process import eps_from_x0, q_sample
 from cell_diffusion.records import results_folder
 from cell_diffusion.sampling import (
-    _generate, ancestral, batched_denoise, ddim, ddim_inverse, dpm_solver, early_timesteps, euler,
-    heun, invert, karras_timesteps, nfe, sample, samplers, slerp, spacings, steps_for,
-    timesteps,
+    ancestral, batched_denoise, ddim, ddim_inverse, dpm_solver, early_timesteps,
+    euler, even_out, _generate, heun, invert, karras_timesteps, nfe, sample,
+    samplers, slerp, spacings, steps_for, timesteps,
 )
 from cell_diffusion.schedules import (
     cosine_schedule, linear_schedule, log_snr_schedule, rescale_zero_snr,
@@ -329,6 +330,7 @@ class FlatPictures(torch.nn.Module):
     classes = ()
     device = torch.device('cpu')
     sees_known = False
+    unet = SimpleNamespace(patch=1)
     mean = .5
     std = .1
 
@@ -383,6 +385,46 @@ def test_a_walk_begins_with_the_trace_of_the_first_estimate():
     _, path = sample(model, 2, spacing=lambda *_: [700, 300], **options)
     t, xt, x0 = path[0]
     assert torch.allclose(xt, q_sample(x0, t, model.schedule, eps), atol=1e-5)
+
+
+def lattices(x):
+    "The four means of the lattices of every second pixel, less their own mean"
+    means = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).mean((2, 4)).flatten(2)
+    return means - means.mean(2, keepdim=True)
+
+
+@pytest.mark.parametrize('patch, evened', [(1, False), (2, True)])
+def test_cells_of_a_network_that_folds_pixels_are_evened_out(patch, evened):
+    unet = dict(dim=16, mults=[1, 2], patch=patch)
+    model = Denoiser(unet, schedule='log_snr', prediction='v', data_std=.3, size=16)
+    torch.nn.init.normal_(model.unet.out[-1].bias, std=.2, generator=generator(0))
+    options = dict(seed=2, steps=4, progress=False)
+    x, path = sample(model, 2, trajectory=True, **options)
+    last = path[-1][2]
+    assert lattices(last).abs().max() > 1e-3
+    assert (lattices(x).abs().max() < 1e-6) == evened
+    assert torch.allclose(x.mean((2, 3)), last.mean((2, 3)), atol=1e-3)
+    if evened: assert torch.allclose(x, even_out(last), atol=1e-6)
+    else: assert torch.equal(x, last)
+
+    # A hole has too few pixels, and what is known is not touched
+    known = torch.rand(1, 3, 16, 16)
+    mask = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
+    mask[..., 4:9, 4:9] = True
+    filled = sample(model, 2, known=known, mask=mask, **options)
+    hidden = mask.expand_as(filled)
+    assert torch.equal(filled[~hidden], known.expand_as(filled)[~hidden])
+
+
+def test_evening_out_keeps_all_but_the_shortest_waves():
+    x = torch.rand(2, 3, 16, 24, generator=generator(0))
+    y = even_out(x)
+    before, after = torch.fft.fft2(x), torch.fft.fft2(y)
+    rows, columns = torch.meshgrid(torch.arange(16), torch.arange(24), indexing='ij')
+    shortest = (rows % 8 == 0) & (columns % 12 == 0) & (rows + columns > 0)
+    assert shortest.sum() == 3
+    assert torch.allclose(before[..., ~shortest], after[..., ~shortest], atol=1e-4)
+    assert after[..., shortest].abs().max() < 1e-4
 
 
 @pytest.mark.parametrize('name', [*short, 'ancestral'])

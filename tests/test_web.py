@@ -15,7 +15,7 @@ from cell_diffusion.denoiser import Condition, Denoiser, load, save, set_guidanc
 from cell_diffusion.core import encode
 from cell_diffusion.inpainting import Inpainter, stained_masks
 from cell_diffusion.sampling import (
-    batched_denoise, begin_walk, ddim, dpm_solver, timesteps)
+    batched_denoise, begin_walk, ddim, dpm_solver, even_out, timesteps)
 from cell_diffusion.simulation import simulate_blood
 from cell_diffusion.web import (
     DenoiserStep, browser_cells, browser_noise, export_classifier, export_onnx,
@@ -181,6 +181,22 @@ def test_a_page_begins_and_walks_as_the_library_does(tmp_path, distilled):
     theirs = json.loads(said.stdout)
     assert theirs['asked'] == asked == facts['t']
     assert np.allclose(theirs['x'], ours.flatten(), atol=1e-5)
+
+@pytest.mark.skipif(shutil.which('node') is None, reason='needs node')
+def test_a_page_evens_out_as_the_library_does(tmp_path):
+    shutil.copy(package/'browser'/'diffusion.js', tmp_path/'diffusion.mjs')
+    x = .3*browser_noise(3, (2, 3, 8, 8))
+    script = (f"import {{ evenOut }} from '{tmp_path/'diffusion.mjs'}';"
+              f"const x = Float32Array.from({x.flatten().tolist()});"
+              "console.log(JSON.stringify([...evenOut(x, 8)]))")
+    said = subprocess.run(['node', '--input-type=module', '-e', script], check=True,
+                          capture_output=True)
+    ours = even_out(x).clamp(-1, 1).flatten()
+    assert np.allclose(json.loads(said.stdout), ours, atol=1e-6)
+    for patch in (1, 2):
+        model = Denoiser(dict(dim=16, mults=[1, 2], patch=patch), 'log_snr', size=16)
+        facts = page_facts(model, tmp_path/'net.onnx', b'', '', (20,))
+        assert facts['even_out'] == (patch == 2)
 
 def test_another_network_is_noticed(tmp_path):
     file = export_onnx(tiny(), tmp_path/'net.onnx')

@@ -1,5 +1,5 @@
 // Runs the network beside the page, so that the page stays awake: onnxruntime-web as WebAssembly, and the sampler of diffusion.js
-import { generate, guided, scaleIn } from './diffusion.js';
+import { evenOut, generate, guided, scaleIn } from './diffusion.js';
 
 let ort, session, info, cancelled = false;
 const tell = (type, data = {}) => self.postMessage({ type, ...data });
@@ -67,7 +67,9 @@ async function run({ x, labels = null, w = 1, steps, calls, known, mask }) {
     await new Promise(resolve => setTimeout(resolve));                           // a moment in which Cancel is heard
     if (cancelled) throw Object.assign(Error('Cancelled.'), { name: 'AbortError' });
   });
-  tell('done', { x0, seconds: (performance.now() - started)/1000 });
+  // A whole picture; beside known pixels the four lattices of a hole are too few
+  const made = info.even_out && !mask ? evenOut(x0, size) : x0;
+  tell('done', { x0: made, seconds: (performance.now() - started)/1000 });
 }
 
 const beginning = ({ t, signal, noise, ...rest }, n) => ({ t: t.slice(0, n), signal: signal.slice(0, n), noise: noise.slice(0, n), ...rest });
