@@ -153,7 +153,8 @@ def test_a_page_begins_and_walks_as_the_library_does(tmp_path, distilled):
     "With a network that is a formula"
     schedule = tiny().schedule
     model = SimpleNamespace(schedule=schedule, jumps=None, noisiest=lambda x: x + .1)
-    facts = dict(walk(schedule, timesteps(schedule, 6, 'early').tolist()), ddim=distilled)
+    ts = timesteps(schedule, 6, 'early')
+    facts = dict(walk(schedule, ts.tolist()), ddim=distilled)
     if distilled:
         model.jumps = facts['t']
         facts['distilled'] = True
@@ -164,7 +165,7 @@ def test_a_page_begins_and_walks_as_the_library_does(tmp_path, distilled):
     eps = browser_noise(3, (1, 1, 4, 4))
     x, ask = begin_walk(model, ask, eps)
     sampler = ddim if distilled else dpm_solver
-    ours = sampler(ask, x, schedule, torch.tensor(facts['t']))
+    ours = sampler(ask, x, schedule, ts)
 
     shutil.copy(package/'browser'/'diffusion.js', tmp_path/'diffusion.mjs')
     mean = .1/facts['signal'][0]
