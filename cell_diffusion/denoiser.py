@@ -15,7 +15,8 @@ import warnings
 from dataclasses import dataclass, replace
 from fastcore.basics import patch, store_attr
 from huggingface_hub import PyTorchModelHubMixin
-from cell_diffusion.process import Schedule, prediction_target, predictions, to_x0
+from cell_diffusion.process import (
+    Schedule, prediction_target, predictions, q_sample, to_x0)
 from cell_diffusion.schedules import get_schedule
 from cell_diffusion.transformer import class_for
 from cell_diffusion.core import (
@@ -191,9 +192,10 @@ def mean(self:Denoiser, x):
     return self.pixel_mean.to(x.dtype)
 
 @patch
-def noisiest(self:Denoiser, eps):
-    "Images of the last timestep: noise about the mean of the data"
-    return eps + self.schedule.at('signal', self.schedule.T - 1, eps)*self.mean(eps)
+def noisiest(self:Denoiser, eps, t=None):
+    "Noise about the mean of the data, as at a timestep, by default the last one"
+    if t is None: t = self.schedule.T - 1
+    return q_sample(self.mean(eps), t, self.schedule, eps)
 
 @patch
 def std(self:Denoiser, t, x):

@@ -99,7 +99,7 @@ def walk(teacher, x, ask, jumps):
     return torch.stack([*states.values(), end], 1)
 
 def states_from(teacher, eps, condition, jumps):
-    "The walk that `sample` makes; it begins with noise alone, as the student will"
+    "States of the teacher's walk; the first is noise alone, from which a student jumps"
     x, ask = begin_walk(teacher, batched_denoise(teacher, condition), eps)
     states = walk(teacher, x, ask, jumps)
     states[:, 0] = teacher.noisiest(eps)

@@ -81,7 +81,7 @@ def log_likelihood(
     schedule:Schedule, # The noise schedule
     ts:torch.Tensor, # Timesteps, falling from T-1, see `timesteps`
     probes:torch.Tensor, # Random signs `(probes, batch, ...)`
-    mean=0., # Of the data, about which sampling begins
+    mean=0., # Of the data, about which the noise of the last timestep lies
 )->torch.Tensor: # Natural logarithm of the density of `x`, float64 `(probes, batch)`
     "Density under the probability flow (Song et al. 2021, equation 39)"
     d = x[0].numel()

@@ -224,15 +224,20 @@ def begin_walk(
     ask, # From `batched_denoise`
     eps:torch.Tensor, # Normal noise `(batch, channel, height, width)`
     t:int=None, # Timestep at which the walk begins, by default the last one
-): # Noisy images, and `ask`, whose first answer costs no call any more
-    "Noise with the trace of a cell that training leaves in it (Lin et al. 2023)"
-    x = model.noisiest(eps)
+): # Noisy images, and `ask`, which has the answer about them already
+    "Noise with the leak (Everaert et al. 2024) of the network's own first estimate"
+    if t is None: t = model.schedule.T - 1
+    x = model.noisiest(eps, t)
     # The jumps of a distilled network were learned from noise as it is
     if model.jumps: return x, ask
-    if t is None: t = model.schedule.T - 1
     x0 = ask(x, t)
     answers = [x0]
-    def ask_on(xt, t): return answers.pop() if answers else ask(xt, t)
+
+    def ask_on(xt, at):
+        first = answers.pop() if answers else None
+        known = first is not None and at == t and xt.shape == first.shape
+        return first if known else ask(xt, at)
+
     return q_sample(x0, t, model.schedule, eps), ask_on
 
 # %% ../nbs/06_ddpm.ipynb #n055e
@@ -244,6 +249,10 @@ def even_out(
     of_lattice = squares.mean((2, 4), keepdim=True)
     evened = squares - of_lattice + of_lattice.mean((3, 5), keepdim=True)
     return evened.flatten(4).flatten(2, 3)
+
+def folds_pixels(model):
+    "Does a network predict squares whose side is a multiple of two pixels?"
+    return model.unet.patch % 2 == 0
 
 # %% ../nbs/06_ddpm.ipynb #n055
 def _generate(model, n, condition, sampler, seed, steps, spacing, bs, progress,
@@ -270,7 +279,8 @@ def _generate(model, n, condition, sampler, seed, steps, spacing, bs, progress,
         x, ask = begin_walk(model, ask, eps.to(model.device), first)
         x = sampler.algorithm(ask, x, model.schedule, ts, rng, callback, **options)
 
-    if condition.mask is None and model.unet.patch > 1: x = even_out(x).clamp(-1, 1)
+    whole = condition.mask is None or bool(condition.mask.all())
+    if whole and folds_pixels(model): x = even_out(x).clamp(-1, 1)
     # Some samplers round in their last step: what is known comes out as it went in
     x = keep_known(x, condition).cpu()
     return (x, path) if trajectory else x
@@ -322,7 +332,7 @@ def sample(
     spacing=None, # How timesteps are spaced, by default `early`, see `timesteps`
     bs:int=256, # Images in a network call
     progress:bool=True, # Show a progress bar
-    trajectory:bool=False, # Also return what happened on the way
+    trajectory:bool=False, # Also return each state of the walk, and what it led to
     **options, # More arguments of the sampler, such as `eta` of `ddim`
 ): # Cells `(n, channels, size, size)` in -1..1, with `trajectory` a list `(t, xt, x0)`
     """Generate cells from noise. `ValueError` for what this network cannot do

@@ -114,7 +114,7 @@ def get_schedule(
     """A schedule by name. Raises `ValueError` for an unknown one.
 
     Warns when over a tenth of the signal is left at the end, because sampling starts
-    from pure noise."""
+    from noise."""
     if name not in schedule_makers:
         known = ', '.join(map(repr, schedule_makers))
         raise ValueError(f"Unknown schedule {name!r}: use one of {known}.")

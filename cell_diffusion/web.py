@@ -31,8 +31,9 @@ from .flows import velocity
 from .denoiser import Condition, Denoiser, folder_of, load, shipped
 from .records import (
     check_out, json_text, locked, read_json, remove_parts, write_json, write_together)
-from .sampling import (
-    batched_denoise, begin_walk, ddim, dpm_solver, sample, stored_walk, timesteps)
+from cell_diffusion.sampling import (
+    batched_denoise, begin_walk, ddim, dpm_solver, even_out, folds_pixels, sample,
+    stored_walk, timesteps)
 from .viewer import as_image, grid_frame, inline, webp_bytes
 
 # %% ../nbs/web.ipynb #c014
@@ -170,7 +171,7 @@ def walks_of(model, steps):
     schedule = model.schedule
     if model.jumps:
         jumps = list(model.jumps)
-        return {len(jumps): dict(walk(schedule, jumps), ddim=True, distilled=True)}
+        return {len(jumps): dict(walk(schedule, jumps), ddim=True)}
     *_, spacing = stored_walk(model)
     return {k: walk(schedule, timesteps(schedule, k, spacing).tolist())
             for k in steps if k <= schedule.T}
@@ -184,7 +185,7 @@ def page_facts(model, file, data, about, steps):
         channels=model.channels,
         size=model.size,
         factor=model.unet.factor,
-        even_out=model.unet.patch > 1,
+        even_out=folds_pixels(model),
         classes=model.classes,
         null_class=len(model.classes),
         T=schedule.T,
@@ -616,7 +617,8 @@ def walk_network(model, z, labels, calls, guidance_scale=1., sampler=dpm_solver)
     ts = timesteps(model.schedule, calls, 'early')
     ask = batched_denoise(model, condition)
     begin, ask = begin_walk(model, ask, z.repeat(len(labels), 1, 1, 1))
-    return sampler(ask, begin, model.schedule, ts)
+    x = sampler(ask, begin, model.schedule, ts)
+    return even_out(x).clamp(-1, 1) if folds_pixels(model) else x
 
 # %% ../nbs/web.ipynb #v004
 live_seed = 7
@@ -633,6 +635,7 @@ def live_facts(model):
         channels=model.channels,
         mean=model.data_mean,
         none=len(model.classes),
+        even_out=folds_pixels(model),
     )
 
 def first_classes(model, *names):

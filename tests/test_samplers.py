@@ -19,9 +19,9 @@ from cell_diffusion.plots import plot_cost
 from cell_diffusion.process import eps_from_x0, q_sample
 from cell_diffusion.records import results_folder
 from cell_diffusion.sampling import (
-    ancestral, batched_denoise, ddim, ddim_inverse, dpm_solver, early_timesteps,
-    euler, even_out, _generate, heun, invert, karras_timesteps, nfe, sample,
-    samplers, slerp, spacings, steps_for, timesteps,
+    ancestral, batched_denoise, begin_walk, ddim, ddim_inverse, dpm_solver,
+    early_timesteps, euler, even_out, _generate, heun, invert, karras_timesteps,
+    nfe, sample, samplers, slerp, spacings, steps_for, timesteps,
 )
 from cell_diffusion.schedules import (
     cosine_schedule, linear_schedule, log_snr_schedule, rescale_zero_snr,
@@ -337,8 +337,10 @@ class FlatPictures(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.schedule = log_snr_schedule(1000)
-        self.noisiest = torch.nn.Identity()
         self.asked = 0
+
+    def noisiest(self, eps, t):
+        return eps
 
     def estimate(self, xt, t, label=None):
         self.asked += 1
@@ -384,7 +386,25 @@ def test_a_walk_begins_with_the_trace_of_the_first_estimate():
     # A spacing of one's own may begin later
     _, path = sample(model, 2, spacing=lambda *_: [700, 300], **options)
     t, xt, x0 = path[0]
+    assert t == 700
     assert torch.allclose(xt, q_sample(x0, t, model.schedule, eps), atol=1e-5)
+    asked = q_sample(about_the_mean, t, model.schedule, eps)
+    with torch.no_grad():
+        assert torch.allclose(x0, denoise(model, asked, t), atol=1e-5)
+
+
+def test_only_the_first_question_is_answered_already():
+    "A sampler of one's own may ask what it likes"
+    model = FlatPictures()
+    ask = batched_denoise(model, Condition())
+    eps = torch.randn(4, 3, 32, 32, generator=generator(0))
+    begin, kept = begin_walk(model, ask, eps)
+    assert torch.equal(kept(begin, 999), ask(model.noisiest(eps, 999), 999))
+    for x, t in ((begin, 999), (begin, 500), (begin[:1], 999)):
+        _, kept = begin_walk(model, ask, eps)
+        if t == 999 and len(x) == 4:
+            kept(x, t)
+        assert torch.equal(kept(x, t), ask(x, t))
 
 
 def lattices(x):
@@ -407,13 +427,22 @@ def test_cells_of_a_network_that_folds_pixels_are_evened_out(patch, evened):
     expected = even_out(last) if evened else last
     assert torch.allclose(x, expected, atol=1e-6)
 
-    # A hole has too few pixels, and what is known is not touched
+    # A hole has too few pixels, unless all is hidden
     known = torch.rand(1, 3, 16, 16)
     mask = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
     mask[..., 4:9, 4:9] = True
-    filled = sample(model, 2, known=known, mask=mask, **options)
-    hidden = mask.expand_as(filled)
-    assert torch.equal(filled[~hidden], known.expand_as(filled)[~hidden])
+    filled, path = sample(model, 2, known=known, mask=mask, trajectory=True, **options)
+    assert torch.equal(filled, path[-1][2])
+    assert lattices(filled).abs().max() > 1e-3
+    filled = sample(model, 2, known=known, mask=torch.ones_like(mask), **options)
+    assert (lattices(filled).abs().max() < 1e-6) == evened
+
+
+@pytest.mark.parametrize('unet, size', [
+    (dict(dim=16, mults=[1], patch=3), 33), (dict(kind='transformer', token=3), 27)])
+def test_odd_squares_are_left_as_they_are(unet, size):
+    model = Denoiser(unet, schedule='log_snr', prediction='v', size=size)
+    assert sample(model, 1, steps=2, progress=False).shape == (1, 3, size, size)
 
 
 def test_evening_out_keeps_all_but_the_shortest_waves():

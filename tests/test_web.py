@@ -14,6 +14,7 @@ from common import cells, nbs, package
 from cell_diffusion.denoiser import Condition, Denoiser, load, save, set_guidance
 from cell_diffusion.core import encode
 from cell_diffusion.inpainting import Inpainter, stained_masks
+from cell_diffusion.process import q_sample
 from cell_diffusion.sampling import (
     batched_denoise, begin_walk, ddim, dpm_solver, even_out, timesteps)
 from cell_diffusion.simulation import simulate_blood
@@ -152,7 +153,8 @@ def test_a_page_guides_where_the_library_does(tmp_path):
 def test_a_page_begins_and_walks_as_the_library_does(tmp_path, distilled):
     "With a network that is a formula"
     schedule = tiny().schedule
-    model = SimpleNamespace(schedule=schedule, jumps=None, noisiest=lambda x: x + .1)
+    def noisiest(eps, t): return q_sample(torch.full_like(eps, .1), t, schedule, eps)
+    model = SimpleNamespace(schedule=schedule, jumps=None, noisiest=noisiest)
     ts = timesteps(schedule, 6, 'early')
     facts = dict(walk(schedule, ts.tolist()), ddim=distilled)
     if distilled:
@@ -168,14 +170,13 @@ def test_a_page_begins_and_walks_as_the_library_does(tmp_path, distilled):
     ours = sampler(ask, x, schedule, ts)
 
     shutil.copy(package/'browser'/'diffusion.js', tmp_path/'diffusion.mjs')
-    mean = .1/facts['signal'][0]
     script = (f"import {{ noise, generate }} from '{tmp_path/'diffusion.mjs'}';"
               "const asked = [];"
               "const clip = v => Math.min(1, Math.max(-1, v));"
               "const x0Of = async (x, t) => {"
               "  asked.push(t); return x.map(v => clip(.7*v + t/100)); };"
               f"const walk = {json.dumps(facts)};"
-              f"const x = await generate(x0Of, noise(3, 16), [{mean}], 16, walk);"
+              "const x = await generate(x0Of, noise(3, 16), [.1], 16, walk);"
               "console.log(JSON.stringify({ asked, x: [...x] }))")
     said = subprocess.run(['node', '--input-type=module', '-e', script], check=True,
                           capture_output=True)

@@ -18,9 +18,6 @@ export function noise(seed, length) {
   return z.subarray(0, length);
 }
 
-// Pictures (n, channels, pixels) of the last timestep: noise about the mean of the data, of each channel or one for all
-export const noisiest = (eps, mean, signal, pixels) => eps.map((v, i) => v + signal*mean[Math.floor(i/pixels) % mean.length]);
-
 // Between the noise of a seed (share 0) and that of the next (share 1): on a quarter of a circle it stays normal
 export function noiseBetween(seed, share, length) {
   const angle = share*Math.PI/2, next = noise(seed + 1, length);
@@ -69,16 +66,18 @@ export async function sample(x0Of, x, { t, signal, noise, ddim }, watch = () => 
   return x0;
 }
 
-// A cell from noise. Training leaves the trace of a cell in the noise of the last timestep, and so the first estimate is added as such a
-// trace; then the first question of `sample` is already answered (`begin_walk` of the library). A distilled network learned without it.
+// A cell from noise `eps` (`begin_walk` of the library). The network is first asked
+// about noise around the mean of the data, of each channel or one for all. What it says
+// leaks into the noise of the beginning, and is the answer to the first question.
 export async function generate(x0Of, eps, mean, pixels, walk, watch) {
   const { t, signal, noise, distilled } = walk;
-  const x = noisiest(eps, mean, signal[0], pixels);
+  const noisy = x0 => eps.map((v, i) => noise[0]*v + signal[0]*x0(i));
+  const x = noisy(i => mean[Math.floor(i/pixels) % mean.length]);
   if (distilled) return sample(x0Of, x, walk, watch);
   const first = await x0Of(x, t[0]);
   const answers = [first];
   const ask = async (xt, at) => answers.pop() ?? x0Of(xt, at);
-  return sample(ask, eps.map((v, i) => noise[0]*v + signal[0]*first[i]), walk, watch);
+  return sample(ask, noisy(i => first[i]), walk, watch);
 }
 
 // Pictures (n, channels, size, size) without what repeats every two pixels: their four lattices get one mean (`even_out` of the library)

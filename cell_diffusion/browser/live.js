@@ -1,6 +1,6 @@
 // Live figures of the chapters: what one moves is computed at once, by the network
 // that the browser has, or by Python where a notebook shows the figure. See web.ipynb.
-import { noise, generate, guided, scaleIn } from './diffusion.js';
+import { noise, evenOut, generate, guided, scaleIn } from './diffusion.js';
 import { toPixels } from './picture.js';
 
 const make = (tag, props = {}, ...children) => {
@@ -231,9 +231,11 @@ class Figure {
   }
 
   // Cells from the noise of this figure, `n` from the same
-  generate(x0Of, n, walk, watch) {
-    const { mean, size } = this.facts;
-    return generate(x0Of, repeat(this.noise(), n), mean, size*size, walk, watch);
+  async generate(x0Of, n, walk, watch) {
+    const { mean, size, even_out } = this.facts;
+    const eps = repeat(this.noise(), n);
+    const x0 = await generate(x0Of, eps, mean, size*size, walk, watch);
+    return even_out ? evenOut(x0, size) : x0;
   }
 
   lay(pictures, ...controls) {

@@ -60,15 +60,15 @@ const classify = async ({ x }) => tell('done', { maps: (await session.run({ x: n
 async function run({ x, labels = null, w = 1, steps, calls, known, mask }) {
   const { channels, size, null_class } = info, n = x.length/(channels*size*size), ask = asker(n, info, known, mask);
   const started = performance.now();
-  const whole = info.walks[steps], walk = calls ? beginning(whole, calls) : whole, scale = scaleIn(info.interval, walk, w);
+  const whole = { distilled: info.guided === false, ...info.walks[steps] }, walk = calls ? beginning(whole, calls) : whole, scale = scaleIn(info.interval, walk, w);
   const x0Of = guided(ask, labels, new Array(n).fill(null_class), scale);
   const x0 = await generate(x0Of, x, info.data_mean ?? [0], size*size, walk, async (step, xt, x0) => {
     tell('step', { step, steps: walk.t.length, xt, x0 });
     await new Promise(resolve => setTimeout(resolve));                           // a moment in which Cancel is heard
     if (cancelled) throw Object.assign(Error('Cancelled.'), { name: 'AbortError' });
   });
-  // A whole picture; beside known pixels the four lattices of a hole are too few
-  const made = info.even_out && !mask ? evenOut(x0, size) : x0;
+  // Of a whole picture; a hole has too few pixels
+  const made = info.even_out && (!mask || mask.every(v => v)) ? evenOut(x0, size) : x0;
   tell('done', { x0: made, seconds: (performance.now() - started)/1000 });
 }
 
