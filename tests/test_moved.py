@@ -16,7 +16,8 @@ from cell_diffusion.denoiser import Condition, Denoiser, denoise, load, save
 from cell_diffusion.inpainting import Inpainter, fill_holes
 from cell_diffusion.moved import where
 from cell_diffusion.process import Schedule
-from cell_diffusion.sampling import invert, sample, samplers
+from cell_diffusion.sampling import (
+    batched_denoise, invert, sample, samplers, timesteps)
 from cell_diffusion.schedules import cosine_schedule
 from cell_diffusion.toys import Oracle, Toy
 
@@ -339,9 +340,17 @@ def test_samplers_take_a_network(name):
     calls = []
     out = old_samplers[name](network, noise, label, rng, steps=4,
                              callback=lambda *args: calls.append(args))
-    expected = sample(model, label=[0, 1], seed=4, steps=4, sampler=name,
-                      progress=False, **fills)
-    if fills: out = torch.where(mask, out, x)
+    # The old samplers begin with the noise that they are given
+    condition = Condition(label, **fills)
+    sampler = samplers[name]
+    ts = None if sampler.every_timestep else timesteps(model.schedule, 4, 'early')
+    rng = torch.Generator().manual_seed(4)
+    torch.randn(2, 3, 8, 8, generator=rng)
+    expected = sampler.algorithm(batched_denoise(model, condition), noise,
+                                 model.schedule, ts, rng, **fills)
+    if fills:
+        out = torch.where(mask, out, x)
+        expected = torch.where(mask, expected, x)
     assert torch.equal(out, expected) and calls
 
 
