@@ -18,7 +18,7 @@ from cell_diffusion.denoiser import Condition, load
 from cell_diffusion.inpainting import (
     crop_window, put_back, resize, seam_energy, stained_masks)
 from cell_diffusion.sampling import (
-    batched_denoise, begin_walk, stored_walk, timesteps)
+    batched_denoise, begin_walk, even_out, stored_walk, timesteps)
 from cell_diffusion.web import ClassMaps, browser_noise
 from conftest import root
 from assets import network
@@ -637,7 +637,8 @@ def fill_in_python(known, mask, x, label, guidance):
     ask = batched_denoise(model, condition)
     with torch.no_grad():
         begin, ask = begin_walk(model, ask, x)
-        return sampler.algorithm(ask, begin, model.schedule, ts)
+        x0 = sampler.algorithm(ask, begin, model.schedule, ts)
+    return even_out(x0).clamp(-1, 1) if mask.all() else x0
 
 
 def of_text(s, *shape):
