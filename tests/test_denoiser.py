@@ -729,6 +729,18 @@ written = dict(ddim=written_ddim, ancestral=written_ancestral)
 def every_second(schedule, steps): return torch.tensor([5, 3, 1])
 
 
+def with_leak(ask, noise, schedule):
+    "The first estimate, asked of noise, leaks into it and is the first answer"
+    last = schedule.T - 1
+    signal = schedule.signal[last]
+    spread = schedule.noise[last]
+    answers = [ask(spread*noise, last)]
+    begin = signal*answers[0] + spread*noise
+
+    def ask_on(x, t): return answers.pop() if answers else ask(x, t)
+    return begin, ask_on
+
+
 @torch.no_grad()
 @pytest.mark.parametrize('sampler', written)
 @pytest.mark.parametrize('network', networks)
@@ -743,7 +755,8 @@ def test_sample_is_the_formula(network, sampler):
         def ask(x, t):
             t = torch.full((3,), t)
             return formula(model, x, t, **as_tensors(settings))
-        expected = written[sampler](ask, noise, model.schedule, rng)
+        begin, ask_on = with_leak(ask, noise, model.schedule)
+        expected = written[sampler](ask_on, begin, model.schedule, rng)
         if settings.get('mask') is not None:
             expected = torch.where(settings['mask'], expected, settings['known'])
         out = sample(model, 3, seed=7, steps=3, sampler=sampler,
